@@ -1,0 +1,33 @@
+# A virtual environment in .venv, and the checks that .ci/run makes in a fresh one.
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup check test lint types format bench
+
+setup: $(BIN)/guard
+
+$(BIN)/guard: pyproject.toml constraints.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+check: lint types test
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	@set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script; \
+	done

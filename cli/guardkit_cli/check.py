@@ -1,0 +1,260 @@
+"""`guard check`: one record a line in, one decision a record out, in order and as soon as it is known."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import click
+
+from guardkit_cli import loading
+from guardkit_cli.judging import Judge, Tally
+from guardkit_cli.output import Printer, Progress, Row, is_terminal, json_printer, say, table_printer
+from guardkit_cli.records import Reader, Record, Source
+
+MAX_TOLD_LINES = 10
+"""Broken lines told one by one on stderr; the rest are counted (each is on stdout in any case)."""
+
+EPILOG = """\b
+Examples:
+  guard check "how do I bake bread"
+  cat app.log | guard check --only-flagged
+  tail -f app.log | guard check --json
+  guard check --input chats.jsonl --jsonl --policy strict --quiet
+  guard check --input events.jsonl --field message.text --json --text
+  guard check --whole --input page.html --stage document
+
+\b
+JSONL records, one a line:
+  {"prompt": …, "response": …}   judges the response
+  {"messages": [{"role": …, "content": …}, …]}   judges the last message
+  {"text": …} or {"prompt": …} or a JSON string   judges that text
+  --field NAME   judges the string in that field (dots go into nested objects)
+
+\b
+Exit codes:
+  0  nothing was blocked     1  something was      2  wrong usage
+  3  the model does not load, or a record was not judged
+     (with --on-error allow: 0 or 1, and a warning)
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the user wants to see."""
+
+    as_json: bool
+    only_flagged: bool
+    quiet: bool
+    with_text: bool
+    with_source: bool
+
+    def printer(self) -> Printer | None:
+        if self.quiet:
+            return None
+        if sys.stdout is None:
+            raise click.UsageError("standard output is closed; --quiet gives the exit code alone")
+        if self.as_json:
+            return json_printer(sys.stdout, with_text=self.with_text, with_source=self.with_source)
+        return table_printer(sys.stdout, with_source=self.with_source)
+
+
+@click.command("check", epilog=EPILOG, short_help="Judge texts, one record a line.")
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@click.option(
+    "--input",
+    "-i",
+    "inputs",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
+    help="Read FILE instead of standard input; may be repeated.",
+)
+@click.option("--whole", is_flag=True, help="Each input is one text, instead of one record a line.")
+@click.option("--jsonl", is_flag=True, help="Each line is a JSON record (see below).")
+@click.option("--field", metavar="NAME", help="The field of a JSON record that holds the text. Implies --jsonl.")
+@click.option("--stage", type=click.Choice(loading.STAGES), help="What the texts are. Default: prompt.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a record on standard output.")
+@click.option("--text", "with_text", is_flag=True, help="Put the text into the JSON.")
+@click.option("--only-flagged", is_flag=True, help="Show only what is not allowed, or was not judged.")
+@click.option("--quiet", "-q", is_flag=True, help="Nothing on standard output: the exit code only.")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 4096), default=64, show_default=True, help="Texts judged at once, at most."
+)
+@loading.guard_options
+def command(
+    texts: tuple[str, ...],
+    inputs: tuple[str, ...],
+    whole: bool,
+    jsonl: bool,
+    field: str | None,
+    stage: str | None,
+    as_json: bool,
+    with_text: bool,
+    only_flagged: bool,
+    quiet: bool,
+    batch_size: int,
+    model: str,
+    policy: str | None,
+    device: str | None,
+    timeout: float | None,
+    on_error: str | None,
+) -> int:
+    """Judge texts: each TEXT, or each line of standard input (or of the --input files).
+
+    One line a record on standard output: action, severity, probability of harm, line number, categories, text.
+    A TEXT of "-" stands for standard input. The summary goes to standard error.
+    """
+    jsonl = jsonl or field is not None
+    if whole and jsonl:
+        raise click.UsageError("--whole and --jsonl exclude each other")
+    if with_text and not as_json:
+        raise click.UsageError("--text goes with --json")
+    if not texts and not inputs and is_terminal(sys.stdin):
+        raise click.UsageError("nothing to judge: give a TEXT, pipe something in, or use --input FILE ('-' to type)")
+    parts: list[str | _File] = [text if text != "-" else _File("-") for text in texts]
+    parts += [_File(path) for path in inputs]
+    _hint_at_files(texts)
+
+    shown = Shown(as_json, only_flagged, quiet, with_text, with_source=len(inputs) > 1)
+    printer = shown.printer()
+    guard = loading.load_guard(model, policy=policy, on_error=on_error, device=device, timeout=timeout)
+    allow_errors = loading.allows_errors(guard)
+    talk = _Talk(shown, printer)
+    judge = Judge(guard, talk.emit, stage=loading.stage_of(stage), batch_size=batch_size, allow_errors=allow_errors)
+    reader = Reader(jsonl=jsonl, field=field, whole=whole)
+    try:
+        unread = _judge_all(parts or [_File("-")], reader, judge, talk)
+    except KeyboardInterrupt:
+        talk.summary(judge.tally, reader, interrupted=True)
+        raise
+    talk.summary(judge.tally, reader)
+    return 3 if unread else judge.tally.exit_code
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+
+
+def _judge_all(parts: Sequence[str | _File], reader: Reader, judge: Judge, talk: _Talk) -> bool:
+    """Feed every part to `judge`; whether an input could not be read to its end."""
+    unread = False
+    for number, part in enumerate(parts, 1):
+        if isinstance(part, str):
+            judge.add(reader.argument(number, part))
+            continue
+        judge.flush()  # what is known already must not wait for a pipe
+        try:
+            for records, is_more_ready in _available(part.path, reader, talk):
+                judge.add(records)
+                if not is_more_ready:
+                    judge.flush()
+                talk.progress(judge.tally)
+        except _Unreadable as error:
+            talk.wipe()
+            say(f"cannot read '{part.path}': {error}", "error")
+            unread = True
+    judge.flush()
+    return unread
+
+
+class _Unreadable(Exception):
+    pass
+
+
+def _available(path: str, reader: Reader, talk: _Talk) -> Iterator[tuple[list[Record], bool]]:
+    """The records of each read, and whether more input is waiting already."""
+    try:
+        source = Source.open(path)
+        talk.start(source)
+        reads = reader.read(source)
+        while (records := next(reads, None)) is not None:
+            yield records, source.is_ready()
+        source.close()
+    except OSError as error:
+        raise _Unreadable(error.strerror or str(error)) from error
+
+
+def _hint_at_files(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            is_file = 0 < len(text) < 1024 and text != "-" and os.path.isfile(text)
+        except ValueError:  # a NUL in it
+            is_file = False
+        if is_file:
+            say(f"'{text}' is judged as a text. To judge what is in the file: guard check --input {text}")
+
+
+class _Talk:
+    """Rows to the printer; progress, broken lines and the summary to stderr."""
+
+    def __init__(self, shown: Shown, printer: Printer | None):
+        self._shown, self._printer = shown, printer
+        self._start = perf_counter()
+        self._source: Source | None = None
+        self._progress: Progress | None = None
+        self._n_told = 0
+        self._n_errors = 0
+
+    def start(self, source: Source) -> None:
+        self.wipe()
+        self._source, self._progress = source, None
+        if source.size and not self._shown.quiet and is_terminal(sys.stderr):
+            self._progress = Progress(source.size, perf_counter)
+
+    def progress(self, tally: Tally) -> None:
+        if self._progress is not None and self._source is not None:
+            self._progress.update(self._source.n_read, tally.records)
+
+    def wipe(self) -> None:
+        if self._progress is not None:
+            self._progress.wipe()
+
+    def emit(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if not row.judged:
+                self._tell_error(row)
+        if self._printer is None:
+            return
+        if self._shown.only_flagged:
+            rows = [row for row in rows if row.action != "allow" or not row.judged]
+        if rows:
+            self.wipe()
+            self._printer(rows)
+
+    def _tell_error(self, row: Row) -> None:
+        self._n_errors += 1
+        if self._n_told < MAX_TOLD_LINES:
+            self._n_told += 1
+            self.wipe()
+            where = f"{row.record.source}:" if self._shown.with_source else ""
+            say(f"{where}line {row.record.line}: {row.error}", "warning" if row.tolerated else "error")
+
+    def summary(self, tally: Tally, reader: Reader, *, interrupted: bool = False) -> None:
+        self.wipe()
+        if self._n_errors > self._n_told:
+            say(f"{self._n_errors - self._n_told:,} more records were not judged", "error")
+        if tally.tolerated:
+            say(f"{_count(tally.tolerated, 'record')} not judged and let through (on-error allow)", "warning")
+        if reader.decoder.fallback_lines:
+            lines = _count(reader.decoder.fallback_lines, "text" if reader.whole else "line")
+            say(f"{lines} not valid UTF-8: the odd bytes were read as windows-1252")
+        if reader.n_blank:
+            say(f"{_count(reader.n_blank, 'blank line')} in the JSONL input, no record in them")
+        if self._shown.quiet:
+            return
+        seconds = perf_counter() - self._start
+        rate = f" ({tally.records / seconds:,.0f}/s)" if tally.records >= 100 and seconds > 0 else ""
+        say(
+            f"{'interrupted after ' if interrupted else ''}{_count(tally.records, 'record')}: "
+            f"{tally.flagged:,} flagged, {tally.blocked:,} blocked, {tally.not_judged:,} not judged, "
+            f"{seconds:.2f} s{rate}"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,94 @@
+"""The audit hook: every decision can be handed to a sink, which is told the truth about what was judged.
+
+A sink is a callable that takes an `AuditRecord`, or a path to a JSONL file. The text itself is left out unless asked
+for. A record whose `judged` is False says why in `error`; it never looks like one that passed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from guardkit.policy import Decision
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """One decision. time: Unix seconds; characters: length of what was judged; surface: "check" or "stream"."""
+
+    time: float
+    surface: str
+    model: str
+    stage: str
+    judged: bool
+    action: str
+    rule: str
+    severity: str | None
+    categories: tuple[str, ...]
+    scores: dict[str, float] | None
+    refusal: bool | None
+    error: str | None
+    characters: int
+    latency_ms: float
+    text: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        out = asdict(self)
+        out["categories"] = list(self.categories)
+        if self.text is None:
+            del out["text"]
+        return out
+
+
+Sink = Callable[[AuditRecord], object]
+
+
+class JsonlSink:
+    """Appends one JSON object a line to a file; safe to share between threads. An unwritable file raises OSError."""
+
+    def __init__(self, path: str | Path):
+        self._lock = threading.Lock()
+        self._file = Path(path).open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+    def __call__(self, record: AuditRecord) -> None:
+        line = json.dumps(record.to_dict(), ensure_ascii=False) + "\n"
+        with self._lock:
+            self._file.write(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Audit:
+    """Turns decisions into records for one sink."""
+
+    def __init__(self, sink: Sink | str | Path, model: str, with_text: bool = False):
+        self._sink = JsonlSink(sink) if isinstance(sink, str | Path) else sink
+        self._model, self._with_text = model, with_text
+
+    def __call__(self, decision: Decision, text: str | None, characters: int, latency_ms: float, surface: str) -> None:
+        verdict = decision.verdict
+        self._sink(
+            AuditRecord(
+                time=time.time(),
+                surface=surface,
+                model=verdict.model if verdict else self._model,
+                stage=decision.stage.value,
+                judged=decision.judged,
+                action=decision.action.value,
+                rule=decision.rule,
+                severity=verdict.severity.value if verdict else None,
+                categories=tuple(c.value for c in verdict.categories) if verdict else (),
+                scores=dict(verdict.scores) if verdict else None,
+                refusal=verdict.refusal if verdict else None,
+                error=decision.error,
+                characters=characters,
+                latency_ms=latency_ms,
+                text=text if self._with_text else None,
+            )
+        )

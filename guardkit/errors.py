@@ -1,0 +1,76 @@
+"""What can go wrong, as one tree.
+
+GuardkitError
+├── GuardViolation          the policy blocked a text; carries the decision
+├── NotJudged               the guard could not judge (model fault, timeout, unjudgeable content)
+├── StreamClosed            feed() or finish() after the stream was finished or closed
+├── PolicyError             a policy that does not validate, with the line where it is known
+├── MessageError            a message, or a list of them, that cannot be read
+└── ModelError
+    ├── UnknownModel        no such model; names those that exist
+    ├── ModelLoadError      the model's files are missing, damaged or of the wrong kind
+    └── MissingExtra        an optional dependency is not installed; names the pip command
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guardkit.policy import Decision
+    from guardkit.verdict import Stage, Verdict
+
+
+class GuardkitError(Exception):
+    """The base of every error that guardkit raises on purpose."""
+
+
+class GuardViolation(GuardkitError):
+    """Raised by `Guard.enforce` when the policy's action is block. The text itself is not in the message."""
+
+    def __init__(self, decision: Decision, message: str | None = None):
+        self.decision = decision
+        self.verdict: Verdict | None = decision.verdict
+        self.stage: Stage = decision.stage
+        super().__init__(message or str(decision))
+
+
+class NotJudged(GuardkitError):
+    """Raised by `Guard.check` when there is no verdict. `__cause__` is what stopped it; nothing was found safe."""
+
+
+class StreamClosed(GuardkitError):
+    """Raised when a stream is fed after `finish()` or `close()`."""
+
+
+class PolicyError(GuardkitError, ValueError):
+    """Raised for a policy that is not valid. `line` is 1-based where the policy came from a file."""
+
+    def __init__(self, message: str, *, source: str | None = None, line: int | None = None):
+        self.source, self.line = source, line
+        where = f"{source or 'policy'}:{line}: " if line is not None else f"{source}: " if source else ""
+        super().__init__(where + message)
+
+
+class MessageError(GuardkitError, ValueError):
+    """Raised for a message without a known shape; names the message's index and what was expected."""
+
+
+class ModelError(GuardkitError):
+    """The base of the errors about a model itself, as opposed to one text."""
+
+
+class UnknownModel(ModelError):
+    """Raised by `Guard.load` for a name that is no model, folder or server address."""
+
+
+class ModelLoadError(ModelError):
+    """Raised when a model's files are missing, damaged, or not what the name promised."""
+
+
+class MissingExtra(ModelError, ImportError):
+    """Raised when an optional dependency is needed and absent; the message holds the pip command."""
+
+    def __init__(self, what: str, extra: str):
+        self.extra = extra
+        super().__init__(f"{what} needs the '{extra}' extra: pip install 'guardkit[{extra}]'")

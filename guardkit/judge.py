@@ -1,0 +1,196 @@
+"""The verdict of a response, token by token: one machine for whole texts and for streams.
+
+It cuts text into tokens (reasoning told apart from the answer), and turns the scores of each token into the running
+verdict: debounce, policy, freeze at the stop. It calls no model and holds no clock, so `check`, batches and streams,
+sync and async, share it. The result depends on the text alone, not on how it was cut.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from guardkit.messages import REASONING_TAG, REASONING_TAGS
+from guardkit.models.base import Floats, Scores, StreamModel
+from guardkit.policy import Action, Decision, Policy
+from guardkit.retokenize import IncrementalTokenizer, SurrogateJoiner
+from guardkit.verdict import SEVERITIES, Category, Severity, Stage, Verdict
+
+CATEGORY_FLOOR = 0.25  # a further category is named where its probability is at least this
+DEBOUNCE = 2  # consecutive flagged tokens that make a flag (Qwen3Guard report, 4.4)
+_LONGEST_TAG = max(map(len, REASONING_TAGS))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """New tokens of one stage: their ids and the index of each one's first character in the response. section counts
+    the think tags before them."""
+
+    stage: Stage
+    ids: list[int]
+    starts: list[int]
+    section: int = 0
+
+
+class ResponseReader:
+    """Text in, final tokens out, each with its stage. Think tags themselves are no tokens."""
+
+    def __init__(self, model: StreamModel, stage: Stage):
+        self.stage = stage
+        self._has_tags = stage in (Stage.response, Stage.reasoning)
+        self._surrogates = SurrogateJoiner()
+        self._tokens = IncrementalTokenizer(model.tokenizer)
+        self._section = 0
+        self._pending = ""  # text behind which a tag may still be under way
+        self.text_in = 0  # characters taken in, surrogate pairs counted as one
+
+    def push(self, text: str) -> tuple[str, list[Tokens]]:
+        """Take a delta; returns it with surrogate pairs joined, and the tokens that are final now."""
+        return self._read(self._surrogates.push(text), final=False)
+
+    def finish(self) -> tuple[str, list[Tokens]]:
+        return self._read(self._surrogates.finish(), final=True)
+
+    @property
+    def received(self) -> int:
+        """Characters received, a half surrogate pair included."""
+        return self.text_in + len(self._surrogates.carry)
+
+    def peek(self) -> Tokens:
+        """The tokens of the unstable tail, as if the text ended here."""
+        return Tokens(self.stage, *self._tokens.peek(), self._section)
+
+    def _read(self, text: str, final: bool) -> tuple[str, list[Tokens]]:
+        self.text_in += len(text)
+        out: list[Tokens] = []
+        rest = self._pending + text
+        self._pending = ""
+        if self._has_tags:
+            at = 0
+            for tag in REASONING_TAG.finditer(rest):
+                self._add(out, self._tokens.push(rest[at : tag.start()]))
+                self._add(out, self._tokens.finish())
+                self._tokens.skip(len(tag[0]))
+                self.stage = Stage.response if tag[1] else Stage.reasoning
+                self._section += 1
+                at = tag.end()
+            rest = rest[at:]
+            if not final:
+                rest = self._hold_partial_tag(rest)
+        self._add(out, self._tokens.push(rest))
+        if final:
+            self._add(out, self._tokens.finish())
+        return text, out
+
+    def _hold_partial_tag(self, text: str) -> str:
+        start = text.rfind("<", -_LONGEST_TAG + 1)
+        if start >= 0 and any(tag.startswith(text[start:]) for tag in REASONING_TAGS):
+            self._pending = text[start:]
+            return text[:start]
+        return text
+
+    def _add(self, out: list[Tokens], found: tuple[list[int], list[int]]) -> None:
+        if found[0]:
+            out.append(Tokens(self.stage, *found, self._section))
+
+
+class RunningVerdict:
+    """Scores of consecutive tokens in, the verdict out. `stopped` once the policy's action stops the text."""
+
+    def __init__(self, model: StreamModel, policy: Policy, stage: Stage, debounce: int = DEBOUNCE):
+        self._model, self._policy, self._debounce = model, policy, debounce
+        self._run: deque[int] = deque(maxlen=debounce)  # starts of the flagged tokens of the current run
+        self._section = 0
+        self._decision: Decision | None = None
+        self._last = empty_verdict(model, stage)
+        self.n_tokens = 0
+        self.run_start = 0  # the first character of the run that stopped the text
+
+    def copy(self) -> RunningVerdict:
+        """A twin that goes its own way."""
+        twin = copy.copy(self)
+        twin._run = self._run.copy()
+        return twin
+
+    @property
+    def stopped(self) -> bool:
+        return self._decision is not None and self._decision.action.stops
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.decision.verdict or self._last
+
+    @property
+    def decision(self) -> Decision:
+        return self._decision or self._policy.decide(self._last)
+
+    def add(self, tokens: Tokens, scores: Scores) -> list[Decision]:
+        """Take the scores of `tokens`; returns each decision that is stronger than all before. Stops at the stop."""
+        if tokens.section != self._section:
+            self._section = tokens.section
+            self._run.clear()
+        found: list[Decision] = []
+        levels = self._model.severities(scores.severity, tokens.stage)
+        flagged = (levels > 0) | self._policy.candidates(scores.severity, tokens.stage)
+        if not flagged.any():
+            self._run.clear()
+        else:
+            for i in range(len(scores)):
+                if not flagged[i]:
+                    self._run.clear()
+                    continue
+                self._run.append(tokens.starts[i])
+                if len(self._run) < self._debounce:
+                    continue
+                decision = self._policy.decide(self._verdict_at(tokens, scores, i, SEVERITIES[levels[i]]))
+                if self._rank(decision) > self._rank(self._decision):
+                    self._decision = decision
+                    found.append(decision)
+                    if self.stopped:
+                        self.run_start = self._run[0]
+                        self.n_tokens += i + 1
+                        return found
+        self._last = self._verdict_at(tokens, scores, len(scores) - 1, Severity.safe)
+        self.n_tokens += len(scores)
+        return found
+
+    @staticmethod
+    def _rank(decision: Decision | None) -> tuple[Action, Severity]:
+        if decision is None or decision.verdict is None:
+            return (Action.allow, Severity.safe)
+        return (decision.action, decision.verdict.severity)
+
+    def _verdict_at(self, tokens: Tokens, scores: Scores, i: int, severity: Severity) -> Verdict:
+        verdict = verdict_of(self._model, scores, i, severity, tokens.stage)
+        return replace(verdict, token_index=self.n_tokens + i, char_index=tokens.starts[i])
+
+
+def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, stage: Stage) -> Verdict:
+    """The verdict for row `i` of `scores`, without position."""
+    names = model.query_categories if stage.is_query else model.response_categories
+    refusal = None if scores.refusal is None or stage.is_query else bool(scores.refusal[i] >= 0.5)
+    return Verdict(
+        severity=severity,
+        categories=() if severity is Severity.safe else _categories(scores.category[i], names),
+        scores=_as_dict(scores.severity[i]),
+        refusal=refusal,
+        stage=stage,
+        model=model.name,
+    )
+
+
+def empty_verdict(model: StreamModel, stage: Stage) -> Verdict:
+    """The verdict of a text without a token: safe, and no model was asked."""
+    return Verdict(Severity.safe, (), {"safe": 1.0, "controversial": 0.0, "unsafe": 0.0}, None, stage, model.name)
+
+
+def _categories(row: Floats, names: tuple[Category, ...]) -> tuple[Category, ...]:
+    order = np.argsort(-row, kind="stable")
+    return tuple(names[i] for rank, i in enumerate(order) if rank == 0 or row[i] >= CATEGORY_FLOOR)
+
+
+def _as_dict(row: Floats) -> dict[str, float]:
+    return {s.value: float(p) for s, p in zip(SEVERITIES, row, strict=True)}

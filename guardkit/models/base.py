@@ -1,0 +1,118 @@
+"""The model contract: what a model must offer to judge queries and to judge a response token by token.
+
+`StreamModel` is the contract of Qwen3Guard-Stream, which the embedded model shares: *query heads* read at the end of
+a query, *response heads* read at every token of a response. A model says how it cuts text into tokens, how it frames
+a conversation, and what its scores mean; windows longer than its context are its own business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guardkit.messages import Message
+from guardkit.verdict import Category, Stage
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+class Tokenizer(Protocol):
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids, and the index in `text` of each token's first character; both of the same length."""
+
+    def stable_chars(self, text: str) -> int:
+        """The length of a prefix of `text` that no later text can re-tokenise.
+
+        Encoding that prefix and the rest apart must give what encoding the whole gives; the rest is bounded,
+        whatever the text.
+        """
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Probabilities for n positions: severity [n, 3] in the order of `SEVERITIES`, category [n, c] in the order of
+    the model's categories, refusal [n] (None where the model has no such head)."""
+
+    severity: Floats
+    category: Floats
+    refusal: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.severity)
+
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        if len(parts) == 1:
+            return parts[0]
+        refusal = [p.refusal for p in parts if p.refusal is not None]
+        return Scores(
+            np.concatenate([p.severity for p in parts]),
+            np.concatenate([p.category for p in parts]),
+            np.concatenate(refusal) if len(refusal) == len(parts) else None,
+        )
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text to be judged by the query heads, with the messages that came before it."""
+
+    text: str
+    stage: Stage = Stage.prompt
+    context: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueryScores:
+    """The scores of a query (n = 1). start, end: the characters of the window they come from, where it was cut."""
+
+    scores: Scores
+    start: int | None = None
+    end: int | None = None
+
+
+class Session(ABC):
+    """One response under way: everything fed so far is in the model's cache. Not for use by two threads at once."""
+
+    @abstractmethod
+    def append(self, ids: Sequence[int]) -> Scores:
+        """Judge the next tokens of the response; scores of each of them. After an error the session is over."""
+
+    @abstractmethod
+    def peek(self, ids: Sequence[int]) -> Scores:
+        """Judge tokens as if they came next, and forget them again."""
+
+    def close(self) -> None:  # noqa: B027 - a session without resources needs no code
+        """Free what the session holds. Safe to call twice."""
+
+
+class StreamModel(ABC):
+    """A model with the Stream contract. Must be safe to use from several threads."""
+
+    name: str
+    tokenizer: Tokenizer
+    query_categories: tuple[Category, ...]
+    response_categories: tuple[Category, ...]
+    judges_normalized_view: bool = False
+    """Whether `check` should also judge a text's de-obfuscated view (for models that cannot see through it)."""
+
+    @abstractmethod
+    def query(self, queries: Sequence[Query]) -> list[QueryScores]:
+        """Judge whole queries, all of each text, in batches. Order is kept; a batch equals one by one."""
+
+    @abstractmethod
+    def open(self, context: Sequence[Message]) -> Session:
+        """Start a response that follows `context`."""
+
+    def append_batch(self, work: Sequence[tuple[Session, Sequence[int]]]) -> list[Scores]:
+        """`append` for many sessions at once. Models that can share a forward pass override it."""
+        return [session.append(ids) for session, ids in work]
+
+    def severities(self, scores: Floats, stage: Stage) -> Ints:
+        """The severity (index into `SEVERITIES`) of each row of `scores` [n, 3]. By default the likeliest."""
+        return np.asarray(np.argmax(scores, axis=1), np.int64)

@@ -1,0 +1,345 @@
+"""nano's runtime: the ONNX graph, its cache, its windows, its batches.
+
+The graph computes with integers wherever numbers are summed (8-bit weights and activations at fixed scales, 32-bit
+sums), so a token's scores do not depend on what else is in the batch or on how a stream was cut: they are equal to
+the last bit. The cache of a session is one array of 8-bit keys and values that grows with its window.
+
+A response longer than the window goes on in a new one that starts with the last `LEAD` tokens, so memory is constant
+and the cost per token flat. A query longer than the window is judged in windows that overlap by `OVERLAP` tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from guardkit.errors import ModelLoadError
+from guardkit.messages import Message
+from guardkit.models.base import Floats, Ints, Query, QueryScores, Scores, Session, StreamModel
+from guardkit.models.nano.tokenizer import CLS, SEP, NanoTokenizer
+from guardkit.verdict import Category, Stage
+
+CONTEXT = 62  # tokens of the last user message that stand before a response: its head and its tail
+LEAD = 48  # tokens of a response that a new window repeats
+OVERLAP = 48  # tokens that two windows of a query share
+BATCH_TOKENS = 1536  # padded tokens in one forward pass
+WINDOW_CACHE = 1024  # judged windows of long queries that are remembered (junk repeats itself)
+SLICE_CHARS = 1 << 18  # a long text is tokenised this much at a time
+_CATEGORIES = tuple(
+    Category[name]
+    for name in (
+        "violent", "sexual", "self_harm", "political", "pii", "copyright", "non_violent_illegal", "unethical",
+        "jailbreak",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Fitted on the dev split. temperature: by head; thresholds: by stage, the least probability of "unsafe", and the
+    least probability of "unsafe or controversial" for controversial."""
+
+    query_temperature: float
+    response_temperature: float
+    thresholds: dict[Stage, tuple[float, float]]
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        limits = {Stage(s): (float(t["unsafe"]), float(t["flagged"])) for s, t in data["thresholds"].items()}
+        return cls(float(data["temperature"]["query"]), float(data["temperature"]["response"]), limits)
+
+
+class Nano(StreamModel):
+    name = "nano"
+    query_categories = _CATEGORIES
+    response_categories = _CATEGORIES[:8]
+    judges_normalized_view = True
+
+    def __init__(self, folder: Path, threads: int | None = None):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or min(4, _cores())
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._graph = ort.InferenceSession(str(folder / "nano.onnx"), options, providers=["CPUExecutionProvider"])
+            self._calibration = Calibration.read(folder / "calibration.json")
+            self.tokenizer = NanoTokenizer(folder / "vocab.txt")
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
+        meta = self._graph.get_modelmeta().custom_metadata_map
+        self.window = int(meta["positions"])
+        self._cache_shape = tuple(json.loads(meta["cache_shape"]))  # per token: layers x (keys and values)
+        self._seen: OrderedDict[bytes, Floats] = OrderedDict()
+
+    # -- queries
+
+    def query(self, queries: Sequence[Query]) -> list[QueryScores]:
+        best: list[QueryScores | None] = [None] * len(queries)
+        for chunk in _chunks(self._windows(queries), BATCH_TOKENS * 4):
+            logits = self._query_logits([ids for _, ids, _, _ in chunk])
+            scores = self._query_scores(logits)
+            for row, (at, _, start, end) in enumerate(chunk):
+                one = Scores(scores.severity[row : row + 1], scores.category[row : row + 1])
+                found, stage = QueryScores(one, start, end), queries[at].stage
+                known = best[at]
+                if known is None or self._badness(found, stage) > self._badness(known, stage):
+                    best[at] = found
+        return [b for b in best if b is not None]
+
+    def _badness(self, found: QueryScores, stage: Stage) -> tuple[int, float]:
+        row = found.scores.severity
+        return int(self.severities(row, stage)[0]), 1.0 - float(row[0, 0])
+
+    def _windows(self, queries: Sequence[Query]) -> Iterator[tuple[int, list[int], int | None, int | None]]:
+        """(query index, ids with frame, start, end) of every window; start and end where the text was cut."""
+        room = self.window - 2
+        for at, query in enumerate(queries):
+            ids: list[int] = []
+            starts: list[int] = []
+            cut = False
+            offset = 0
+            while True:
+                piece = query.text[offset : offset + SLICE_CHARS]
+                last = offset + len(piece) == len(query.text)
+                stable = len(piece) if last else self.tokenizer.stable_chars(piece)
+                new_ids, new_starts = self.tokenizer.encode(piece[:stable])
+                ids += new_ids
+                starts += [offset + s for s in new_starts]
+                offset += stable
+                begin = 0
+                while len(ids) - begin > room:
+                    yield at, [CLS, *ids[begin : begin + room], SEP], starts[begin], starts[begin + room]
+                    begin += room - OVERLAP
+                    cut = True
+                del ids[:begin], starts[:begin]
+                if last:
+                    break
+            start, end = (starts[0] if starts else offset, len(query.text)) if cut else (None, None)
+            yield at, [CLS, *ids, SEP], start, end
+
+    def _query_logits(self, windows: list[list[int]]) -> Floats:
+        """Windows -> query logits [n, 12], each distinct window run once, alike lengths together."""
+        keys = [np.asarray(ids, np.int32).tobytes() for ids in windows]
+        found: dict[bytes, Floats] = {}
+        todo: dict[bytes, list[int]] = {}
+        for key, ids in zip(keys, windows, strict=True):
+            known = self._seen.get(key) if len(ids) == self.window else None
+            if known is not None:
+                found[key] = known
+            else:
+                todo[key] = ids
+        ordered = sorted(todo.items(), key=lambda item: len(item[1]))
+        for batch in _padded_batches(ordered):
+            width = len(batch[-1][1])
+            padded = np.zeros((len(batch), width), np.int64)
+            for row, (_, window) in enumerate(batch):
+                padded[row, : len(window)] = window
+            ends = np.array([len(w) - 1 for _, w in batch], np.int64)
+            logits, _ = self.forward(padded, None, np.arange(len(batch)) * width + ends)
+            for row, (key, window) in enumerate(batch):
+                found[key] = logits[row, 12:]
+                if len(window) == self.window:
+                    self._seen[key] = logits[row, 12:]
+                    if len(self._seen) > WINDOW_CACHE:
+                        self._seen.popitem(last=False)
+        return np.stack([found[key] for key in keys])
+
+    def _query_scores(self, logits: Floats) -> Scores:
+        return Scores(_softmax(logits[:, :3] / self._calibration.query_temperature), _softmax(logits[:, 3:12]))
+
+    # -- responses
+
+    def open(self, context: Sequence[Message]) -> NanoSession:
+        return NanoSession(self, self._frame(context))
+
+    def _frame(self, context: Sequence[Message]) -> list[int]:
+        asked = next((m.content for m in reversed(context) if m.stage is Stage.prompt), "")
+        half = CONTEXT // 2
+        if len(asked) > 64 * CONTEXT:  # only the ends are used: do not tokenise a whole document for them
+            head, tail = (
+                self.tokenizer.encode(asked[: 32 * CONTEXT])[0],
+                self.tokenizer.encode(asked[-32 * CONTEXT :])[0],
+            )
+            ids = head[:half] + tail[half - CONTEXT :] if len(head) + len(tail) > CONTEXT else head + tail
+        else:
+            ids = self.tokenizer.encode(asked)[0]
+            if len(ids) > CONTEXT:
+                ids = ids[:half] + ids[half - CONTEXT :]
+        return [CLS, *ids, SEP]
+
+    def append_batch(self, work: Sequence[tuple[Session, Sequence[int]]]) -> list[Scores]:
+        """Sessions that start together (whole responses) share forward passes, window by window."""
+        out: list[list[Scores]] = [[] for _ in work]
+        left = [(at, s, list(ids)) for at, (s, ids) in enumerate(work) if isinstance(s, NanoSession) and len(ids)]
+        while left:
+            plans = [(at, session, session.plan(ids)) for at, session, ids in left]
+            plans.sort(key=lambda p: (p[1].cached, len(p[2])))
+            for batch in _alike(plans):
+                for (at, _, _), scores in zip(batch, self._step([(s, n) for _, s, n in batch]), strict=True):
+                    out[at].append(scores)
+            taken = {at: session.last_taken for at, session, _ in plans}
+            left = [(at, session, ids[taken[at] :]) for at, session, ids in left if len(ids) > taken[at]]
+        return [Scores.join(parts) if parts else _nothing() for parts in out]
+
+    def _step(self, work: list[tuple[NanoSession, list[int]]]) -> list[Scores]:
+        """One forward pass for sessions with equally long caches; scores of the response tokens among the new ones."""
+        width = max(len(ids) for _, ids in work)
+        ids = np.zeros((len(work), width), np.int64)
+        rows = []
+        for row, (session, new) in enumerate(work):
+            ids[row, : len(new)] = new
+            rows.append(row * width + np.arange(session.unjudged, len(new)))
+        past = np.stack([s.cache() for s, _ in work]) if len(work) > 1 else work[0][0].cache()[None]
+        logits, new_cache = self.forward(ids, past, np.concatenate(rows))
+        for row, (session, new) in enumerate(work):
+            session.keep(new, new_cache[row, : len(new)])
+        split = np.cumsum([len(r) for r in rows])[:-1]
+        return [self._response_scores(part) for part in np.split(logits[:, :12], split)]
+
+    def _response_scores(self, logits: Floats) -> Scores:
+        severity = _softmax(logits[:, :3] / self._calibration.response_temperature)
+        refusal = np.float32(1) / (np.float32(1) + np.exp(-logits[:, 11]))
+        return Scores(severity, _softmax(logits[:, 3:11]), refusal)
+
+    # -- both
+
+    def severities(self, scores: Floats, stage: Stage) -> Ints:
+        unsafe, flagged = self._calibration.thresholds[stage]
+        out = np.zeros(len(scores), np.int64)
+        out[1.0 - scores[:, 0] >= flagged] = 1
+        out[scores[:, 2] >= unsafe] = 2
+        return out
+
+    def forward(self, ids: Ints, past: NDArray[np.int8] | None, rows: Ints) -> tuple[Floats, NDArray[np.int8]]:
+        """The graph itself. ids [B, T]; past [B, P, *cache_shape]: keys and values of the P positions before (None:
+        none); rows [N]: which of the B*T positions are read. Returns logits [N, 24] (response: 3 severity, 8
+        category, 1 refusal; query: 3 severity, 9 category) and the new keys and values [B, T, *cache_shape]."""
+        batch, length = ids.shape
+        if past is None:
+            past = np.zeros((batch, 0, *self._cache_shape), np.int8)
+        before = past.shape[1]
+        positions = np.broadcast_to(before + np.arange(length), (batch, length))
+        visible = np.arange(before + length)[None, :] <= before + np.arange(length)[:, None]
+        mask = np.where(visible, np.float32(0), np.float32(-1e9))[None, None]
+        feed = {"ids": ids, "positions": np.ascontiguousarray(positions), "past": past, "mask": mask, "rows": rows}
+        logits, new = self._graph.run(["logits", "new"], feed)
+        return logits, new
+
+
+class NanoSession(Session):
+    """A response under way: its frame (the prompt), the window's ids, and their keys and values."""
+
+    def __init__(self, model: Nano, frame: list[int]):
+        self._model, self._frame = model, frame
+        self._ids: list[int] = []  # what is cached, frame included
+        self._start = 0
+        self._cache = np.zeros((0, *model._cache_shape), np.int8)
+        self.last_taken = 0
+
+    @property
+    def cached(self) -> int:
+        return len(self._ids)
+
+    def append(self, ids: Sequence[int]) -> Scores:
+        return self._model.append_batch([(self, ids)])[0]
+
+    def peek(self, ids: Sequence[int]) -> Scores:
+        # A window that would overflow is opened for good by the next append: a peek works on a copy.
+        copy = NanoSession(self._model, self._frame)
+        copy._ids, copy._cache = self._ids[:], self._cache.copy()
+        return copy.append(ids)
+
+    def plan(self, ids: list[int]) -> list[int]:
+        """The ids of the next forward pass: the frame and lead-in where a window starts, then of `ids` what fits."""
+        room = self._model.window
+        start = [] if self._ids else list(self._frame)
+        if self.cached >= room:
+            start = [*self._frame, *self._ids[-LEAD:]]
+            self._ids = []
+        self._start = len(start)
+        self.last_taken = min(len(ids), room - self.cached - len(start))
+        return start + ids[: self.last_taken]
+
+    @property
+    def unjudged(self) -> int:
+        """How many of the last plan's ids are not judged: the frame, and what was judged in the window before."""
+        return self._start
+
+    def cache(self) -> NDArray[np.int8]:
+        return self._cache[: self.cached]
+
+    def keep(self, ids: list[int], new: NDArray[np.int8]) -> None:
+        end = self.cached + len(ids)
+        if end > len(self._cache):
+            grown = np.zeros((min(self._model.window, max(2 * end, 32)), *self._cache.shape[1:]), np.int8)
+            grown[: self.cached] = self._cache[: self.cached]
+            self._cache = grown
+        self._cache[self.cached : end] = new
+        self._ids += ids
+
+    def close(self) -> None:
+        self._cache = self._cache[:0]
+        self._ids = []
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _nothing() -> Scores:
+    return Scores(np.zeros((0, 3), np.float32), np.zeros((0, 8), np.float32), np.zeros(0, np.float32))
+
+
+def _softmax(logits: Floats) -> Floats:
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _chunks(
+    windows: Iterator[tuple[int, list[int], int | None, int | None]], tokens: int
+) -> Iterator[list[tuple[int, list[int], int | None, int | None]]]:
+    chunk, held = [], 0
+    for window in windows:
+        chunk.append(window)
+        held += len(window[1])
+        if held >= tokens:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def _padded_batches(ordered: list[tuple[bytes, list[int]]]) -> Iterator[list[tuple[bytes, list[int]]]]:
+    batch: list[tuple[bytes, list[int]]] = []
+    for item in ordered:
+        if batch and (len(batch) + 1) * len(item[1]) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _alike(
+    plans: list[tuple[int, NanoSession, list[int]]],
+) -> Iterator[list[tuple[int, NanoSession, list[int]]]]:
+    """Batches of plans with the same cache length, bounded in padded tokens."""
+    batch: list[tuple[int, NanoSession, list[int]]] = []
+    for plan in plans:
+        if batch and (plan[1].cached != batch[0][1].cached or (len(batch) + 1) * len(plan[2]) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(plan)
+    if batch:
+        yield batch

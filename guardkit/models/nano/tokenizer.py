@@ -1,0 +1,129 @@
+"""nano's tokenizer: BERT's uncased WordPiece vocabulary, made total, incremental and exact in its offsets.
+
+Three things differ from BERT's own tokenizer, each because a guard needs it:
+
+* no text becomes unknown: a character that the vocabulary lacks is spelled in UTF-8 bytes, which take 256 of the
+  vocabulary's unused entries;
+* a run without a boundary is cut every `MAX_WORD_CHARS` characters, counted from its start, so what a long run
+  becomes depends on the text alone and never on where a stream happened to be cut;
+* each character is folded on its own (compatibility forms, case, accents; invisible characters vanish), so the
+  same text gives the same tokens in any chunking.
+
+Only the standard library is used: the default install needs no tokenizer package.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+MAX_WORD_CHARS = 48
+WORD_CACHE = 1 << 16
+CLS, SEP = 101, 102
+FIRST_BYTE_ID = 104  # "[unused99]": the vocabulary's unused entries run on from here without a gap
+
+# A character's class decides the word boundaries: "w" runs join, "p" stands alone, "s" separates.
+_CJK = (
+    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F), (0x3040, 0x30FF),
+)  # fmt: skip
+_WORD = re.compile(rf"w{{1,{MAX_WORD_CHARS}}}|p")
+
+
+class _Classes(dict[int, str]):
+    """Code point -> class, filled as characters are met (a translation table for `str.translate`)."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        if char.isspace():
+            cls = "s"
+        elif any(lo <= code <= hi for lo, hi in _CJK):
+            cls = "p"
+        elif char.isalnum():
+            cls = "w"
+        else:
+            # Marks and invisible characters belong to the word around them; other signs stand alone.
+            cls = "w" if unicodedata.category(char) in ("Mn", "Mc", "Me", "Cc", "Cf") else "p"
+        self[code] = cls
+        return cls
+
+
+_CLASSES = _Classes()
+_DROPPED = frozenset(("Mn", "Me", "Cc", "Cf", "Zs", "Zl", "Zp"))
+
+
+@lru_cache(maxsize=1 << 14)
+def _fold(char: str) -> str:
+    """One character as the vocabulary spells it: compatibility form, lower case, no marks, nothing invisible."""
+    if "\U000e0020" <= char <= "\U000e007e":  # tag characters: ASCII that no screen shows
+        char = chr(ord(char) - 0xE0000)
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", char).lower())
+    return "".join(c for c in decomposed if unicodedata.category(c) not in _DROPPED)
+
+
+def _bytes_of(char: str) -> bytes:
+    return char.encode("utf-8", "surrogatepass")
+
+
+class NanoTokenizer:
+    """Text to token ids with the index of each token's first character.
+
+    `encode(text)` returns `(ids, starts)`, both of the same length; `starts[i]` is a character index into `text`.
+    `stable_chars(text)` tells how many leading characters no later text can re-tokenise.
+    """
+
+    def __init__(self, vocab: Path | Sequence[str]):
+        entries = vocab.read_text(encoding="utf-8").splitlines() if isinstance(vocab, Path) else list(vocab)
+        self._vocab = {entry: i for i, entry in enumerate(entries) if not entry.startswith("[")}
+        self._vocab["["] = entries.index("[")
+        self.size = len(entries)
+        self._word = lru_cache(maxsize=WORD_CACHE)(self._encode_word)
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        ids: list[int] = []
+        starts: list[int] = []
+        for match in _WORD.finditer(text.translate(_CLASSES)):
+            begin, end = match.span()
+            word_ids, word_starts = self._word(text[begin:end])
+            ids += word_ids
+            starts += [begin + s for s in word_starts]
+        return ids, starts
+
+    def stable_chars(self, text: str) -> int:
+        """The length of the longest prefix whose tokens are final, whatever text may follow.
+
+        That is everything but a last run of word characters, less what the fixed cut has already closed.
+        """
+        classes = text.translate(_CLASSES)
+        run = len(classes) - len(classes.rstrip("w"))
+        return len(text) - run % MAX_WORD_CHARS
+
+    def _encode_word(self, word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        spelled: list[str] = []
+        origin: list[int] = []
+        for i, char in enumerate(word):
+            folded = _fold(char)
+            spelled.append(folded)
+            origin += [i] * len(folded)
+        text = "".join(spelled)
+        ids: list[int] = []
+        starts: list[int] = []
+        at = 0
+        while at < len(text):
+            prefix = "##" if at else ""
+            for end in range(len(text), at, -1):
+                token = self._vocab.get(prefix + text[at:end])
+                if token is not None:
+                    ids.append(token)
+                    starts.append(origin[at])
+                    at = end
+                    break
+            else:
+                for byte in _bytes_of(text[at]):
+                    ids.append(FIRST_BYTE_ID + byte)
+                    starts.append(origin[at])
+                at += 1
+        return tuple(ids), tuple(starts)

@@ -1,0 +1,311 @@
+"""Policy: from a verdict to what an application should do about it.
+
+A policy is an ordered list of rules; the first that matches decides. A custom policy's rules come first and those of
+the built-in that it extends come after, so a policy file holds only what differs. See `Policy` for the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import total_ordering
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guardkit.errors import PolicyError
+from guardkit.verdict import SEVERITIES, Category, Severity, Stage, Verdict
+
+
+@total_ordering
+class Action(Enum):
+    """What to do with a text. Ordered: ``allow < flag < redact < block``.
+
+    A stream cannot replace a span that it has yet to see the end of: there, redact stops like block.
+    """
+
+    allow = "allow"
+    flag = "flag"
+    redact = "redact"
+    block = "block"
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, Action):
+            return NotImplemented
+        order = list(Action)
+        return order.index(self) < order.index(other)
+
+    @property
+    def stops(self) -> bool:
+        """Whether text under this action must not be shown as it is."""
+        return self >= Action.redact
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict with the policy's action.
+
+    judged is False where there is no (whole) verdict; `error` then says why, and `action` is at least that of
+    `on_error`. `rule` names what decided: "policy-name: rule 2 (...)" or "on_error".
+    """
+
+    action: Action
+    verdict: Verdict | None
+    rule: str
+    judged: bool = True
+    stage: Stage = Stage.prompt
+    error: str | None = None
+
+    def __str__(self) -> str:
+        if self.verdict is None:
+            return f"{self.action.value}: {self.stage.value} was not judged ({self.error})"
+        about = ", ".join(c.label for c in self.verdict.categories)
+        found = f"{self.verdict.severity.value}{f' ({about})' if about else ''}"
+        return f"{self.action.value}: {self.stage.value} is {found}, by {self.rule}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One condition and its action. Empty `stages` or `categories` match all.
+
+    severity: the mildest severity that matches. threshold: scores that must all be reached ("at least"); a rule
+    with a threshold and no severity acts on scores alone.
+    """
+
+    action: Action
+    stages: frozenset[Stage] = frozenset()
+    categories: frozenset[Category] = frozenset()
+    severity: Severity | None = Severity.controversial
+    threshold: tuple[tuple[Severity, float], ...] = ()
+
+    def matches(self, verdict: Verdict) -> bool:
+        return (
+            (not self.stages or verdict.stage in self.stages)
+            and (self.severity is None or verdict.severity >= self.severity)
+            and (not self.categories or not self.categories.isdisjoint(verdict.categories))
+            and all(verdict.scores.get(s.value, 0.0) >= least for s, least in self.threshold)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        if self.stages:
+            out["stage"] = [s.value for s in Stage if s in self.stages]
+        if self.categories:
+            out["category"] = [c.value for c in Category if c in self.categories]
+        if self.severity is not None:
+            out["severity"] = self.severity.value
+        if self.threshold:
+            out["threshold"] = {s.value: p for s, p in self.threshold}
+        return out | {"action": self.action.value}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{k} {v}" for k, v in self.to_dict().items() if k != "action") + f" -> {self.action.value}"
+
+
+def _builtin(unsafe: Action, controversial: Action) -> tuple[Rule, ...]:
+    return Rule(unsafe, severity=Severity.unsafe), Rule(controversial, severity=Severity.controversial)
+
+
+BUILTINS: dict[str, tuple[Rule, ...]] = {
+    "strict": _builtin(Action.block, Action.block),
+    "balanced": _builtin(Action.block, Action.flag),
+    "loose": _builtin(Action.block, Action.allow),
+}
+DEFAULT_POLICY = "balanced"
+DEFAULT_ON_ERROR = Action.block
+_E = TypeVar("_E", bound=Enum)
+_KEYS = ("name", "extends", "on_error", "rules")
+_RULE_KEYS = ("stage", "category", "severity", "threshold", "action")
+
+
+class Policy:
+    """What to do about each kind of verdict.
+
+    name: shown in decisions; extends: the built-in whose rules follow (default: "balanced"); on_error: the action
+    for what could not be judged, "block" (default) or "allow"; rules: mappings with the keys ``stage`` and
+    ``category`` (a name or a list), ``severity`` (at least), ``threshold`` (``{severity: probability}``, at least)
+    and ``action``. Anything else raises `PolicyError` that names the known keys.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        extends: str | None = None,
+        on_error: str | Action | None = None,
+        rules: Iterable[Mapping[str, Any] | Rule] = (),
+        **unknown: Any,
+    ):
+        if unknown:
+            _fail(("",), f"unknown key {_quoted(unknown)}; known: {', '.join(_KEYS)}")
+        base = extends or (name if name in BUILTINS else DEFAULT_POLICY)
+        if base not in BUILTINS:
+            _fail(("extends",), f"unknown policy '{base}'; known: {', '.join(BUILTINS)}")
+        self.name = name or base
+        self.extends = base
+        self.on_error = DEFAULT_ON_ERROR if on_error is None else parse_on_error(on_error)
+        self.own_rules = tuple(_rule(r, ("rules", i)) for i, r in enumerate(rules))
+        self.rules = self.own_rules + BUILTINS[base]
+
+    @classmethod
+    def load(cls, source: str | Path | Policy | Mapping[str, Any]) -> Policy:
+        """A built-in's name, a path to a YAML file, a mapping, or a policy as it is. Raises `PolicyError`."""
+        if isinstance(source, Policy):
+            return source
+        if isinstance(source, Mapping):
+            return _from_mapping(source)
+        if str(source) in BUILTINS:
+            return cls(str(source))
+        if not Path(source).is_file():
+            _fail((), f"no policy '{source}': neither a file nor one of {', '.join(BUILTINS)}")
+        from guardkit.policy_file import read  # yaml is imported only where a file is read
+
+        data, lines = read(Path(source))
+        try:
+            return _from_mapping(data)
+        except _Invalid as error:
+            path = error.path
+            while path and path not in lines:
+                path = path[:-1]
+            raise PolicyError(error.message, source=str(source), line=lines.get(path, 1)) from None
+
+    def decide(self, verdict: Verdict) -> Decision:
+        """The action for `verdict`, and the rule that gave it."""
+        for number, rule in enumerate(self.rules, 1):
+            if rule.matches(verdict):
+                return Decision(rule.action, verdict, f"{self.name}: rule {number} ({rule})", True, verdict.stage)
+        return Decision(Action.allow, verdict, f"{self.name}: no rule matches", True, verdict.stage)
+
+    def candidates(self, scores: NDArray[np.float32], stage: Stage) -> NDArray[np.bool_]:
+        """Which tokens a threshold rule may act on although their severity is safe. scores [n, 3] -> [n]."""
+        found = np.zeros(len(scores), bool)
+        for rule in self.rules:
+            if rule.severity is None and (not rule.stages or stage in rule.stages):
+                reached = [scores[:, SEVERITIES.index(s)] >= least for s, least in rule.threshold]
+                found |= np.logical_and.reduce(reached)
+        return found
+
+    def explain(self, verdict: Verdict) -> str:
+        """For people: every rule in order, and which one decided."""
+        lines = [f"verdict: {verdict.severity.value}, stage {verdict.stage.value}"]
+        if verdict.categories:
+            lines[0] += f", {', '.join(c.value for c in verdict.categories)}"
+        decided = False
+        for number, rule in enumerate(self.rules, 1):
+            hit = rule.matches(verdict) and not decided
+            decided = decided or hit
+            lines.append(f"  {'=>' if hit else '  '} rule {number}: {rule}")
+        return "\n".join([*lines, f"action: {self.decide(verdict).action.value} (policy {self.name})"])
+
+    def to_dict(self) -> dict[str, Any]:
+        rules = [rule.to_dict() for rule in self.own_rules]
+        return {"name": self.name, "extends": self.extends, "on_error": self.on_error.value, "rules": rules}
+
+    def to_yaml(self) -> str:
+        """A policy file with the same meaning; the inherited rules stand as comments."""
+        from guardkit.policy_file import write
+
+        inherited = "".join(f"# {rule}\n" for rule in BUILTINS[self.extends])
+        return write(self.to_dict()) + f"# then, from '{self.extends}':\n" + inherited
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.extends, self.on_error, self.rules))
+
+    def __repr__(self) -> str:
+        rules = len(self.own_rules)
+        return f"Policy({self.name!r}, extends={self.extends!r}, on_error={self.on_error.value!r}, rules={rules})"
+
+
+def parse_on_error(value: object) -> Action:
+    """ "block" or "allow"; anything else raises `PolicyError`."""
+    name = value.value if isinstance(value, Action) else value
+    if name not in ("block", "allow"):
+        _fail(("on_error",), f"on_error must be 'block' or 'allow', not {value!r}")
+    return Action(name)
+
+
+class _Invalid(PolicyError):
+    """A PolicyError that still knows the path of the value that is wrong."""
+
+    def __init__(self, path: tuple[str | int, ...], message: str):
+        self.path, self.message = path, message
+        super().__init__(message)
+
+
+def _fail(path: tuple[str | int, ...], message: str) -> NoReturn:
+    raise _Invalid(path, message)
+
+
+def _quoted(names: Iterable[object]) -> str:
+    return ", ".join(f"'{n}'" for n in names)
+
+
+def _from_mapping(data: Mapping[str, Any]) -> Policy:
+    for key in data:
+        if key not in _KEYS:
+            _fail((key,), f"unknown key '{key}'; known: {', '.join(_KEYS)}")
+    rules = data.get("rules") or ()
+    if not isinstance(rules, Sequence) or isinstance(rules, str):
+        _fail(("rules",), "'rules' must be a list")
+    for key in ("name", "extends"):
+        if data.get(key) is not None and not isinstance(data[key], str):
+            _fail((key,), f"'{key}' must be a string")
+    return Policy(data.get("name"), extends=data.get("extends"), on_error=data.get("on_error"), rules=rules)
+
+
+def _rule(data: Mapping[str, Any] | Rule, path: tuple[str | int, ...]) -> Rule:
+    if isinstance(data, Rule):
+        return data
+    if not isinstance(data, Mapping):
+        _fail(path, f"a rule is a mapping with the keys {', '.join(_RULE_KEYS)}")
+    for key in data:
+        if key not in _RULE_KEYS:
+            _fail((*path, key), f"unknown key '{key}' in a rule; known: {', '.join(_RULE_KEYS)}")
+    if "action" not in data:
+        _fail(path, f"a rule needs an 'action': {', '.join(a.value for a in Action)}")
+    threshold = data.get("threshold") or {}
+    if not isinstance(threshold, Mapping):
+        _fail((*path, "threshold"), "'threshold' maps a severity to a probability, as {unsafe: 0.3}")
+    limits = []
+    for name, least in threshold.items():
+        at = (*path, "threshold", name)
+        if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
+            _fail(at, f"the threshold of '{name}' must be a number from 0 to 1, not {least!r}")
+        limits.append((_enum(Severity, name, at), float(least)))
+    severity = data.get("severity")
+    if severity is None:
+        minimum = None if limits else Severity.controversial
+    else:
+        minimum = _enum(Severity, severity, (*path, "severity"))
+    return Rule(
+        action=_enum(Action, data["action"], (*path, "action")),
+        stages=_enums(Stage, data.get("stage"), (*path, "stage")),
+        categories=_enums(Category, data.get("category"), (*path, "category")),
+        severity=minimum,
+        threshold=tuple(limits),
+    )
+
+
+def _enums(kind: type[_E], value: Any, path: tuple[str | int, ...]) -> frozenset[_E]:
+    """One name or a list of them."""
+    if value is None:
+        return frozenset()
+    if not isinstance(value, list | tuple | set | frozenset):
+        return frozenset((_enum(kind, value, path),))
+    return frozenset(_enum(kind, item, (*path, i)) for i, item in enumerate(value))
+
+
+def _enum(kind: type[_E], value: object, path: tuple[str | int, ...]) -> _E:
+    if isinstance(value, kind):
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(str(m.value) for m in kind)
+        _fail(path, f"unknown {kind.__name__.lower()} '{value}'; known: {known}")

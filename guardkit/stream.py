@@ -1,0 +1,295 @@
+"""Streams: text deltas in, typed events out, nothing shown before it was judged.
+
+The last `holdback` judged tokens and the unstable tail are kept back. With a hold-back of at least `debounce - 1` no
+flagged text is ever shown; a smaller one shows it early, counts it, and takes it back with a `retract` event.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar
+
+from guardkit.errors import NotJudged, StreamClosed
+from guardkit.judge import ResponseReader, RunningVerdict, Tokens
+from guardkit.messages import Message
+from guardkit.models.base import Session
+from guardkit.policy import Action, Decision
+from guardkit.verdict import Stage, Verdict
+
+if TYPE_CHECKING:
+    from guardkit.guard import Guard
+
+HOLDBACK = 8
+
+
+@dataclass(frozen=True)
+class TextEvent:
+    """`text` may be shown now."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+
+
+@dataclass(frozen=True)
+class FlagEvent:
+    """The verdict grew worse without stopping the text."""
+
+    kind: ClassVar[str] = "flag"
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class StopEvent:
+    """The policy stopped the text; `withheld` characters were received and are not to be shown."""
+
+    kind: ClassVar[str] = "stop"
+    verdict: Verdict
+    withheld: int
+
+
+@dataclass(frozen=True)
+class RetractEvent:
+    """The last `n_chars` characters that were shown must be taken back."""
+
+    kind: ClassVar[str] = "retract"
+    n_chars: int
+
+
+Event = TextEvent | FlagEvent | StopEvent | RetractEvent
+
+
+class StreamGuard:
+    """Judges one response as it arrives. Made by `Guard.stream`; a context manager; for one thread at a time.
+
+    verdict, decision: of what was received so far (frozen at the stop). released, withheld: characters that were let
+    out and were not; they always add up to what was received. n_tokens: tokens judged. shown_early: characters that
+    were let out and taken back. A model error raises `NotJudged` and ends the stream, with nothing more released,
+    unless the policy's `on_error` is "allow": then the text goes through unjudged, and `judged` says so.
+    """
+
+    def __init__(self, guard: Guard, context: Sequence[Message], *, stage: Stage, holdback: int, debounce: int):
+        if holdback < 0 or debounce < 1:
+            raise ValueError(f"holdback must be >= 0 and debounce >= 1, not {holdback} and {debounce}")
+        if stage.is_query:
+            raise ValueError(f"a stream judges a model's own output; use check(..., stage='{stage.value}')")
+        self._guard, self._holdback = guard, holdback
+        self._reader = ResponseReader(guard.model, stage)
+        self._running = RunningVerdict(guard.model, guard.policy, stage, debounce)
+        self._session: Session | None = guard.model.open(context)
+        self._held: deque[int] = deque(maxlen=max(holdback, 1))  # starts of the newest judged tokens
+        self._text = ""  # received and not released
+        self._stage = stage
+        self._finished = False
+        self._error: str | None = None
+        self._started = time.perf_counter()
+        self.released = 0
+        self.shown_early = 0
+
+    # -- what is known
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict so far, the unstable tail judged speculatively."""
+        session, tail = self._session, self._reader.peek()
+        if session is not None and not self.stopped and self.judged and tail.ids:
+            speculative = self._running.copy()
+            speculative.add(tail, session.peek(tail.ids))
+            return speculative.verdict
+        return self._running.verdict
+
+    @property
+    def decision(self) -> Decision:
+        """The policy's decision so far."""
+        if self._error is None:
+            return self._running.decision
+        return self._guard.not_judged(self._error, self._stage, self._running.decision)
+
+    @property
+    def stopped(self) -> bool:
+        return self._running.stopped or (not self.judged and self._guard.policy.on_error is Action.block)
+
+    @property
+    def judged(self) -> bool:
+        """False once a model error ended the judging."""
+        return self._error is None
+
+    @property
+    def withheld(self) -> int:
+        return self._reader.received - self.released
+
+    @property
+    def n_tokens(self) -> int:
+        return self._running.n_tokens
+
+    # -- text in, events out
+
+    def feed(self, delta: str) -> list[Event]:
+        """Take more text; returns what may be shown now. After a stop: nothing, and the text counts as withheld."""
+        self._check_open()
+        text, tokens = self._reader.push(delta)
+        return self._advance(text, tokens)
+
+    def feed_ids(self, ids: Sequence[int]) -> list[Event]:
+        """Take token ids of an LLM that shares the guard's vocabulary. Raises TypeError where the guard cannot."""
+        decode: Callable[[Sequence[int]], str] | None = getattr(self._guard.model.tokenizer, "decode_stream", None)
+        if decode is None:
+            raise TypeError(f"{self._guard.model.name} has a vocabulary of its own: feed text")
+        return self.feed(decode(ids))
+
+    def finish(self) -> list[Event]:
+        """The text is complete: judge the tail and release what is left. The stream takes no more."""
+        self._check_open()
+        text, tokens = self._reader.finish()
+        self._finished = True
+        events = self._advance(text, tokens)
+        self._guard.record(
+            self.decision, None, self._reader.received, (time.perf_counter() - self._started) * 1e3, "stream"
+        )
+        self.close()
+        return events
+
+    def close(self) -> None:
+        """Free the stream without releasing what is held back. Safe to call twice; done by `with` and `finish`."""
+        self._finished = True
+        self._text = ""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def __enter__(self) -> StreamGuard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def abandon(self) -> None:
+        """Make every later `feed` raise; for a caller that was interrupted while a feed was under way."""
+        self._finished = True
+        self._text = ""
+
+    def _check_open(self) -> None:
+        if self._finished:
+            raise StreamClosed("this stream is finished; open a new one with guard.stream(...)")
+
+    def _advance(self, text: str, tokens: list[Tokens]) -> list[Event]:
+        if self.stopped:
+            return []
+        self._text += text
+        events: list[Event] = []
+        try:
+            for group in tokens if self.judged else ():
+                self._judge(group, events)
+                if self._running.stopped:
+                    return self._stop(events)
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {error}"
+            if self.stopped:
+                self._text = ""
+                raise NotJudged(f"the stream could not be judged and was stopped ({self._error})") from error
+        self._release(events)
+        return events
+
+    def _judge(self, tokens: Tokens, events: list[Event]) -> None:
+        session = self._session
+        if session is None:
+            raise StreamClosed("this stream was closed while it was being fed")
+        scores = self._guard.run(lambda: session.append(tokens.ids))
+        before = self._running.n_tokens
+        for decision in self._running.add(tokens, scores):
+            if decision.action is Action.flag and decision.verdict is not None:
+                events.append(FlagEvent(decision.verdict))
+        judged = self._running.n_tokens - before
+        self._held.extend(tokens.starts[: judged - 1 if self._running.stopped else judged])
+
+    def _release(self, events: list[Event]) -> None:
+        if self._finished or not self._holdback or not self.judged:
+            end = self._reader.text_in
+        elif len(self._held) == self._holdback:
+            end = self._held[0]
+        else:
+            end = 0
+        self._emit(end, events)
+
+    def _emit(self, end: int, events: list[Event]) -> None:
+        count = end - self.released
+        if count > 0:
+            events.append(TextEvent(self._text[:count]))
+            self._text = self._text[count:]
+            self.released = end
+
+    def _stop(self, events: list[Event]) -> list[Event]:
+        """Show nothing from the flagged run on. What is let out is the same in any chunking: with a hold-back, all but
+        the last `holdback` tokens before the one that flagged; without, all before the run."""
+        run = self._running
+        end = run.run_start
+        if self._holdback:
+            end = min(end, self._held[0] if len(self._held) == self._holdback else 0)
+        self._emit(end, events)
+        if self.released > end:
+            early = self.released - end
+            self.released = end
+            self.shown_early += early
+            events.append(RetractEvent(early))
+        self._text = ""
+        events.append(StopEvent(run.verdict, self.withheld))
+        return events
+
+
+class AsyncStreamGuard:
+    """The async twin of `StreamGuard`: the same calls, awaited; the model runs off the event loop.
+
+    A cancelled call closes the stream: what was being judged is never released.
+    """
+
+    def __init__(self, stream: StreamGuard):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("verdict", "decision", "stopped", "judged", "released", "withheld", "n_tokens", "shown_early"):
+            return getattr(self._stream, name)
+        raise AttributeError(f"AsyncStreamGuard has no '{name}'")
+
+    async def feed(self, delta: str) -> list[Event]:
+        return await self._call(lambda: self._stream.feed(delta))
+
+    async def feed_ids(self, ids: Sequence[int]) -> list[Event]:
+        return await self._call(lambda: self._stream.feed_ids(ids))
+
+    async def finish(self) -> list[Event]:
+        return await self._call(self._stream.finish)
+
+    async def close(self) -> None:
+        self._stream.close()
+
+    async def wrap(self, deltas: AsyncIterator[str]) -> AsyncIterator[Event]:
+        """Events for a whole source, finished at its end; stops reading at the stop."""
+        async for delta in deltas:
+            for event in await self.feed(delta):
+                yield event
+            if self._stream.stopped:
+                return
+        for event in await self.finish():
+            yield event
+
+    async def _call(self, step: Callable[[], list[Event]]) -> list[Event]:
+        import asyncio
+
+        try:
+            return await asyncio.to_thread(step)
+        except asyncio.CancelledError:
+            self._stream.abandon()
+            raise
+
+    async def __aenter__(self) -> AsyncStreamGuard:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()

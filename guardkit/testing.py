@@ -1,0 +1,137 @@
+"""Test doubles: a guard that follows a script, with the real runtime around it and no model.
+
+guard = FakeGuard({"forbidden words": "unsafe", "hmm": "controversial", "crash": RuntimeError("boom")})
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from guardkit.guard import Guard
+from guardkit.messages import Message
+from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel
+from guardkit.verdict import SEVERITIES, Category, Severity
+
+Script = Mapping[str, "str | Severity | Exception"]
+_WORD = re.compile(r"\S{1,48}")
+
+
+class FakeTokenizer:
+    """A token is a word; ids index the words met so far."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self._ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        ids, starts = [], []
+        for match in _WORD.finditer(text):
+            if match[0] not in self._ids:
+                self._ids[match[0]] = len(self.words)
+                self.words.append(match[0])
+            ids.append(self._ids[match[0]])
+            starts.append(match.start())
+        return ids, starts
+
+    def stable_chars(self, text: str) -> int:
+        run = len(text) - len(text.rstrip()) if text[-1:].isspace() else 0
+        if run:
+            return len(text)
+        last = max((i for i, c in enumerate(text) if c.isspace()), default=-1) + 1
+        return len(text) - (len(text) - last) % 48
+
+
+class FakeModel(StreamModel):
+    """Finds the script's keys, ignoring case and runs of white space.
+
+    A query is as bad as the worst key in it. A response is as bad as the worst key completed so far, at the token that
+    completes it and at all later ones. An exception in the script is raised when its key is met. `delay`: seconds
+    that every call takes. `calls` counts model calls.
+    """
+
+    name = "fake"
+    tokenizer: FakeTokenizer
+    query_categories = tuple(Category)
+    response_categories = tuple(Category)[:8]
+
+    def __init__(self, script: Script, category: Category = Category.violent, delay: float = 0.0):
+        self._script = {" ".join(k.lower().split()): v for k, v in script.items()}
+        self.longest = max((len(k) for k in self._script), default=0)
+        self.tokenizer = FakeTokenizer()
+        self._category, self._delay = category, delay
+        self.calls = 0
+
+    def level(self, text: str, start: int = 0) -> int:
+        """The severity (as an index) of the keys that end after `start`. Raises what the script says."""
+        worst = 0
+        for key, found in self._script.items():
+            if text.find(key, max(0, start - len(key) + 1)) >= 0:
+                if isinstance(found, Exception):
+                    raise found
+                worst = max(worst, SEVERITIES.index(Severity(found)))
+        return worst
+
+    def scores(self, levels: Sequence[int], categories: int) -> Scores:
+        severity = np.full((len(levels), 3), 0.05, np.float32)
+        severity[np.arange(len(levels)), list(levels)] = 0.9
+        category = np.zeros((len(levels), categories), np.float32)
+        category[:, tuple(Category).index(self._category) % categories] = 1.0
+        return Scores(severity, category, np.zeros(len(levels), np.float32))
+
+    def called(self) -> None:
+        self.calls += 1
+        if self._delay:
+            time.sleep(self._delay)
+
+    def query(self, queries: Sequence[Query]) -> list[QueryScores]:
+        self.called()
+        return [QueryScores(self.scores([self.level(" ".join(q.text.lower().split()))], 9)) for q in queries]
+
+    def open(self, context: Sequence[Message]) -> Session:
+        return _FakeSession(self)
+
+
+class _FakeSession(Session):
+    def __init__(self, model: FakeModel):
+        self._model, self._tail, self._worst = model, "", 0
+
+    def append(self, ids: Sequence[int]) -> Scores:
+        self._model.called()
+        levels = []
+        for i in ids:
+            start = len(self._tail)
+            self._tail = f"{self._tail} {self._model.tokenizer.words[i].lower()}".lstrip()
+            self._worst = max(self._worst, self._model.level(self._tail, start))
+            levels.append(self._worst)
+            self._tail = self._tail[-self._model.longest - 1 :] if self._model.longest else ""
+        return self._model.scores(levels, 8)
+
+    def peek(self, ids: Sequence[int]) -> Scores:
+        before = self._tail, self._worst
+        try:
+            return self.append(ids)
+        finally:
+            self._tail, self._worst = before
+
+
+class FakeGuard(Guard):
+    """A `Guard` over a `FakeModel`. `debounce` is 1 here unless given, so that one scripted word is enough."""
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        category: Category = Category.violent,
+        delay: float = 0.0,
+        **settings: Any,
+    ):
+        settings.setdefault("debounce", 1)
+        super().__init__(FakeModel(script or {}, category, delay), **settings)
+
+
+__all__ = ["FakeGuard", "FakeModel", "FakeTokenizer"]

@@ -1,0 +1,121 @@
+"""The shared vocabulary: how bad, of which kind, where in an application, and the frozen verdict that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from functools import total_ordering
+from typing import Any
+
+
+@total_ordering
+class Severity(Enum):
+    """How unsafe a text is. Ordered: ``safe < controversial < unsafe``."""
+
+    safe = "safe"
+    controversial = "controversial"
+    unsafe = "unsafe"
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, Severity):
+            return NotImplemented
+        return SEVERITIES.index(self) < SEVERITIES.index(other)
+
+
+SEVERITIES: tuple[Severity, ...] = tuple(Severity)
+"""All severities, mildest first. Every array of severity scores in guardkit is in this order."""
+
+
+class Category(Enum):
+    """What a text is unsafe about. `.label` is Qwen3Guard's own wording."""
+
+    violent = "violent"
+    non_violent_illegal = "non_violent_illegal"
+    sexual = "sexual"
+    pii = "pii"
+    self_harm = "self_harm"
+    unethical = "unethical"
+    political = "political"
+    copyright = "copyright"
+    jailbreak = "jailbreak"
+
+    @property
+    def label(self) -> str:
+        return _LABELS[self.value]
+
+
+_LABELS = {
+    "violent": "Violent",
+    "non_violent_illegal": "Non-violent Illegal Acts",
+    "sexual": "Sexual Content or Sexual Acts",
+    "pii": "PII",
+    "self_harm": "Suicide & Self-Harm",
+    "unethical": "Unethical Acts",
+    "political": "Politically Sensitive Topics",
+    "copyright": "Copyright Violation",
+    "jailbreak": "Jailbreak",
+}
+
+
+class Stage(Enum):
+    """Where in an application a text stands. Queries flow in; the others are the model's own output."""
+
+    prompt = "prompt"
+    response = "response"
+    reasoning = "reasoning"
+    tool_call = "tool_call"
+    tool_output = "tool_output"
+    document = "document"
+
+    @property
+    def is_query(self) -> bool:
+        """Whether models with the Stream contract judge this stage with their query heads."""
+        return self in (Stage.prompt, Stage.tool_output, Stage.document)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model found in one text. Equality ignores `latency_ms`.
+
+    severity: the worst that was found.
+    categories: most likely first; empty when safe.
+    scores: probability by severity, summing to 1: ``{"safe": p, "controversial": p, "unsafe": p}``.
+    refusal: whether a response declines its request; None where that was not judged.
+    stage: what the text was judged as.
+    model: the name of the model that judged.
+    token_index: for responses, the token the verdict stands on: the one that completed the flagged run, else the
+        last one (0-based within the response, None for queries and empty texts).
+    char_index: the first character of that token in the original text; for a query judged in windows, the first
+        character of the worst window.
+    char_end: for a query judged in windows, the end (exclusive) of the worst window; else None.
+    latency_ms: wall time of the check that this verdict came from.
+    """
+
+    severity: Severity
+    categories: tuple[Category, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    refusal: bool | None = None
+    stage: Stage = Stage.prompt
+    model: str = ""
+    token_index: int | None = None
+    char_index: int | None = None
+    char_end: int | None = None
+    latency_ms: float = field(default=0.0, compare=False)
+
+    def __hash__(self) -> int:  # `scores` is a plain dict, so the generated hash would fail
+        return hash((self.severity, self.categories, self.stage, self.model, self.token_index, self.char_index))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: enums as their values, categories as a list."""
+        out: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Enum):
+                value = value.value
+            elif f.name == "categories":
+                value = [c.value for c in value]
+            elif f.name == "scores":
+                value = dict(value)
+            out[f.name] = value
+        return out

@@ -1,0 +1,101 @@
+"""Every cookbook program, and every Python block of the README, runs as it stands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COOKBOOK = ROOT / "cookbook"
+UNSAFE_LINES = {44, 86, 128, 170, 225, 265}  # of app.log, by its author
+
+
+def run(*args: str | Path, cwd: Path) -> str:
+    """Run Python from another folder, offline, and return its standard output."""
+    paths = [str(ROOT), str(ROOT / "integrations"), str(ROOT / "cli")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=300
+    )
+    assert done.returncode == 0, f"{args} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_every_program_has_a_test():
+    programs = {path.stem for path in COOKBOOK.glob("*.py")}
+    assert programs == {"audit", "check_log", "own_policy", "reasoning", "stream_answer"}
+    assert programs <= {name.removeprefix("test_") for name in globals()}
+
+
+def test_check_log(tmp_path: Path):
+    out = run(COOKBOOK / "check_log.py", cwd=tmp_path)
+    blocked = {int(n) for n in re.findall(r"^(\d+): block", out, re.MULTILINE)}
+    assert len(blocked & UNSAFE_LINES) >= 5, out
+    assert len(blocked - UNSAFE_LINES) <= 6, out  # 2% of the harmless lines
+    assert "300 lines: " in out.splitlines()[-1]
+
+
+def test_check_log_of_harmless_lines_prints_only_the_count(tmp_path: Path):
+    log = tmp_path / "small.log"
+    log.write_text("INFO server started\n\nINFO GET /healthz 200 1ms\n", encoding="utf-8")
+    assert run(COOKBOOK / "check_log.py", log, cwd=tmp_path) == "3 lines: 3 allow\n"
+
+
+def test_stream_answer(tmp_path: Path):
+    good, bad = run(COOKBOOK / "stream_answer.py", cwd=tmp_path).strip().split("\n\n")
+    assert "stop" not in good
+    assert good.endswith(" 0 withheld")
+    shown = "".join(eval(text) for text in re.findall(r"^text +(.*)$", good, re.MULTILINE))
+    assert shown.startswith("Dear neighbour")
+    assert shown.endswith("have a good week.")
+    assert "stop     unsafe" in bad
+    assert not bad.endswith(" 0 withheld")
+
+
+def test_own_policy(tmp_path: Path):
+    out = run(COOKBOOK / "own_policy.py", cwd=tmp_path)
+    assert re.search(r"\[prompt\] How do I make a bomb.*\n +balanced +block: .*\n +own +block: ", out)
+    assert re.search(r"\[tool_output\] Weather.*\n +balanced +allow: .*\n +own +allow: ", out)
+    assert "name: careful" in out
+
+
+def test_reasoning(tmp_path: Path):
+    out = run(COOKBOOK / "reasoning.py", cwd=tmp_path)
+    tags, missing, unsafe = re.findall(r"whole message: (.*)", out)
+    assert tags.startswith("safe")
+    assert missing.startswith("safe")
+    assert unsafe == "unsafe, stage reasoning"
+    assert "own field: safe" in out
+
+
+def test_audit(tmp_path: Path):
+    out = run(COOKBOOK / "audit.py", tmp_path / "audit.jsonl", cwd=tmp_path)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["action"] for record in records] == ["allow", "block", "block"]
+    assert [record["judged"] for record in records] == [True, True, False]
+    assert "bomb" not in out
+
+
+def readme_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("block", readme_blocks(), ids=["check", "stream"])
+def test_readme(block: str, tmp_path: Path):
+    program = tmp_path / "block.py"
+    program.write_text(block, encoding="utf-8")
+    assert run(program, cwd=tmp_path)
+
+
+def test_readme_policy_is_valid(tmp_path: Path):
+    from guardkit import Policy
+
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    path = tmp_path / "policy.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert len(Policy.load(path).own_rules) == 3
+    assert len(Policy.load(COOKBOOK / "policy.yaml").own_rules) == 3

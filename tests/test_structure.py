@@ -1,0 +1,73 @@
+"""What holds the project's shape: exports, import weight and direction."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import guardkit
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "tokenizers")
+# Data flows one way; a module imports only from rows above its own.
+LAYERS = (
+    ("_version", "errors", "verdict"),
+    ("messages", "normalize"),
+    ("models.base", "policy_file"),
+    ("models.nano.tokenizer", "policy", "retokenize"),
+    ("models.nano", "models.nano.model", "audit", "judge"),
+    ("models.registry",),
+    ("models",),
+    ("stream",),
+    ("guard",),
+    ("testing", "adapters"),
+    ("",),
+)
+
+
+def test_every_export_exists() -> None:
+    for name in guardkit.__all__:
+        assert getattr(guardkit, name) is not None
+    assert sorted(guardkit.__all__) == guardkit.__all__
+
+
+def _loaded(code: str, *args: str) -> set[str]:
+    script = f"{code}\nimport sys; print('|'.join(sys.modules), file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, check=False)
+    return {name.split(".")[0] for name in run.stderr.splitlines()[-1].split("|")}
+
+
+def test_importing_guardkit_loads_nothing_heavy() -> None:
+    loaded = _loaded("import guardkit")
+    assert not loaded & {*HEAVY, "numpy", "onnxruntime", "yaml", "rich"}
+
+
+def test_checking_loads_nothing_heavy() -> None:
+    loaded = _loaded("from guardkit import Guard; Guard.load().check('hello')")
+    assert not loaded & {*HEAVY, "yaml", "rich"}
+
+
+def test_modules_import_downwards_only() -> None:
+    level = {name: i for i, row in enumerate(LAYERS) for name in row}
+    for path in sorted((ROOT / "guardkit").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT / "guardkit").with_suffix("").parts).removesuffix("__init__").rstrip(".")
+        assert name in level, f"{name} has no row in LAYERS"
+        for node in ast.parse(path.read_text()).body:  # lazy imports inside functions may go anywhere
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("guardkit"):
+                target = (node.module or "").removeprefix("guardkit").lstrip(".")
+                assert level[target] <= level[name], f"{name} imports {target}"
+
+
+def test_the_core_imports_no_integration() -> None:
+    for path in (ROOT / "guardkit").rglob("*.py"):
+        text = path.read_text()
+        assert "guardkit_cli" not in text
+        assert "langchain_guardkit" not in text.replace("import langchain_guardkit", "")
+
+
+def test_modules_can_be_read_at_one_sitting() -> None:
+    for folder in ("guardkit", "cli"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 420, path

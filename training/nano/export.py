@@ -1,0 +1,276 @@
+"""Export nano: torch weights -> one ONNX graph that computes with integers, plus a check that it agrees with torch.
+
+    python training/nano/export.py --work WORK --base MODEL_DIR --out guardkit/models/nano
+
+Weights are 8-bit per output channel (kept to 7 bits: products of an unsigned and a signed byte are added in pairs
+in 16 bits on CPUs without VNNI, and must not saturate). Activations are 8-bit at scales fixed here, from training
+texts: no scale depends on a batch or a chunk. Sums are 32-bit integers, so every value is exact whatever the shape.
+
+Attention: keys, queries and values are 8-bit; the values carry one constant column more a head, so that the same
+integer product gives the softmax's numerator and denominator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parent))
+from model import Config, Nano
+from train import Example, example, load
+
+from guardkit.models.nano.tokenizer import NanoTokenizer  # on the path through train.py
+
+MS = "com.microsoft"
+WEIGHT_MAX = 63
+ONE = 64  # the 8-bit value of the constant column of the values
+Array = NDArray[Any]
+
+
+class Ranges:
+    """The largest magnitude seen at each point of the network, as a high quantile over sampled positions."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[Array]] = {}
+
+    def add(self, name: str, x: torch.Tensor, per: int = 1) -> None:
+        """x [..., n * per]; keeps the maxima by token, for `per` > 1 of each of the `per` groups of columns."""
+        flat = x.detach().abs().reshape(-1, per, x.shape[-1] // per).amax(-1)
+        self.seen.setdefault(name, []).append(flat.float().numpy())
+
+    def top(self, name: str, quantile: float = 0.9995) -> Array:
+        return np.quantile(np.concatenate(self.seen[name]), quantile, axis=0)
+
+
+@torch.no_grad()
+def measure(model: Nano, examples: list[Example]) -> Ranges:
+    """Run the float model over `examples` and record ranges where the graph quantises."""
+    ranges = Ranges()
+    for e in examples:
+        ids = torch.tensor([e.ids])
+        x = model.norm(model.words(ids) + model.positions.weight[: ids.shape[1]])
+        for i, layer in enumerate(model.layers):
+            ranges.add(f"x{i}", x)
+            q, k, v = layer.qkv(x).chunk(3, -1)
+            ranges.add(f"q{i}", q, layer.heads)
+            ranges.add(f"k{i}", k, layer.heads)
+            ranges.add(f"v{i}", v, layer.heads)
+            split = [t.view(1, -1, layer.heads, 32).transpose(1, 2) for t in (q, k, v)]
+            attended = torch.nn.functional.scaled_dot_product_attention(*split, is_causal=True)
+            attended = attended.transpose(1, 2).reshape(x.shape)
+            ranges.add(f"a{i}", attended)
+            x = layer.norm1(x + layer.out(attended))
+            ranges.add(f"m{i}", x)
+            g = torch.nn.functional.gelu(layer.up(x))
+            ranges.add(f"g{i}", g)
+            x = layer.norm2(x + layer.down(g))
+        last = x[:, e.first :]
+        ranges.add("h", last)
+        for side in ("response", "query"):
+            pre = torch.nn.functional.gelu(getattr(model, f"{side}_pre")(last))
+            ranges.add(f"p_{side}", pre)
+    return ranges
+
+
+class Graph:
+    """A thin layer over onnx.helper: every call adds a node and returns its output's name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.values: list[onnx.TensorProto] = []
+        self._names: set[str] = set()
+        self.zero_u8 = self.const("zero_u8", np.uint8(0))
+        self.mid_u8 = self.const("mid_u8", np.uint8(128))
+        self.zero_s8 = self.const("zero_s8", np.int8(0))
+        self.one = self.const("one", np.float32(1))
+
+    def const(self, name: str, value: Any) -> str:
+        if name not in self._names:
+            self._names.add(name)
+            self.values.append(numpy_helper.from_array(np.array(value, order="C"), name))
+        return name
+
+    def ints(self, *values: int) -> str:
+        return self.const("i" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def op(self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attributes: Any) -> str:
+        name = out or f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], domain=domain, **attributes))
+        return name
+
+    def split(self, x: str, sizes: tuple[int, ...]) -> list[str]:
+        outs = [f"n{len(self.nodes)}_{i}" for i in range(len(sizes))]
+        self.nodes.append(helper.make_node("Split", [x, self.ints(*sizes)], outs, axis=-1))
+        return outs
+
+    def quantize(self, x: str, scale: float, zero: str) -> str:
+        return self.op("QuantizeLinear", x, self.const(f"scale{len(self.nodes)}", np.float32(scale)), zero)
+
+    def linear(self, x: str, scale: float, weight: Array, bias: Array, out_scale: Array | float = 1.0) -> str:
+        """x (u8 around 128, at `scale`) times weight [out, in], plus bias, divided by `out_scale` [out]."""
+        step = np.abs(weight).max(1) / WEIGHT_MAX
+        step[step == 0] = 1.0
+        w = np.round(weight / step[:, None]).astype(np.int8).T
+        n = f"w{len(self.nodes)}"
+        return self.op(
+            "MatMulIntegerToFloat", x, self.const(n, w), self.one,
+            self.const(n + "s", (scale * step / out_scale).astype(np.float32)), self.mid_u8, self.zero_s8,
+            self.const(n + "b", (bias / out_scale).astype(np.float32)), domain=MS,
+        )  # fmt: skip
+
+
+def build(model: Nano, ranges: Ranges) -> bytes:
+    c = model.config
+    state = {k: v.detach().float().numpy() for k, v in model.state_dict().items()}
+    heads, width = c.heads, c.hidden // c.heads
+    kv = c.hidden + heads * (width + 1)
+    g = Graph()
+
+    def norm(x: str, y: str, name: str) -> str:
+        gamma, beta = (g.const(f"{name}.{p}", state[f"{name}.{p}"]) for p in ("weight", "bias"))
+        return g.op("SkipLayerNormalization", x, y, gamma, beta, domain=MS, epsilon=c.eps)
+
+    table = state["words.weight"]
+    step = np.abs(table).max(1) / 127
+    words = g.const("words", np.round(table / step[:, None]).astype(np.int8))
+    word_scale = g.const("word_scale", step[:, None].astype(np.float32))
+    ids_rows = g.op("Cast", g.op("Gather", words, "ids"), to=TensorProto.FLOAT)
+    embedded = g.op("Mul", ids_rows, g.op("Gather", word_scale, "ids"))
+    x = norm(embedded, g.op("Gather", g.const("positions.weight", state["positions.weight"]), "positions"), "norm")
+    new = []
+    for i in range(c.layers):
+        at = f"layers.{i}."
+        sx = float(ranges.top(f"x{i}")[0]) / 127
+        q, k, v = (ranges.top(f"{n}{i}") for n in "qkv")
+        # One product of scales for all heads, so that scores come out in one unit; balanced between q and k.
+        unit = float((q * k).max()) / 127**2
+        sq, sk, sv = np.sqrt(unit * q / k), np.sqrt(unit * k / q), v / 127
+        weight, bias = state[at + "qkv.weight"], state[at + "qkv.bias"]
+        vw = np.zeros((heads, width + 1, c.hidden), np.float32)
+        vb = np.zeros((heads, width + 1), np.float32)
+        vw[:, :width] = weight[2 * c.hidden :].reshape(heads, width, -1) / sv[:, None, None]
+        vb[:, :width] = bias[2 * c.hidden :].reshape(heads, width) / sv[:, None]
+        vb[:, width] = ONE
+        all_w = np.concatenate([
+            weight[: c.hidden] / np.repeat(sq, width)[:, None],
+            weight[c.hidden : 2 * c.hidden] / np.repeat(sk, width)[:, None], vw.reshape(-1, c.hidden),
+        ])  # fmt: skip
+        all_b = np.concatenate([
+            bias[: c.hidden] / np.repeat(sq, width), bias[c.hidden : 2 * c.hidden] / np.repeat(sk, width), vb.reshape(-1),
+        ])  # fmt: skip
+        qkv = g.quantize(g.linear(g.quantize(x, sx, g.mid_u8), sx, all_w, all_b), 1.0, g.zero_s8)
+        query, fresh = g.split(qkv, (c.hidden, kv))
+        new.append(g.op("Unsqueeze", fresh, g.ints(2)))
+        past = g.op("Gather", "past", g.const(f"layer{i}", np.int64(i)), axis=2)
+        keys, values = g.split(g.op("Concat", past, fresh, axis=1), (c.hidden, kv - c.hidden))
+        by_head = g.ints(0, 0, heads, width)
+        query = g.op("Transpose", g.op("Reshape", query, by_head), perm=[0, 2, 1, 3])
+        keys = g.op("Transpose", g.op("Reshape", keys, by_head), perm=[0, 2, 3, 1])
+        values = g.op("Transpose", g.op("Reshape", values, g.ints(0, 0, heads, width + 1)), perm=[0, 2, 1, 3])
+        to_score = g.const(f"unit{i}", np.float32(unit / np.sqrt(width)))
+        scores = g.op("Add", g.op("MatMulIntegerToFloat", query, keys, to_score, g.one, domain=MS), "mask")
+        above = g.op("Sub", scores, g.op("ReduceMax", scores, axes=[-1], keepdims=1))
+        share = g.op("QuantizeLinear", g.op("Exp", above), g.const("share", np.float32(1 / 255)), g.zero_u8)
+        sums = g.op("MatMulIntegerToFloat", share, values, g.one, g.one, domain=MS)
+        above, below = g.split(sums, (width, 1))
+        sa = float(ranges.top(f"a{i}")[0]) / 127
+        # numerator / denominator is in units of sv / ONE; bring it to the fixed scale of the next product
+        ratio = g.op(
+            "Mul", g.op("Div", above, below), g.const(f"ratio{i}", (sv * ONE).astype(np.float32)[:, None, None])
+        )
+        attended = g.op("Transpose", g.quantize(ratio, sa, g.mid_u8), perm=[0, 2, 1, 3])
+        attended = g.op("Reshape", attended, g.ints(0, 0, c.hidden))
+        x = norm(x, g.linear(attended, sa, state[at + "out.weight"], state[at + "out.bias"]), at + "norm1")
+        sm, sg = float(ranges.top(f"m{i}")[0]) / 127, float(ranges.top(f"g{i}")[0]) / 127
+        up = g.linear(g.quantize(x, sm, g.mid_u8), sm, state[at + "up.weight"], state[at + "up.bias"])
+        inner = g.quantize(g.op("Gelu", up, domain=MS), sg, g.mid_u8)
+        x = norm(x, g.linear(inner, sg, state[at + "down.weight"], state[at + "down.bias"]), at + "norm2")
+    read = g.op("Gather", g.op("Reshape", x, g.ints(-1, c.hidden)), "rows")
+    sh = float(ranges.top("h")[0]) / 127
+    read = g.quantize(read, sh, g.mid_u8)
+    logits = []
+    for side in ("response", "query"):
+        sp = float(ranges.top(f"p_{side}")[0]) / 127
+        pre = g.linear(read, sh, state[f"{side}_pre.weight"], state[f"{side}_pre.bias"])
+        pre = g.quantize(g.op("Gelu", pre, domain=MS), sp, g.mid_u8)
+        logits.append(g.linear(pre, sp, state[f"{side}_head.weight"], state[f"{side}_head.bias"]))
+    g.op("Concat", *logits, out="logits", axis=-1)
+    g.op("Concat", *new, out="new", axis=2)
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        g.nodes, "nano",
+        [
+            info("ids", TensorProto.INT64, ["B", "T"]), info("positions", TensorProto.INT64, ["B", "T"]),
+            info("past", TensorProto.INT8, ["B", "P", c.layers, kv]),
+            info("mask", TensorProto.FLOAT, [1, 1, "T", "S"]), info("rows", TensorProto.INT64, ["N"]),
+        ],
+        [info("logits", TensorProto.FLOAT, ["N", 24]), info("new", TensorProto.INT8, ["B", "T", c.layers, kv])],
+        g.values,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MS, 1)]
+    out = helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="guardkit")
+    helper.set_model_props(out, {"positions": str(c.positions), "cache_shape": json.dumps([c.layers, kv])})
+    return out.SerializeToString()
+
+
+@torch.no_grad()
+def compare(model: Nano, path: Path, examples: list[Example]) -> None:
+    """Print how far the graph's probabilities are from torch's, at each example's last position."""
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shape = json.loads(session.get_modelmeta().custom_metadata_map["cache_shape"])
+    far = []
+    for e in examples:
+        ids = np.array([e.ids], np.int64)
+        n = ids.shape[1]
+        mask = np.where(np.tri(n, dtype=bool), np.float32(0), np.float32(-1e9))[None, None]
+        feed = {"ids": ids, "positions": np.arange(n)[None], "past": np.zeros((1, 0, *shape), np.int8), "mask": mask}
+        got = torch.tensor(session.run(["logits"], feed | {"rows": np.array([n - 1])})[0])
+        hidden = model(torch.tensor(ids))[:, -1]
+        want = model.query(hidden)[:, :3] if e.row.query else model.response(hidden)[:, :3]
+        mine = got[:, 12:15] if e.row.query else got[:, :3]
+        far.append(((mine.softmax(-1) - want.softmax(-1)).abs().max().item(), mine.argmax() != want.argmax()))
+    gaps = np.array([f for f, _ in far])
+    flips = sum(int(x) for _, x in far)
+    print(f"{path.stat().st_size / 1e6:.1f} MB; |dp| median {np.median(gaps):.4f} p95 {np.quantile(gaps, 0.95):.4f} "
+          f"max {gaps.max():.4f}; severity differs on {flips} of {len(far)}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--texts", type=int, default=1500, help="training texts that the ranges are measured on")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # texts go one by one: a second thread only waits
+    model = Nano(Config())
+    model.load_state_dict(torch.load(args.work / "nano.pt", map_location="cpu", weights_only=True))
+    model.eval()
+    rng = random.Random(1)
+    tokenizer = NanoTokenizer(args.base / "vocab.txt")
+    rows = load(args.work / "train.jsonl.gz", tokenizer)
+    sample = [e for r in rng.sample(rows, args.texts) if (e := example(r, 192, rng))]
+    args.out.mkdir(parents=True, exist_ok=True)
+    target = args.out / "nano.onnx"
+    target.write_bytes(build(model, measure(model, sample)))
+    shutil.copy(args.base / "vocab.txt", args.out / "vocab.txt")
+    dev = load(args.work / "dev.jsonl.gz", tokenizer)
+    compare(model, target, [e for r in rng.sample(dev, min(800, len(dev))) if (e := example(r, 192, None))])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""Train nano on what prepare.py wrote.
+
+    python training/nano/train.py --work WORK --base MODEL_DIR [--tokens 12e6] [--device cuda]
+
+Writes WORK/nano.pt (weights) and WORK/train.log. Loss: the severity of a prompt at its closing [SEP]; the severity
+of a response at every token (safe rows) or with a weight that grows towards its end (the others: where the harm
+begins is not labelled); the category where the severity is not safe; the refusal over a response's second half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+from model import CATEGORIES, SEVERITIES, Config, Nano, from_minilm  # noqa: E402
+
+from guardkit.models.nano.tokenizer import CLS, SEP, NanoTokenizer  # noqa: E402
+
+WRAP_SHARE = 0.12  # of the short prompts, shown inside a log line or a JSON record
+CONTEXT = 62  # tokens of the prompt that stand before a response: its head and its tail
+STATEMENTS = ("hatecheck", "toxic_spans_civil", "davidson_hate", "hatemoji_build", "multilingual_hatecheck",
+              "surge_toxicity", "toxigen_demonstrations", "synthetic_logs", "synthetic_code", "synthetic_chat",
+              "synthetic_tool", "paradetox")  # fmt: skip
+
+
+class Row(NamedTuple):
+    query: bool  # judged by the query heads
+    context: list[int]
+    text: list[int]
+    severity: int  # -1: not labelled
+    categories: tuple[int, ...]
+    refusal: int  # 1, 0, -1: not labelled
+    weight: float
+    statement: bool  # makes sense as a response too
+    source: str
+    lang: str
+
+
+class Example(NamedTuple):
+    ids: list[int]
+    first: int  # index of the first judged position
+    row: Row
+
+
+def load(path: Path, tokenizer: NanoTokenizer) -> list[Row]:
+    rows = []
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            r = json.loads(line)
+            query = r["kind"] == "prompt"
+            rows.append(Row(
+                query,
+                [] if query else tokenizer.encode(r["prompt"] or "")[0],
+                tokenizer.encode((r["prompt"] if query else r["response"])[:20000])[0],
+                SEVERITIES.index(r["severity"]) if r["severity"] else -1,
+                tuple(CATEGORIES.index(c) for c in r["categories"]),
+                -1 if r["refusal"] is None else int(r["refusal"]),
+                r["weight"], r["source"] in STATEMENTS, r["source"], r["lang"],
+            ))  # fmt: skip
+    return rows
+
+
+def wraps(tokenizer: NanoTokenizer, rng: random.Random, count: int = 600) -> list[tuple[list[int], list[int]]]:
+    """Token prefixes and suffixes that make a text a record of a log, a JSON object or a chat export. Harmless and
+    harmful texts are wrapped alike, so that the frame says nothing."""
+
+    def stamp() -> str:
+        date = f"20{rng.randint(15, 29)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+        clock = f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}:{rng.randint(0, 59):02}"
+        return rng.choice((f"{date}T{clock}Z", f"{date} {clock},{rng.randint(0, 999):03}", f"[{date} {clock}]", clock))
+
+    def level() -> str:
+        return rng.choice(("INFO", "DEBUG", "WARN", "info", "[info]", "INFO:", "NOTICE"))
+
+    def who() -> str:
+        return rng.choice(("user", "alice", "guest", "customer", "u", "user_")) + str(
+            rng.choice(("", rng.randint(1, 9999)))
+        )
+
+    out = []
+    for _ in range(count):
+        key = rng.choice(("text", "message", "prompt", "content", "query", "q", "input", "msg", "body"))
+        before, after = rng.choice((
+            (f'{stamp()} {level()} {rng.choice(("chat", "api", "web", "bot", "gateway"))} {rng.choice(("conv", "id", "session", "req"))}={rng.randint(0, 16**6):x} role=user {key}="', '"'),
+            (f"{stamp()} {level()} {rng.choice(('received', 'user said', 'incoming message', 'new prompt', 'request'))}: ", ""),
+            (f'{{"ts": "{stamp()}", "level": "{level().lower()}", "user": "{who()}", "{key}": "', '"}'),
+            (f'{{"role": "user", "{key}": "', '"}'),
+            (f"{stamp()} <{who()}> ", ""),
+            (f"{who()}: ", ""),
+            (f"{stamp()} {who()} {rng.choice(('->', 'to', '>'))} {rng.choice(('bot', 'assistant', 'support'))}: ", ""),
+            (f"level={level().lower()} ts={stamp()} user={who()} {key}=", f" latency={rng.randint(1, 900)}ms"),
+            (f"{key}='", f"' status=200 len={rng.randint(5, 900)}"),
+        ))  # fmt: skip
+        out.append((tokenizer.encode(before)[0], tokenizer.encode(after)[0]))
+    return out
+
+
+def head_and_tail(ids: list[int], limit: int) -> list[int]:
+    return ids if len(ids) <= limit else ids[: limit // 2] + ids[-(limit - limit // 2) :]
+
+
+Wraps = list[tuple[list[int], list[int]]]
+
+
+def example(row: Row, limit: int, rng: random.Random | None, frames: Wraps = []) -> Example | None:  # noqa: B006
+    """Cut a row to `limit` positions the way the runtime's windows do; `rng=None`: no chance, the first window."""
+    chance = rng.random() if rng else 0.0
+    query = row.query
+    if query and row.statement and rng and rng.random() < 0.25:
+        query = False
+    if query:
+        room = limit - 2
+        text = row.text
+        if rng and frames and len(text) < 100 and rng.random() < WRAP_SHARE:
+            before, after = rng.choice(frames)
+            text = [*before, *text, *after]
+        spare = len(text) - room
+        if spare > 0:
+            # A harmful long prompt mostly shows it at its head or its tail; a safe one must be safe everywhere.
+            start = rng.randint(0, spare) if rng and row.severity == 0 else (0 if chance < 0.6 else spare)
+            text = text[start : start + room]
+        ids = [CLS, *text, SEP]
+        return Example(ids, len(ids) - 1, row._replace(query=True))
+    context = head_and_tail(row.context, CONTEXT) if chance < 0.8 else []
+    room = limit - 2 - len(context)
+    text, spare = row.text, len(row.text) - room
+    if not text:
+        return None
+    if spare > 0:
+        start = rng.randint(0, spare) if rng and (row.severity == 0 or rng.random() < 0.3) else 0
+        text = text[start : start + room]
+    ids = [CLS, *context, SEP, *text]
+    return Example(ids, len(ids) - len(text), row._replace(query=False))
+
+
+def batches(examples: list[Example], tokens: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Batches of at most `tokens` padded positions, of alike lengths, in random order."""
+    rng.shuffle(examples)
+    pools = [sorted(examples[i : i + 20000], key=lambda e: len(e.ids)) for i in range(0, len(examples), 20000)]
+    for pool in pools:
+        cut: list[list[Example]] = []
+        batch: list[Example] = []
+        for e in pool:
+            if batch and (len(batch) + 1) * len(e.ids) > tokens:
+                cut.append(batch)
+                batch = []
+            batch.append(e)
+        cut.append(batch)
+        rng.shuffle(cut)
+        yield from cut
+
+
+def tensors(batch: list[Example], device: str) -> dict[str, torch.Tensor]:
+    """Padded ids and, for every judged position, its row, column, targets and weights."""
+    width = max(len(e.ids) for e in batch)
+    ids = np.zeros((len(batch), width), np.int64)
+    out: dict[str, list] = {k: [] for k in ("b", "t", "q", "severity", "w", "refusal", "wr")}
+    categories = np.zeros((len(batch), 9), np.float32)
+    for b, e in enumerate(batch):
+        ids[b, : len(e.ids)] = e.ids
+        row = e.row
+        if row.severity > 0 and row.categories:
+            categories[b, list(row.categories)] = 1 / len(row.categories)
+            if not row.query and categories[b, 8]:
+                categories[b] = 0
+        n = len(e.ids) - e.first
+        at = np.arange(n)
+        ramp = np.clip((at + 1) / n - 0.3, 0, None)
+        ramp[-1] += ramp.sum()  # the last token sees everything: it counts as much as all others together
+        w = np.ones(n) if row.severity == 0 else ramp
+        wr = np.clip((at + 1) / n - 0.5, 0, None) if not row.query and row.refusal >= 0 else np.zeros(n)
+        out["b"].append(np.full(n, b))
+        out["t"].append(e.first + at)
+        out["q"].append(np.full(n, row.query))
+        out["severity"].append(np.full(n, max(row.severity, 0)))
+        out["w"].append(w / w.sum() * row.weight * (row.severity >= 0))
+        out["refusal"].append(np.full(n, max(row.refusal, 0)))
+        out["wr"].append(wr / max(wr.sum(), 1e-9))
+    flat = {k: torch.from_numpy(np.concatenate(v)).to(device) for k, v in out.items()}
+    return flat | {"ids": torch.from_numpy(ids).to(device), "categories": torch.from_numpy(categories).to(device)}
+
+
+def loss_of(model: Nano, t: dict[str, torch.Tensor], dropout: float) -> torch.Tensor:
+    hidden = model(t["ids"], dropout)
+    n = len(t["ids"])
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for query in (True, False):
+        pick = t["q"] == query
+        if not pick.any():
+            continue
+        b, w = t["b"][pick], t["w"][pick].float()
+        h = hidden[b, t["t"][pick]]
+        logits = (model.query(h) if query else model.response(h)).float()
+        total = (
+            total
+            + (F.cross_entropy(logits[:, :3], t["severity"][pick], reduction="none", label_smoothing=0.03) * w).sum()
+        )
+        width = 9 if query else 8
+        target = t["categories"][b][:, :width]
+        total = total - 0.3 * ((F.log_softmax(logits[:, 3 : 3 + width], -1) * target).sum(-1) * w).sum()
+        if not query:
+            wr, refusal = t["wr"][pick].float(), t["refusal"][pick].float()
+            total = (
+                total + 0.3 * (F.binary_cross_entropy_with_logits(logits[:, 11], refusal, reduction="none") * wr).sum()
+            )
+    return total / n
+
+
+@torch.no_grad()
+def evaluate(model: Nano, rows: list[Row], device: str) -> str:
+    from sklearn.metrics import average_precision_score
+
+    model.eval()
+    result = []
+    for query in (True, False):
+        picked = [e for r in rows if r.query == query and r.severity >= 0 and (e := example(r, 192, None))]
+        picked.sort(key=lambda e: len(e.ids))
+        scores, labels, last = [], [], None
+        for i in range(0, len(picked), 64):
+            t = tensors(picked[i : i + 64], device)
+            with torch.autocast(device, torch.bfloat16):
+                h = model(t["ids"])
+            last = torch.tensor([len(e.ids) - 1 for e in picked[i : i + 64]], device=device)
+            h = h[torch.arange(len(last)), last].float()
+            p = (model.query(h) if query else model.response(h))[:, :3].softmax(-1)
+            scores += p.tolist()
+            labels += [e.row.severity for e in picked[i : i + 64]]
+        s, y = np.array(scores), np.array(labels)
+        result.append(
+            f"{'query' if query else 'response'} n={len(y)} acc={np.mean(s.argmax(1) == y):.4f} "
+            f"AP(not safe)={average_precision_score(y > 0, 1 - s[:, 0]):.4f} AP(unsafe)={average_precision_score(y == 2, s[:, 2]):.4f}"
+        )
+    model.train()
+    return "; ".join(result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--tokens", type=float, default=12e6, help="padded tokens to train on")
+    parser.add_argument("--batch", type=int, default=4096, help="padded tokens a step")
+    parser.add_argument("--limit", type=int, default=192)
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--resume", type=Path, help="weights to go on from")
+    parser.add_argument("--done", type=float, default=0, help="tokens that --resume has behind it (for the schedule)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
+    tokenizer = NanoTokenizer(args.base / "vocab.txt")
+    train, dev = load(args.work / "train.jsonl.gz", tokenizer), load(args.work / "dev.jsonl.gz", tokenizer)
+    frames = wraps(tokenizer, random.Random(args.seed))
+    model = from_minilm(args.base, Config(positions=args.limit)).to(args.device)
+    if args.resume:
+        model.load_state_dict(torch.load(args.resume, map_location=args.device, weights_only=True))
+    heads = [p for n, p in model.named_parameters() if "_pre" in n or "_head" in n]
+    body = [p for n, p in model.named_parameters() if not ("_pre" in n or "_head" in n)]
+    groups = [{"params": body, "lr": args.lr}, {"params": heads, "lr": args.lr * 3}]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    warmup = 0.05
+    log = (args.work / "train.log").open("a", buffering=1)
+    done, step, start, smooth = int(args.done), 0, time.time(), 0.0
+    print(f"train {len(train)} dev {len(dev)} args {vars(args)}", file=log)
+    while done < args.tokens:
+        examples = [e for r in train if (e := example(r, args.limit, rng, frames))]
+        for batch in batches(examples, args.batch, rng):
+            at = done / args.tokens
+            rate = min(at / warmup, max(0.02, (1 - at) / (1 - warmup))) if at < 1 else 0.02
+            for group, base in zip(optimiser.param_groups, (args.lr, args.lr * 3), strict=True):
+                group["lr"] = base * max(rate, 0.01)
+            t = tensors(batch, args.device)
+            with torch.autocast(args.device, torch.bfloat16):
+                loss = loss_of(model, t, 0.05)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            done += t["ids"].numel()
+            step += 1
+            smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
+            if step % 50 == 0:
+                print(
+                    f"step {step} tokens {done / 1e6:.2f}M loss {smooth:.4f} {(done - args.done) / (time.time() - start):.0f} tok/s",
+                    file=log,
+                )
+            if step % 1500 == 0:
+                torch.save(model.state_dict(), args.work / "nano.pt")
+                print(evaluate(model, dev, args.device), file=log)
+            if done >= args.tokens:
+                break
+    print(evaluate(model, dev, args.device), file=log)
+    torch.save(model.state_dict(), args.work / "nano.pt")
+    print(f"finished in {time.time() - start:.0f} s", file=log)
+
+
+if __name__ == "__main__":
+    main()
