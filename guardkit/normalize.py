@@ -18,147 +18,54 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-MAX_CHARS = 1 << 22  # of a longer text the view shows the head: more than any model's context, and bounded memory
-MAX_LEET = 40  # a longer token is no word
-KEEP_REPEATS = 2  # of more than three equal letters
-MIN_SPACED = 4  # single letters in a row; three are "A B C" or "e.g."
-
-# --- what looks like what: strong letters are drawn like the ASCII letter, weak ones only resemble it ----------------
-_STRONG = {
-    "a": "а", "b": "ЬᏏ", "c": "сϲⲥ", "d": "ԁꓒᏧ", "e": "е", "g": "Ԍ", "h": "һհ", "i": "іᎥ", "j": "јϳյ", "l": "ӏ",
-    "n": "ո", "o": "оοօⲟ", "p": "рρⲣ", "q": "ԛզ", "s": "ѕ", "u": "ս", "v": "ѵν", "w": "ԝ", "x": "х", "y": "уү",
-    "A": "АΑᎪꓮ", "B": "ВΒᏴꓐ", "C": "СᏟꓚ", "D": "Ꭰꓓ", "E": "ЕΕᎬꓰ", "F": "ꓝϜ", "G": "ᏀᎶꓖ", "H": "НΗᎻꓧ", "I": "ІΙӀꓲ",
-    "J": "ЈᎫꓙ", "K": "КΚᏦꓗ", "L": "ԼᏞꓡ", "M": "МΜᎷꓟ", "N": "Νꓠ", "O": "ОΟՕꓳᎾ", "P": "РΡᏢꓑ", "Q": "Ԛ", "R": "ᎡᏒꓣ",
-    "S": "ЅՏᏚꓢ", "T": "ТΤᎢꓔ", "U": "Սꓴ", "V": "ѴᏙꓦ", "W": "ԜᎳꓪ", "X": "ХΧꓫ", "Y": "ΥҮꓬ", "Z": "ΖᏃꓜ",
-}  # fmt: skip
-_WEAK = {
-    "a": "αΔΛ", "b": "вьъбβБ", "d": "δ", "e": "єεзЗΣξΞЄ", "f": "ғ", "g": "ց", "h": "нђћ", "i": "ι", "k": "кκ", "m": "м",
-    "n": "пηπиИП", "o": "σθΘФφΦΩ", "r": "гяЯГ", "s": "ς", "t": "тτ", "u": "цμυ", "v": "γ", "w": "шщωШЩ", "x": "χж",
-    "y": "чУЧ",
-}  # fmt: skip
-_RARE = {  # Latin letters of no everyday spelling: small capitals, phonetic letters
-    "a": "ᴀɑɐ", "b": "ʙƅɓ", "c": "ᴄɔ", "d": "ᴅɖɗ", "e": "ᴇǝɛⱻ", "f": "ꜰɟƒ", "g": "ɢɡƃ", "h": "ʜɥɦ", "i": "ɪᴉɩɨ",
-    "j": "ᴊɾȷ", "k": "ᴋʞƙ", "l": "ʟʅɭ", "m": "ᴍɯɱ", "n": "ɴɳɲ", "o": "ᴏɵ", "p": "ᴘƥ", "q": "ꞯʠ", "r": "ʀɹ",
-    "s": "ꜱʂ", "t": "ᴛʇƭ", "u": "ᴜʊ", "v": "ᴠʌʋ", "w": "ᴡʍɰ", "x": "ⅹ", "y": "ʏʎƴ", "z": "ᴢʐʑ",
-}  # fmt: skip
-_STROKED = {  # Latin letters that do not decompose, but that some language writes every day
-    "d": "đðĐ", "h": "ħĦ", "i": "ı", "l": "łŁ", "n": "ŋ", "o": "øØ", "t": "ŧ", "b": "ßƀ", "p": "þ",
-}  # fmt: skip
-_SYMBOLS = {"a": "∂∆", "b": "₿", "c": "©¢", "e": "€℮∑", "i": "¡", "l": "£", "n": "∩", "o": "¤°", "r": "®", "t": "†",
-            "u": "∪", "x": "×", "y": "¥"}  # fmt: skip
-# Letters turned on their heads; what they spell is read from its end.
-_FLIPPED = dict(zip("ɐɔǝɟƃɥᴉɾʞʅɯɹʇʌʍʎqbdpnuosxzl", "acefghijklmrtvwybqpdunosxzl", strict=True))
-_FLIP_ONLY = "ɐɔǝɟƃɥᴉɾʞʅɯɹʇʌʍʎ"
-
-# --- characters that no screen shows ---------------------------------------------------------------------------------
-_CONTROL = "\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f"
-_HIDDEN = (
-    f"{_CONTROL}\x80-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    "\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001d173-\U0001d17a"
-    "\U000e0000-\U000e0fff"
+from guardkit.disguises import (
+    ALPHABET,
+    ARTICLE_FOLLOWS,
+    ASCII_LETTER,
+    BADGES,
+    DOLLAR,
+    EXEMPT,
+    FLAG_PAIRS,
+    FLAG_TAGS,
+    FLIP_ONLY,
+    FLIPPED,
+    FOLLOWERS,
+    FORCED,
+    FORMAT,
+    HEX,
+    HIDDEN_RUN,
+    HINT_RARE,
+    HINT_SPACED,
+    HINT_SPACED_WIDE,
+    HOT,
+    KEEP_REPEATS,
+    LEET,
+    LEET_RUN,
+    LEET_SHORT,
+    LEET_SIGNS,
+    LOOSE_MARK,
+    LOWER,
+    MAX_CHARS,
+    MAX_LEET,
+    MIN_SPACED,
+    NATIVE_JOINER,
+    NOT_LEET,
+    NOT_LETTERS,
+    OVERLAYS,
+    OVERRIDE,
+    RARE,
+    REGIONAL,
+    REPEATED,
+    REPEATS,
+    SPACED,
+    STROKED,
+    STRONG,
+    SYMBOLS,
+    UPSIDE_DOWN,
+    WEAK,
+    WORD,
+    WORDLIKE,
 )
-_HIDDEN_RUN = re.compile(f"[{_HIDDEN}]+")
-_NATIVE_JOINER = re.compile(  # scripts whose spelling needs joiners, direction marks, selectors or invisible breaks
-    "[\u0590-\u10ff\u1100-\u11ff\u1780-\u18af\u1950-\u1aaf\u1b00-\u1c7f\u2e80-\uabff\uac00-\ufaff\ufb1d-\ufdff"
-    "\ufe70-\ufefc\U00011000-\U00011fff\U00020000-\U0003ffff]"
-)
-_FLAG_TAGS = re.compile("\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f|"  # England, Scotland, Wales
-                        "\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f|"
-                        "\U000e0067\U000e0062\U000e0077\U000e006c\U000e0073\U000e007f")  # fmt: skip
-_OVERRIDE = re.compile("\u202e([^\u202c\n\u2029]{2,1000})")  # shown from right to left: "bmob" reads "bomb"
-_UPSIDE_DOWN = re.compile(
-    f"(?<![a-z{_FLIP_ONLY}])[qbdpnuosxzl]*+[{_FLIP_ONLY}][a-z{_FLIP_ONLY}]*+"
-    f"(?:[ ,.'!?]{{1,2}}+(?:[qbdpnuosxzl]*+[{_FLIP_ONLY}][a-z{_FLIP_ONLY}]*+|[qbdpnuosxzl]{{1,3}}+(?![a-z])))*+"
-)
-
-# --- words: runs of letters of the alphabets that can pass for one another, and of the marks on them -----------------
-_MARKS = "\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
-_ODD = (  # none of these is in everyday text (nor any mark): their absence is the fast path of non-ASCII text
-    "\u0180-\u019f\u01a2-\u01ae\u01b1-\u01cc\u01dd-\u0217\u021c-\u036f\u0483-\u0489\u13a0-\u13ff\u1ab0-\u1aff"
-    "\u1d00-\u1e9f\u1f00-\u1fff\u2071-\u209c\u20d0-\u20ff\u2100-\u218f\u249c-\u24e9\u2c60-\u2cff\ua4d0-\ua4ff"
-    "\ua640-\ua69f\ua720-\ua7ff\uab30-\uabbf\ufb00-\ufb06\ufe20-\ufe2f\uff10-\uff19\uff21-\uff3a\uff41-\uff5a"
-    "\U0001d400-\U0001d7ff\U0001f110-\U0001f1ff"
-)
-_ALPHABETS = "\u0370-\u058f"  # Greek, Cyrillic, Armenian
-_SIGNS = "".join(_SYMBOLS.values())
-_ACCENTED = "\u00c0-\u024f\u1ea0-\u1ef9"
-_HOT = tuple(map(re.compile, (  # apart, since a set of characters at the start is what makes a search fast
-    f"[{_HIDDEN}{_ODD}]", f"[{_SIGNS}](?<=[A-Za-z].)[A-Za-z]", f"[{_ACCENTED}][{_ACCENTED}]{{3}}"
-)))  # fmt: skip
-_ALPHABET, _ASCII_LETTER = re.compile(f"[{_ALPHABETS}]"), re.compile("[A-Za-z]")
-_WORD = re.compile(f"[0-9A-Za-z{_ACCENTED}{_ALPHABETS}{_ODD}{_SIGNS}]+")
-_FORCED = ((0xFF10, 0xFF5A), (0x1D400, 0x1D7FF), (0x249C, 0x24C1), (0x24C3, 0x24E9), (0x1F110, 0x1F169))
-_BADGES = ((0x1F150, 0x41), (0x1F170, 0x41), (0x24C2, 0x4D))  # first of a set of boxed letters, its ASCII letter
-_OVERLAYS = re.compile("[A-Za-z](?=[\u0305\u0332-\u0338\u033f\u20d0-\u20f0])")
-_LOOSE_MARK = re.compile(f"([A-Za-z])([{_MARKS}])")
-_EXEMPT = "ªº™℠ℹ"
-_REGIONAL = re.compile("[\U0001f1e6-\U0001f1ff]+")
-_FLAGS = (  # the regions that have a flag: pairs that spell none of them are letters
-    "ACADAEAFAGAIALAMAOAQARASATAUAWAXAZBABBBDBEBFBGBHBIBJBLBMBNBOBQBRBSBTBVBWBYBZCACCCDCFCGCHCICKCLCMCNCOCPCRCUCVCWCX"
-    "CYCZDEDGDJDKDMDODZEAECEEEGEHERESETEUFIFJFKFMFOFRGAGBGDGEGFGGGHGIGLGMGNGPGQGRGSGTGUGWGYHKHMHNHRHTHUICIDIEILIMINIO"
-    "IQIRISITJEJMJOJPKEKGKHKIKMKNKPKRKWKYKZLALBLCLILKLRLSLTLULVLYMAMCMDMEMFMGMHMKMLMMMNMOMPMQMRMSMTMUMVMWMXMYMZNANCNE"
-    "NFNGNINLNONPNRNUNZOMPAPEPFPGPHPKPLPMPNPRPSPTPWPYQARERORSRURWSASBSCSDSESGSHSISJSKSLSMSNSOSRSSSTSVSXSYSZTATCTDTFTG"
-    "THTJTKTLTMTNTOTRTTTVTWTZUAUGUMUNUSUYUZVAVCVEVGVIVNVUWFWSXKYEYTZAZMZW"
-)
-_FLAG_PAIRS = frozenset(_FLAGS[i : i + 2] for i in range(0, len(_FLAGS), 2))
-
-# --- letters set apart -----------------------------------------------------------------------------------------------
-_LETTERS = f"0-9A-Za-z@$!\u00c0-\u024f{_ALPHABETS}"
-_BLANKS = " \u00a0\u2000-\u200a\u202f\u205f\u3000"
-_ONE = rf"[{_LETTERS}](?![^\W_])"
-_SPACED = re.compile(
-    rf"(?<![^\W_]){_ONE}( [.*_|~+·•-] |[{_BLANKS}\n]|[.*_|~+·•,-]){_ONE}(?:\1{_ONE})*+"
-    rf"(?:(?:[{_BLANKS}]{{2,8}}+|[ \t]{{0,4}}+[/\n][ \t]{{0,4}}+|[-_.*|~+]{{2,4}}+|[ \t]){_ONE}(?:\1{_ONE})*+)*+"
-)
-_ARTICLE_FOLLOWS = re.compile(r"(?<!\bto)(?<=[a-z]) \Z")
-
-# --- digits and signs for letters ------------------------------------------------------------------------------------
-# A token is looked at only where words stand: not inside a path, an address, a version, a name with hyphens, a value.
-_TOKEN_END = r"(?=[\s\"')\]}>,;*?…”’»]|[.:](?!\w)|\Z)"
-_LEET = re.compile(rf"(?<![^\s\"'(\[{{<,;*“‘«])[A-Za-z0-9@$!]{{3,{MAX_LEET}}}+{_TOKEN_END}")
-_LEET_SIGNS = {"0": "o", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "@": "a", "$": "s", "!": "i"}
-_LEET_RUN = re.compile("[0134578@$!]+")
-_LEET_SHORT = {"s3x": "sex", "g4y": "gay", "d1e": "die", "f4g": "fag", "@ss": "ass", "a$s": "ass", "a$$": "ass",
-               "ki11": "kill"}  # fmt: skip
-_NOT_LEET = frozenset(("a11y", "c3po", "g11n", "h5py", "i18n", "i3wm", "l10n", "log1p", "log4j", "py3k", "rav1e"))
-_DOLLAR = re.compile(  # "$teal", not "$scalar": a sign in front is a variable unless the word is one of these
-    r"\$(?:teal|tole|ex$|exual|exy|hit|lut|uck|uici|lave|nort|moke|hoot|tab|tarv|trang|cam|mut|perm|lit|nuff|ick)\w*"
-)
-_FORMAT = re.compile(r".*(?:![ras]|[a-z]{3}[1-4][dfi])|.*\$.*\$[a-z]{3,}")  # {name!r}, rotate3d, $sync$array
-_HEX = re.compile(r"[0-9a-f]{6,}|[0-9A-F]+|0[xX]\w*")
-# Which letter may follow which in an English word ("$": it may end there): each group is a letter and its followers.
-_FOLLOWERS = {
-    group[0]: frozenset(group[1:])
-    for group in re.findall(
-        r"\S+",
-        "a$bcdefghiklmnoprstuvwxyz b$abeilorstuy c$acehiklorstuy d$adegilmnorsuvwy e$abcdefghiklmnopqrstuvwxyz "
-        "f$aefilortu g$aeghilnorstuy h$aeilmnorstuy i$abcdefgiklmnoprstuvxz jaeou k$aeilnosy l$abcdefgiklmopstuvwy "
-        "m$abeimnopsuy n$acdefghijklmnorstuvwyz o$abcdefghiklmnoprstuvwxy p$aehiloprstuy qu r$abcdefghiklmnoprstuvwy "
-        "s$abcefhiklmnopqstuwy t$acehilmnorstuwy u$abcdefgilmnprst v$aeio w$aehilnors x$aceipt y$acdeilmnoprst z$aeio",
-    )
-}
-_WORDLIKE = re.compile(  # an onset that English has, and never more than four consonants
-    r"(?:[bcfgkp][lr]|[cgkpstw]h|[dt][rw]|s[cfklmnpqtw]|[gkw]n|wr|[sct]hr|s[cpt]r|spl|qu|[b-df-hj-np-tvwxz])?"
-    r"(?:[aeiouy]+[b-df-hj-np-tvwxz]{1,4})*[aeiouy]*"
-)
-_REPEATED = re.compile("([A-Za-z\u00c0-\u024f\u0370-\u058f])\\1{3,}+", re.IGNORECASE)
-_REPEATS = re.compile(r"[\w+/=]{5,}+")
-
-# --- the fast path: each hint begins with a set of characters that few lines have many of ----------------------------
-_HINT_RARE = re.compile(  # a control character between letters; a digit or sign inside a token, or a sign at its start
-    rf"[{_CONTROL}0134578@$!](?:(?<=[A-Za-z].)(?:[{_CONTROL}]*+[A-Za-z]|"
-    rf"[0134578@$!]{{0,{MAX_LEET}}}+(?:[A-Za-z]|(?<=\$\$)|(?<=[a-z]11))[A-Za-z0-9@$!]{{0,{MAX_LEET}}}+{_TOKEN_END})|"
-    "(?<=[$@])[a-z]{2})"
-)
-_HINT_SPACED, _HINT_SPACED_WIDE = (  # the middle of four: one at least of the two is a letter
-    re.compile(
-        f"[{sep}][0134578@$!{abc}][{sep}]"
-        f"(?:(?<=[{abc}].)[0134578@$!{abc}][{sep}]|[{abc}][{sep}]|(?<= [{abc}] )[.*_|~+·•-] [{abc}] )"
-    )
-    for abc, sep in (("A-Za-z", " \n.*_|~+,-"), (f"A-Za-z\u00c0-\u024f{_ALPHABETS}", f"{_BLANKS}\n.*_|~+·•,-"))
-)
-_LOWER = bytes(range(256)).lower()
-_NOT_LETTERS = bytes(code for code in range(256) if not chr(code).isalpha() or code > 127)
 
 
 @dataclass(frozen=True)
@@ -178,32 +85,32 @@ class View:
 def normalized_view(text: str) -> View | None:
     """The text as it reads, or None when that is the text itself (which is so for nearly all text)."""
     head = text if len(text) <= MAX_CHARS else text[:MAX_CHARS]
-    rare = bool(_HINT_RARE.search(head))
+    rare = bool(HINT_RARE.search(head))
     if head.isascii():
         hidden, words = rare, False
-        spaced = bool(_HINT_SPACED.search(head))
+        spaced = bool(HINT_SPACED.search(head))
         repeats = _has_repeats(head.encode("ascii"))
     else:
-        words = any(hint.search(head) for hint in _HOT) or bool(_ALPHABET.search(head) and _ASCII_LETTER.search(head))
+        words = any(hint.search(head) for hint in HOT) or bool(ALPHABET.search(head) and ASCII_LETTER.search(head))
         hidden = words or rare
-        spaced = bool(_HINT_SPACED_WIDE.search(head))
-        repeats = bool(_REPEATED.search(head))
+        spaced = bool(HINT_SPACED_WIDE.search(head))
+        repeats = bool(REPEATED.search(head))
     if not (rare or words or spaced or repeats):
         return None
     draft = _Draft(head)
     if hidden:
-        draft.rewrite(_OVERRIDE, _read_override)
-        draft.rewrite(_HIDDEN_RUN, _drop_hidden)
+        draft.rewrite(OVERRIDE, _read_override)
+        draft.rewrite(HIDDEN_RUN, _drop_hidden)
     if words:
-        draft.rewrite(_UPSIDE_DOWN, _turn_over)
-        draft.rewrite(_REGIONAL, _spell_flags)
-        draft.rewrite(_WORD, _fold_word)
-    if (spaced or hidden) and draft.rewrite(_SPACED, _join) and not draft.text.isascii():
-        draft.rewrite(_WORD, _fold_word)  # letters of several alphabets, now in one word
+        draft.rewrite(UPSIDE_DOWN, _turn_over)
+        draft.rewrite(REGIONAL, _spell_flags)
+        draft.rewrite(WORD, _fold_word)
+    if (spaced or hidden) and draft.rewrite(SPACED, _join) and not draft.text.isascii():
+        draft.rewrite(WORD, _fold_word)  # letters of several alphabets, now in one word
     if rare or draft.text is not head:
-        draft.rewrite(_LEET, _read_leet)
+        draft.rewrite(LEET, _read_leet)
     if repeats or draft.text is not head:
-        draft.rewrite(_REPEATS, _squeeze)
+        draft.rewrite(REPEATS, _squeeze)
     return None if draft.text == head else View(draft.text, tuple(draft.origin), len(text))
 
 
@@ -213,7 +120,7 @@ def _has_repeats(raw: bytes) -> bool:
     The text as one number, xored with itself moved by a byte, has a zero byte wherever two neighbours are equal.
     Without anything but letters, so that indents, rules and zeros are no trigger.
     """
-    letters = raw.translate(_LOWER, _NOT_LETTERS)
+    letters = raw.translate(LOWER, NOT_LETTERS)
     number = int.from_bytes(letters, "big")
     return b"\0\0\0" in (number ^ (number >> 8)).to_bytes(len(letters), "big")
 
@@ -254,20 +161,20 @@ class _Draft:
 
 def _read_override(match: re.Match[str]) -> Pieces | None:
     # Origins may not decrease, so all of the reversed text points at where it begins.
-    return [(match[1][::-1], match.start())] if _ASCII_LETTER.search(match[1]) else None
+    return [(match[1][::-1], match.start())] if ASCII_LETTER.search(match[1]) else None
 
 
 def _turn_over(match: re.Match[str]) -> Pieces | None:
-    if sum(char in _FLIP_ONLY for char in match[0]) < 3:  # phonetic spelling uses one or two of these letters
+    if sum(char in FLIP_ONLY for char in match[0]) < 3:  # phonetic spelling uses one or two of these letters
         return None
-    return [("".join(_FLIPPED.get(char, char) for char in reversed(match[0])), match.start())]
+    return [("".join(FLIPPED.get(char, char) for char in reversed(match[0])), match.start())]
 
 
 def _drop_hidden(match: re.Match[str]) -> Pieces | None:
     run, start = match[0], match.start()
     before = match.string[start - 1 : start] if start else ""
     after = match.string[match.end() : match.end() + 1]
-    if (before == "\U0001f3f4" and _FLAG_TAGS.fullmatch(run)) or (run == "\ufeff" and not start):
+    if (before == "\U0001f3f4" and FLAG_TAGS.fullmatch(run)) or (run == "\ufeff" and not start):
         return None
     if run[0] < "\xa0":  # control characters: between letters they hide, elsewhere they are format
         return [] if before.isalpha() and after.isalpha() else None
@@ -275,7 +182,7 @@ def _drop_hidden(match: re.Match[str]) -> Pieces | None:
         in_emoji = after == "\u20e3" or (before > " " and not before.isalnum())
         if in_emoji and not run.strip("\u200d\ufe0e\ufe0f"):
             return None
-        native = [char for char in (before, after) if _NATIVE_JOINER.match(char)]
+        native = [char for char in (before, after) if NATIVE_JOINER.match(char)]
         if native and not any(char.isalpha() for char in (before, after) if char not in native):
             return None
     # Text written in characters that no screen shows: as tags, or as bytes in variation selectors.
@@ -289,7 +196,7 @@ def _drop_hidden(match: re.Match[str]) -> Pieces | None:
 
 def _spell_flags(match: re.Match[str]) -> Pieces | None:
     letters = "".join(chr(ord(char) - 0x1F1E6 + 65) for char in match[0])
-    if len(letters) % 2 == 0 and all(letters[i : i + 2] in _FLAG_PAIRS for i in range(0, len(letters), 2)):
+    if len(letters) % 2 == 0 and all(letters[i : i + 2] in FLAG_PAIRS for i in range(0, len(letters), 2)):
         return None
     return [(letter.lower(), match.start() + i) for i, letter in enumerate(letters)]
 
@@ -298,12 +205,12 @@ def _spell_flags(match: re.Match[str]) -> Pieces | None:
 
 _ASCII: dict[str, str] = {}  # a character -> the ASCII that it looks like
 _KNOWN: dict[str, str] = {}  # a character -> its kind, see _Kinds
-for _kind, _table in (("s", _STRONG), ("w", _WEAK), ("r", _RARE), ("l", _STROKED), ("y", _SYMBOLS)):
+for _kind, _table in (("s", STRONG), ("w", WEAK), ("r", RARE), ("l", STROKED), ("y", SYMBOLS)):
     for _letter, _alike in _table.items():
         for _char in _alike:
             _KNOWN[_char] = _kind
             _ASCII[_char] = _letter
-for _first, _base in _BADGES:
+for _first, _base in BADGES:
     for _i in range(26 if _first != 0x24C2 else 1):
         _KNOWN[chr(_first + _i)] = "C" if _first == 0x1F150 else "c"  # a single 🅰, 🅿 or Ⓜ is a sign
         _ASCII[chr(_first + _i)] = chr(_base + _i)
@@ -329,9 +236,9 @@ class _Kinds(dict[int, str]):
         category = unicodedata.category(char)
         if category[0] == "M":
             return "m"
-        forced = any(lo <= code <= hi for lo, hi in _FORCED)
+        forced = any(lo <= code <= hi for lo, hi in FORCED)
         plain = unicodedata.normalize("NFKC", char)
-        if char in _EXEMPT or category == "No" or (category == "So" and not forced):
+        if char in EXEMPT or category == "No" or (category == "So" and not forced):
             return "-"  # m², ½, ①, ™ are spelling, not disguise
         if (plain != char and plain.isascii()) or category == "So":
             _ASCII[char] = "".join(c for c in plain if c.isalnum())
@@ -371,8 +278,8 @@ def _fold_word(match: re.Match[str]) -> Pieces | None:
         fold += "s"
     marked = "m" in have and (
         "mmm" in kinds
-        or bool(_OVERLAYS.search(word))
-        or sum(len(unicodedata.normalize("NFC", m[0])) > 1 for m in _LOOSE_MARK.finditer(word)) > 1
+        or bool(OVERLAYS.search(word))
+        or sum(len(unicodedata.normalize("NFC", m[0])) > 1 for m in LOOSE_MARK.finditer(word)) > 1
     )
     if not marked and "y" not in have and not have & set(fold):
         return None
@@ -421,7 +328,7 @@ def _join(match: re.Match[str]) -> Pieces | None:
     if sep == " " and groups[0][0][0] in "aA" and len(groups[0]) > MIN_SPACED:
         # "build a b o m b", but "to a b u s e": an article where a word comes before and another can follow.
         rest = "".join(char for char, _ in groups[0][1:]).lower()
-        if _ARTICLE_FOLLOWS.search(text[max(0, start - 20) : start]) and _WORDLIKE.fullmatch(rest):
+        if ARTICLE_FOLLOWS.search(text[max(0, start - 20) : start]) and WORDLIKE.fullmatch(rest):
             groups[:1] = [groups[0][:1], groups[0][1:]]
     pieces = groups[0]
     for group in groups[1:]:
@@ -446,11 +353,11 @@ def _read_leet(match: re.Match[str]) -> Pieces | None:
     if token.isalpha() or token.isdigit():
         return None
     low = token.lower()
-    if low in _NOT_LEET or re.search("[269]", low):
+    if low in NOT_LEET or re.search("[269]", low):
         return None
-    if _HEX.fullmatch(token) or _FORMAT.fullmatch(low):
+    if HEX.fullmatch(token) or FORMAT.fullmatch(low):
         return None
-    read = _LEET_SHORT.get(low) or _unleet(token, low)
+    read = LEET_SHORT.get(low) or _unleet(token, low)
     if not read:
         return None
     upper = sum(map(str.isupper, token)) > 1
@@ -461,14 +368,14 @@ def _read_leet(match: re.Match[str]) -> Pieces | None:
 def _unleet(token: str, low: str) -> str | None:
     """The word that a lower-case token of letters, digits and signs spells, or None if it does not look like one."""
     letters = "".join(char for char in token if char.isalpha())
-    runs = [(m.start(), m.end(), m[0]) for m in _LEET_RUN.finditer(low)]
+    runs = [(m.start(), m.end(), m[0]) for m in LEET_RUN.finditer(low)]
     if not letters or not (letters.islower() or letters.isupper() or letters.istitle()):
         return None  # base64 and camel case
     inner = [run for a, b, run in runs if a and b < len(low)]
     equal = any(len(run) > 1 and len(set(run)) == 1 for _, _, run in runs)
     if len(letters) < (2 if equal else 3) or any(len(run) > 2 and len(set(run)) > 1 for _, _, run in runs):
         return None
-    if not inner and not _DOLLAR.fullmatch(low) and low[-2:] != "$$":
+    if not inner and not DOLLAR.fullmatch(low) and low[-2:] != "$$":
         return None  # covid19, mp3, 4th: digits at an end alone count something
     last = runs[-1][2] if runs[-1][1] == len(low) else ""
     if sum(len(set(run)) for _, _, run in runs) > len(letters) + 1 or len(last) > 2:
@@ -479,7 +386,7 @@ def _unleet(token: str, low: str) -> str | None:
         return None  # user@host, main$inner, wow!great: two words and a sign
     read = list(low)
     for i, char in enumerate(low):
-        read[i] = _LEET_SIGNS.get(char, char)
+        read[i] = LEET_SIGNS.get(char, char)
     for i, char in enumerate(low):
         if char == "1":
             before, after = "".join(read[i - 1 : i]), "".join(read[i + 1 : i + 2])
@@ -491,20 +398,20 @@ def _unleet(token: str, low: str) -> str | None:
     shape = re.sub(r"(.)\1+", r"\1\1", word)  # b0000mb is still to be squeezed
     pairs = zip(shape, shape[1:] + "$", strict=True)
     doubled = re.sub(r"(.)\1", r"\1", shape)
-    fits = all(b in _FOLLOWERS.get(a, "") or a == b for a, b in pairs) and _WORDLIKE.fullmatch(doubled)
+    fits = all(b in FOLLOWERS.get(a, "") or a == b for a, b in pairs) and WORDLIKE.fullmatch(doubled)
     return word if fits and re.search("[aeiou]", word) else None
 
 
 def _squeeze(match: re.Match[str]) -> Pieces | None:
     token, start = match[0], match.start()
     # Letters alone, in one case: ffff, xxxx, AAAA and base64 are no stretched words.
-    if not token.isalpha() or len(set(token.lower())) < 2 or _HEX.fullmatch(token):
+    if not token.isalpha() or len(set(token.lower())) < 2 or HEX.fullmatch(token):
         return None
     if not re.fullmatch("[^a-z]*[^A-Z]*", token):
         return None
     pieces: Pieces = []
     at = 0
-    for m in _REPEATED.finditer(token):
+    for m in REPEATED.finditer(token):
         pieces += [(token[i], start + i) for i in range(at, m.start() + KEEP_REPEATS)]
         at = m.end()
     return pieces + [(token[i], start + i) for i in range(at, len(token))] if at else None

@@ -14,13 +14,14 @@ HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "
 # Data flows one way; a module imports only from rows above its own.
 LAYERS = (
     ("_version", "errors", "verdict"),
-    ("messages", "normalize"),
+    ("messages", "disguises"),
+    ("normalize",),
     ("models.base", "policy_file"),
     ("models.nano.tokenizer", "policy", "retokenize"),
     ("models.nano", "models.nano.model", "audit", "judge"),
     ("models.registry",),
     ("models",),
-    ("stream",),
+    ("stream", "batch"),
     ("guard",),
     ("testing", "adapters"),
     ("",),
