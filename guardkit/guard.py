@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guardkit.audit import Audit, Sink
-from guardkit.batch import Item
+from guardkit.batch import Item, Judging, Outcome
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, NotJudged
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
