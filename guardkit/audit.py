@@ -71,7 +71,7 @@ class Audit:
         self._sink = JsonlSink(sink) if isinstance(sink, str | Path) else sink
         self._model, self._with_text = model, with_text
 
-    def __call__(self, decision: Decision, text: str | None, characters: int, latency_ms: float, surface: str) -> None:
+    def __call__(self, decision: Decision, text: object, characters: int, latency_ms: float, surface: str) -> None:
         verdict = decision.verdict
         self._sink(
             AuditRecord(
@@ -89,6 +89,6 @@ class Audit:
                 error=decision.error,
                 characters=characters,
                 latency_ms=latency_ms,
-                text=text if self._with_text else None,
+                text=str(text) if self._with_text and text is not None else None,
             )
         )

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast
 
 from guardkit.errors import MessageError, NotJudged
-from guardkit.judge import ResponseReader, RunningVerdict, Tokens, empty_verdict, verdict_of
+from guardkit.judge import ResponseReader, RunningVerdict, Tokens, check_finite, empty_verdict, verdict_of
 from guardkit.messages import Message, Part, read_messages, starts_in_reasoning
-from guardkit.models.base import Query, Session, StreamModel
-from guardkit.policy import Policy
+from guardkit.models.base import Query, QueryScores, Session, StreamModel
+from guardkit.policy import Decision, Policy
 from guardkit.verdict import SEVERITIES, Stage, Verdict
 
 Item = str | Sequence[Message | Mapping[str, Any]]
@@ -30,14 +30,31 @@ class Runner(Protocol):
     def __call__(self, call: Callable[[], _T], /) -> _T: ...
 
 
+RESPONSES = 64  # whole responses under way at once; each holds a session
+
+
+class TimedOut(TimeoutError):
+    """A model call took longer than the guard's own timeout."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one item: a verdict, or why there is none. Both where one part could not be judged."""
+    """What became of one item: what was found in its parts and windows, and why a part has no verdict."""
 
     stage: Stage
-    verdict: Verdict | None
+    found: tuple[Decision, ...]
     error: BaseException | None
     characters: int
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The most severe verdict; the first of equals."""
+        return max(filter(None, (d.verdict for d in self.found)), key=lambda v: v.severity, default=None)
+
+    @property
+    def decision(self) -> Decision | None:
+        """What the policy finds worst: not always the most severe, since policies tell stages apart."""
+        return max(self.found, key=lambda d: (d.action, d.verdict and d.verdict.severity), default=None)
 
 
 class Judging:
@@ -46,32 +63,42 @@ class Judging:
     def __init__(self, model: StreamModel, policy: Policy, debounce: int, run: Runner):
         self.model, self.policy, self.debounce, self.run = model, policy, debounce, run
 
-    def judge(self, items: Sequence[Item], wanted: Stage | None, views: bool) -> list[Outcome]:
+    def judge(self, items: Sequence[Item], stage: Stage | None, views: bool) -> list[Outcome]:
         """Every item's outcome. Parts of all items share batches; a fault of one item does not touch the others."""
         start = time.perf_counter()
-        work: list[_Work] = []
+        groups: list[list[_Work]] = []
         parts: list[list[Part]] = []
         errors: list[BaseException | None] = []
-        for i, item in enumerate(items):
+        for item in items:
+            work: list[_Work] = []
             found: list[Part] = []
             error: BaseException | None = None
             try:
-                context, found = _read(item, wanted)
+                context, found = _read(item, stage)
                 for part in found:
                     if part.text is None:
                         error = error or NotJudged(f"{part.what} content cannot be judged by {self.model.name}")
                     else:
-                        work += _with_view(_Work(i, part.stage, part.text, context), views)
+                        work += _works(part.stage, part.text, context, views)
             except Exception as problem:  # whatever it is, this item is not judged and the others are
                 error = problem
+            groups.append(work)
             parts.append(found)
             errors.append(error)
-        self._run_queries([w for w in work if w.stage.is_query])
-        self._run_responses([w for w in work if not w.stage.is_query])
+        everything = [w for work in groups for w in work]
+        self._run_queries([w for w in everything if w.stage.is_query])
+        responses = [w for w in everything if not w.stage.is_query]
+        for i in range(0, len(responses), RESPONSES):
+            self._run_responses(responses[i : i + RESPONSES])
         elapsed = (time.perf_counter() - start) * 1e3
-        return [
-            _outcome(parts[i], group, errors[i], wanted, elapsed) for i, group in enumerate(_by_item(work, len(items)))
-        ]
+        outcomes = []
+        for found, work, error in zip(parts, groups, errors, strict=True):
+            decisions = tuple(_timed(d, elapsed) for w in work for d in w.located())
+            error = error or next((w.error for w in work if w.error is not None), None)
+            worst = max(decisions, key=lambda d: (d.action, d.verdict and d.verdict.severity), default=None)
+            where = worst.stage if worst else found[0].stage if found else stage or Stage.prompt
+            outcomes.append(Outcome(where, decisions, error, sum(len(p.text or "") for p in found)))
+        return outcomes
 
     def _run_queries(self, work: list[_Work]) -> None:
         real = []
@@ -79,50 +106,68 @@ class Judging:
             if w.text.strip():
                 real.append(w)
             else:
-                w.verdict = empty_verdict(self.model, w.stage)
+                w.found = [self.policy.decide(empty_verdict(self.model, w.stage))]
         queries = [Query(w.text, w.stage, w.context) for w in real]
-        for w, result in zip(real, self._each(queries, self.model.query), strict=True):
-            if isinstance(result, BaseException):
-                w.error = result
-                continue
-            level = self.model.severities(result.scores.severity, w.stage)[0]
-            verdict = verdict_of(self.model, result.scores, 0, SEVERITIES[level], w.stage)
-            if result.start is not None and result.end is not None:
-                verdict = replace(verdict, char_index=result.start, char_end=result.end)
-            w.verdict = verdict
-
-    def _run_responses(self, work: list[_Work]) -> None:
-        jobs = [_ResponseJob(self, w) for w in work]
-        active = list(jobs)
-        while active:
-            steps = [(job, tokens) for job in active for tokens in job.next_tokens()]
-            # A part has one group of tokens a round, so that a session is never twice in a batch.
-            pairs = [(job.session, tokens.ids) for job, tokens in steps]
-            for (job, tokens), result in zip(steps, self._each(pairs, self.model.append_batch), strict=True):
+        for w, result in zip(real, self._each(queries), strict=True):
+            try:
                 if isinstance(result, BaseException):
-                    job.fail(result)
-                else:
-                    job.running.add(tokens, result)
-            active = [job for job in active if not job.done]
-        for job in jobs:
-            job.close()
+                    raise result
+                w.found = [self.policy.decide(self._verdict(q, w.stage)) for q in result]
+                w.found.sort(key=lambda d: d.verdict.scores["safe"] if d.verdict else 0.0)
+            except Exception as error:
+                w.error = error
 
-    def _each(self, inputs: Sequence[Any], batch: Callable[[Sequence[Any]], Sequence[_T]]) -> list[_T | BaseException]:
-        """Run a batch; where it fails, its rows one by one, so that a poisoned row fails alone."""
-        if not inputs:
+    def _verdict(self, found: QueryScores, stage: Stage) -> Verdict:
+        check_finite(found.scores, 1)
+        level = self.model.severities(found.scores.severity, stage)[0]
+        verdict = verdict_of(self.model, found.scores, 0, SEVERITIES[level], stage)
+        return replace(verdict, char_index=found.start, char_end=found.end)
+
+    def _each(self, queries: Sequence[Query]) -> list[list[QueryScores] | BaseException]:
+        """One batch; where it fails, its rows one by one, so that a poisoned row fails alone."""
+        if not queries:
             return []
         try:
-            return list(self.run(lambda: batch(inputs)))
+            found = self.run(lambda: self.model.query(queries))
+            if len(found) != len(queries) or not all(found):
+                raise ValueError(f"the model judged {len(found)} of {len(queries)} queries")
+            return list(found)
         except Exception as error:
-            if len(inputs) == 1 or isinstance(error, TimeoutError):
-                return [error] * len(inputs)
-        out: list[_T | BaseException] = []
-        for one in inputs:
-            try:
-                out += self.run(lambda one=one: batch([one]))  # type: ignore[misc]
-            except Exception as error:
-                out.append(error)
-        return out
+            if len(queries) == 1:
+                return [error]
+        return [result for query in queries for result in self._each([query])]
+
+    def _run_responses(self, work: list[_Work]) -> None:
+        """Responses share forward passes; where a pass fails, each starts again on its own."""
+        jobs = [_ResponseJob(self, w) for w in work]
+        active = [job for job in jobs if not job.done]
+        try:
+            while active:
+                steps = [(job, tokens) for job in active if (tokens := job.next_tokens()) is not None]
+                if steps:
+                    self._step(steps)
+                active = [job for job in active if not job.done]
+        except Exception as error:
+            if len(jobs) == 1:
+                work[0].error = error
+                return
+            for w in work:
+                if w.error is None:
+                    self._run_responses([w])
+            return
+        finally:
+            for job in jobs:
+                job.close()
+        for job in jobs:
+            job.settle()
+
+    def _step(self, steps: list[tuple[_ResponseJob, Tokens]]) -> None:
+        pairs = [(job.session, tokens.ids) for job, tokens in steps if job.session is not None]
+        results = self.run(lambda: self.model.append_batch(pairs))
+        if len(results) != len(steps):
+            raise ValueError(f"the model judged {len(results)} of {len(steps)} responses")
+        for (job, tokens), scores in zip(steps, results, strict=True):
+            job.running.add(tokens, scores)
 
 
 class _Work:
@@ -130,69 +175,69 @@ class _Work:
 
     def __init__(
         self,
-        item: int,
         stage: Stage,
         text: str,
         context: tuple[Message, ...],
+        *,
+        start: Stage | None = None,
         origin: Callable[[int], int] | None = None,
     ):
-        self.item, self.stage, self.text, self.context, self.origin = item, stage, text, context, origin
-        self.verdict: Verdict | None = None
+        self.stage, self.text, self.context, self.origin = stage, text, context, origin
+        self.start = start or stage  # the stage that a response begins in
+        self.found: list[Decision] = []
         self.error: BaseException | None = None
 
-    def located(self) -> Verdict | None:
-        """The verdict with its offsets in the original text."""
-        v = self.verdict
+    def located(self) -> list[Decision]:
+        """What was found, with its offsets in the original text. A view has tokens of its own: no token index."""
+        return [self._locate(d) for d in self.found]
+
+    def _locate(self, decision: Decision) -> Decision:
+        v = decision.verdict
         if v is None or self.origin is None:
-            return v
+            return decision
         start = None if v.char_index is None else self.origin(v.char_index)
         end = None if v.char_end is None else self.origin(v.char_end)
-        return replace(v, char_index=start, char_end=end)
+        return replace(decision, verdict=replace(v, token_index=None, char_index=start, char_end=end))
 
 
 class _ResponseJob:
     """A whole response on its way through the same machine as a stream."""
 
     def __init__(self, judging: Judging, work: _Work):
-        stage = work.stage
-        if stage is Stage.response and starts_in_reasoning(work.text):
-            stage = Stage.reasoning
         self._work = work
-        self._reader = ResponseReader(judging.model, stage)
-        self.running = RunningVerdict(judging.model, judging.policy, stage, judging.debounce)
+        self._reader = ResponseReader(judging.model, work.start)
+        self.running = RunningVerdict(judging.model, judging.policy, work.start, judging.debounce)
         self._at = 0
         self._queue: list[Tokens] = []
-        self._failed = False
         self.session: Session | None = None
         try:
             self.session = judging.run(lambda: judging.model.open(work.context))
         except Exception as error:
-            self.fail(error)
+            work.error = error
 
     @property
     def done(self) -> bool:
         finished = self._at > len(self._work.text) and not self._queue
-        return self._failed or self.running.stopped or finished
+        return self._work.error is not None or self.running.stopped or finished
 
-    def next_tokens(self) -> list[Tokens]:
-        """The next group of tokens, as a list of one; empty at the end."""
+    def next_tokens(self) -> Tokens | None:
+        """The next group of tokens; None at the end. One group a round, so a session is never twice in a batch."""
         text = self._work.text
-        while not self._queue and self._at <= len(text) and not self._failed:
+        while not self._queue and self._at <= len(text):
             self._queue = self._reader.push(text[self._at : self._at + FEED_CHARS])[1]
             self._at += FEED_CHARS
             if self._at >= len(text):
                 self._queue += self._reader.finish()[1]
                 self._at = len(text) + 1
-        return [self._queue.pop(0)] if self._queue and not self._failed else []
+        return self._queue.pop(0) if self._queue else None
 
-    def fail(self, error: BaseException) -> None:
-        self._failed, self._work.error = True, error
+    def settle(self) -> None:
+        if self._work.error is None:
+            self._work.found = [self.running.decision]
 
     def close(self) -> None:
         if self.session is not None:
             self.session.close()
-        if not self._failed:
-            self._work.verdict = self.running.verdict
 
 
 def _read(item: Item, stage: Stage | None) -> tuple[tuple[Message, ...], list[Part]]:
@@ -206,34 +251,24 @@ def _read(item: Item, stage: Stage | None) -> tuple[tuple[Message, ...], list[Pa
     return tuple(messages[:-1]), messages[-1].parts(stage)
 
 
-def _with_view(work: _Work, views: bool) -> list[_Work]:
+def _works(stage: Stage, text: str, context: tuple[Message, ...], views: bool) -> list[_Work]:
+    """The text, and what else of it must be judged: its normalised view, and a reading as reasoning.
+
+    A response whose first think tag closes began inside its reasoning, or pretends to: it is judged as both.
+    """
+    work = [_Work(stage, text, context)]
+    if stage is Stage.response and starts_in_reasoning(text):
+        work.insert(0, _Work(stage, text, context, start=Stage.reasoning))
     if views:
         from guardkit.normalize import normalized_view
 
-        view = normalized_view(work.text)
+        view = normalized_view(text)
         if view is not None:
-            return [work, _Work(work.item, work.stage, view.text, work.context, view.to_original)]
-    return [work]
+            work.append(_Work(stage, view.text, context, origin=view.to_original))
+    return work
 
 
-def _by_item(work: Sequence[_Work], count: int) -> list[list[_Work]]:
-    groups: list[list[_Work]] = [[] for _ in range(count)]
-    for w in work:
-        groups[w.item].append(w)
-    return groups
-
-
-def _outcome(
-    parts: Sequence[Part], work: Sequence[_Work], error: BaseException | None, stage: Stage | None, latency_ms: float
-) -> Outcome:
-    worst: Verdict | None = None
-    for w in work:
-        error = error or w.error
-        verdict = w.located()
-        if verdict is not None and (worst is None or verdict.severity > worst.severity):
-            worst = verdict
-    characters = sum(len(p.text or "") for p in parts)
-    if worst is not None:
-        return Outcome(worst.stage, replace(worst, latency_ms=latency_ms), error, characters)
-    first = parts[0].stage if parts else stage or Stage.prompt
-    return Outcome(first, None, error, characters)
+def _timed(decision: Decision, latency_ms: float) -> Decision:
+    if decision.verdict is None:
+        return decision
+    return replace(decision, verdict=replace(decision.verdict, latency_ms=latency_ms))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from guardkit.audit import Audit, Sink
-from guardkit.batch import Item, Judging, Outcome
+from guardkit.batch import Item, Judging, Outcome, TimedOut
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, NotJudged
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
@@ -23,6 +23,7 @@ from guardkit.policy import DEFAULT_POLICY, Action, Decision, Policy, parse_on_e
 from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
 from guardkit.verdict import Stage, Verdict
 
+MAX_HANGING = 16  # model calls that may be under way under a timeout
 _T = TypeVar("_T")
 
 
@@ -59,9 +60,11 @@ class Guard:
             )
         if timeout is not None and timeout <= 0:
             raise ValueError(f"timeout must be above 0 seconds, not {timeout}")
+        if holdback < 0 or debounce < 1:
+            raise ValueError(f"holdback must be >= 0 and debounce >= 1, not {holdback} and {debounce}")
         self.timeout, self.holdback, self.debounce, self.normalize = timeout, holdback, debounce, normalize
         self._audit = Audit(audit, model.name, audit_text) if audit is not None else None
-        self._pool: ThreadPoolExecutor | None = None
+        self._running = threading.BoundedSemaphore(MAX_HANGING)
 
     @classmethod
     def load(
@@ -128,14 +131,10 @@ class Guard:
         start = time.perf_counter()
         decisions = []
         for item, outcome in zip(items, self._judge(items, stage, None), strict=True):
-            if outcome.verdict is not None:
-                decision = self.policy.decide(outcome.verdict)
-            else:
-                decision = Decision(Action.allow, None, "on_error", False, outcome.stage)
-            if outcome.error is not None or outcome.verdict is None:
+            decision = outcome.decision
+            if outcome.error is not None or decision is None:
                 decision = self.not_judged(_describe(outcome.error), outcome.stage, decision)
-            text = item if isinstance(item, str) else None
-            self.record(decision, text, outcome.characters, (time.perf_counter() - start) * 1e3, "check")
+            self.record(decision, item, outcome.characters, (time.perf_counter() - start) * 1e3, "check")
             decisions.append(decision)
         return decisions
 
@@ -193,21 +192,34 @@ class Guard:
     # -- shared with streams and integrations
 
     def run(self, call: Callable[[], _T]) -> _T:
-        """A model call under the guard's timeout. Raises TimeoutError; the late call's result is dropped."""
+        """A model call under the guard's timeout. Raises TimeoutError; the late call's result is dropped.
+
+        A call that hangs keeps its (daemon) thread; when `MAX_HANGING` hang, further calls fail at once.
+        """
         if self.timeout is None:
             return call()
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="guardkit")
-        future = self._pool.submit(contextvars.copy_context().run, call)
-        try:
-            return future.result(self.timeout)
-        except FutureTimeout:
-            future.cancel()
-            raise TimeoutError(f"the model took longer than {self.timeout} s") from None
+        if not self._running.acquire(timeout=self.timeout):
+            raise TimedOut(f"{MAX_HANGING} model calls are under way and none ended in {self.timeout} s")
+        future: Future[_T] = Future()
+        context = contextvars.copy_context()
 
-    def not_judged(self, error: str, stage: Stage, so_far: Decision) -> Decision:
+        def work() -> None:
+            try:
+                future.set_result(context.run(call))
+            except BaseException as error:
+                future.set_exception(error)
+            finally:
+                self._running.release()
+
+        threading.Thread(target=work, name="guardkit", daemon=True).start()
+        done, _ = wait([future], self.timeout)
+        if not done:
+            raise TimedOut(f"the model took longer than {self.timeout} s")
+        return future.result()
+
+    def not_judged(self, error: str, stage: Stage, so_far: Decision | None) -> Decision:
         """The decision for what could not (wholly) be judged: at least the action of `on_error`."""
-        if so_far.verdict is not None and so_far.action > self.policy.on_error:
+        if so_far is not None and so_far.verdict is not None and so_far.action > self.policy.on_error:
             return replace(so_far, judged=False, error=error)
         return Decision(self.policy.on_error, None, f"{self.policy.name}: on_error", False, stage, error)
 
@@ -217,10 +229,15 @@ class Guard:
         views = (self.normalize if normalize is None else normalize) and self.model.judges_normalized_view
         return Judging(self.model, self.policy, self.debounce, self.run).judge(items, _stage(stage), views)
 
-    def record(self, decision: Decision, text: str | None, characters: int, latency_ms: float, surface: str) -> None:
-        """Hand a decision to the audit sink, where there is one."""
+    def record(self, decision: Decision, text: object, characters: int, latency_ms: float, surface: str) -> None:
+        """Hand a decision to the audit sink, where there is one. A sink's error is logged: the decision stands."""
         if self._audit is not None:
-            self._audit(decision, text, characters, latency_ms, surface)
+            try:
+                self._audit(decision, text, characters, latency_ms, surface)
+            except Exception:
+                import logging
+
+                logging.getLogger("guardkit").exception("the audit sink failed")
 
 
 def _describe(error: BaseException | None) -> str:

@@ -26,13 +26,11 @@ _LONGEST_TAG = max(map(len, REASONING_TAGS))
 
 @dataclass(frozen=True)
 class Tokens:
-    """New tokens of one stage: their ids and the index of each one's first character in the response. section counts
-    the think tags before them."""
+    """New tokens of one stage: their ids and the index of each one's first character in the response."""
 
     stage: Stage
     ids: list[int]
     starts: list[int]
-    section: int = 0
 
 
 class ResponseReader:
@@ -43,7 +41,6 @@ class ResponseReader:
         self._has_tags = stage in (Stage.response, Stage.reasoning)
         self._surrogates = SurrogateJoiner()
         self._tokens = IncrementalTokenizer(model.tokenizer)
-        self._section = 0
         self._pending = ""  # text behind which a tag may still be under way
         self.text_in = 0  # characters taken in, surrogate pairs counted as one
 
@@ -59,9 +56,14 @@ class ResponseReader:
         """Characters received, a half surrogate pair included."""
         return self.text_in + len(self._surrogates.carry)
 
+    @property
+    def stable(self) -> int:
+        """Characters whose tokens are final: no later token starts before this index."""
+        return self.text_in - len(self._pending) - len(self._tokens.tail)
+
     def peek(self) -> Tokens:
         """The tokens of the unstable tail, as if the text ended here."""
-        return Tokens(self.stage, *self._tokens.peek(), self._section)
+        return Tokens(self.stage, *self._tokens.peek())
 
     def _read(self, text: str, final: bool) -> tuple[str, list[Tokens]]:
         self.text_in += len(text)
@@ -75,7 +77,6 @@ class ResponseReader:
                 self._add(out, self._tokens.finish())
                 self._tokens.skip(len(tag[0]))
                 self.stage = Stage.response if tag[1] else Stage.reasoning
-                self._section += 1
                 at = tag.end()
             rest = rest[at:]
             if not final:
@@ -94,7 +95,7 @@ class ResponseReader:
 
     def _add(self, out: list[Tokens], found: tuple[list[int], list[int]]) -> None:
         if found[0]:
-            out.append(Tokens(self.stage, *found, self._section))
+            out.append(Tokens(self.stage, *found))
 
 
 class RunningVerdict:
@@ -103,7 +104,6 @@ class RunningVerdict:
     def __init__(self, model: StreamModel, policy: Policy, stage: Stage, debounce: int = DEBOUNCE):
         self._model, self._policy, self._debounce = model, policy, debounce
         self._run: deque[int] = deque(maxlen=debounce)  # starts of the flagged tokens of the current run
-        self._section = 0
         self._decision: Decision | None = None
         self._last = empty_verdict(model, stage)
         self.n_tokens = 0
@@ -125,13 +125,13 @@ class RunningVerdict:
 
     @property
     def decision(self) -> Decision:
-        return self._decision or self._policy.decide(self._last)
+        if self._decision is not None:
+            return self._decision
+        return Decision(Action.allow, self._last, f"{self._policy.name}: nothing flagged", True, self._last.stage)
 
     def add(self, tokens: Tokens, scores: Scores) -> list[Decision]:
         """Take the scores of `tokens`; returns each decision that is stronger than all before. Stops at the stop."""
-        if tokens.section != self._section:
-            self._section = tokens.section
-            self._run.clear()
+        check_finite(scores, len(tokens.ids))
         found: list[Decision] = []
         levels = self._model.severities(scores.severity, tokens.stage)
         flagged = (levels > 0) | self._policy.candidates(scores.severity, tokens.stage)
@@ -180,6 +180,14 @@ def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, s
         stage=stage,
         model=model.name,
     )
+
+
+def check_finite(scores: Scores, rows: int) -> None:
+    """Raise ValueError for scores that no comparison may be trusted with: not-a-number would compare as safe."""
+    if len(scores) != rows or len(scores.category) != rows:
+        raise ValueError(f"the model gave scores for {len(scores)} of {rows} positions")
+    if not (np.isfinite(scores.severity).all() and np.isfinite(scores.category).all()):
+        raise ValueError("the model gave scores that are not finite")
 
 
 def empty_verdict(model: StreamModel, stage: Stage) -> Verdict:

@@ -30,7 +30,16 @@ _ROLES = {
     "tool": Stage.tool_output,
     "function": Stage.tool_output,
 }
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+_CALL_KEYS = ("tool_calls", "function_call")
+# Keys that hold no text of the conversation. Whatever else a message carries must be judged or said to be unjudgeable.
+_SILENT_KEYS = frozenset((
+    "role", "name", "id", "tool_call_id", "call_id", "type", "status", "index", "annotations", "metadata",
+    "response_metadata", "usage", "usage_metadata", "additional_kwargs", "finish_reason", "stop_reason", "model",
+    "created_at", "timestamp", "phase", "is_error",
+))  # fmt: skip
+_TEXT_BLOCKS = frozenset(("text", "input_text", "output_text", "refusal", "summary_text"))
+_REASONING_BLOCKS = frozenset(("thinking", "reasoning", "reasoning_text", "reasoning.text", "reasoning.summary"))
 
 
 @dataclass(frozen=True)
@@ -78,21 +87,24 @@ class Message:
             raise MessageError(f"message {index}: 'role' is missing or no string; known: {', '.join(_ROLES)}")
         if role not in _ROLES:
             raise MessageError(f"message {index}: unknown role '{role}'; known: {', '.join(_ROLES)}")
-        texts: list[str] = []
-        thoughts = [t for key in _REASONING_KEYS if isinstance(t := source.get(key), str) and t]
-        calls = [_call(c) for c in source.get("tool_calls") or ()]
-        if isinstance(source.get("function_call"), Mapping):
-            calls.append(_call(source["function_call"]))
-        unknown: list[str] = []
-        content = source.get("content")
-        if isinstance(content, str):
-            texts.append(content)
-        elif isinstance(content, Sequence):
-            for block in content:
-                _read_block(block, texts, thoughts, calls, unknown, index)
-        elif content is not None:
-            raise MessageError(f"message {index}: 'content' must be a string or a list of blocks, not {_kind(content)}")
-        return cls(role, "\n".join(texts), "\n".join(thoughts), tuple(calls), tuple(unknown))
+        read = _Reading(index)
+        for key, value in source.items():
+            if value is None or key in _SILENT_KEYS:
+                continue
+            if key == "content":
+                read.content(value)
+            elif key in _REASONING_KEYS:
+                read.reasoning(value)
+            elif key in _CALL_KEYS:
+                for call in [value] if isinstance(value, Mapping) else _listed(value, index, key):
+                    read.calls.append(_call(call, index))
+            elif key == "refusal" and isinstance(value, str):
+                read.texts.append(value)
+            elif value:
+                read.other(key, value)
+        if "content" not in source and not (read.texts or read.thoughts or read.calls or read.unknown):
+            raise MessageError(f"message {index}: no 'content'; the keys are {', '.join(map(str, source))}")
+        return cls(role, "\n".join(read.texts), "\n".join(read.thoughts), tuple(read.calls), tuple(read.unknown))
 
     def parts(self, stage: Stage | None = None) -> list[Part]:
         """What must be judged, in order; never empty. `stage` overrides the stage of the content."""
@@ -131,40 +143,100 @@ def read_messages(source: Sequence[Message | Mapping[str, Any]]) -> list[Message
     return [Message.of(m, i) for i, m in enumerate(source)]
 
 
-def _read_block(
-    block: Any, texts: list[str], thoughts: list[str], calls: list[str], unknown: list[str], index: int
-) -> None:
-    if isinstance(block, str):
-        texts.append(block)
-        return
-    if not isinstance(block, Mapping):
-        raise MessageError(f"message {index}: a content block must be a string or a mapping, not {_kind(block)}")
-    kind = str(block.get("type", "text"))
-    if kind in ("thinking", "reasoning", "redacted_thinking"):
-        text = next((t for k in ("thinking", "reasoning", "text") if isinstance(t := block.get(k), str)), None)
-        unknown.append(kind) if text is None else thoughts.append(text)
-    elif kind in ("tool_use", "tool_call", "function_call"):
-        calls.append(_call(block))
-    elif kind == "tool_result":
-        inner = block.get("content", "")
-        for item in [inner] if isinstance(inner, str) else inner or ():
-            _read_block(item, texts, thoughts, calls, unknown, index)
-    elif isinstance(text := next((t for k in ("text", "refusal") if isinstance(t := block.get(k), str)), None), str):
-        texts.append(text)
-    else:
-        unknown.append(kind)
+class _Reading:
+    """Collects what a message carries: texts, reasoning, calls, and the kinds of content that cannot be judged."""
+
+    def __init__(self, index: int):
+        self.index = index
+        self.texts: list[str] = []
+        self.thoughts: list[str] = []
+        self.calls: list[str] = []
+        self.unknown: list[str] = []
+
+    def content(self, value: Any) -> None:
+        if isinstance(value, str):
+            self.texts.append(value)
+            return
+        for block in [value] if isinstance(value, Mapping) else _listed(value, self.index, "content"):
+            self.block(block)
+
+    def block(self, block: Any) -> None:
+        if isinstance(block, str):
+            self.texts.append(block)
+            return
+        if not isinstance(block, Mapping):
+            raise MessageError(
+                f"message {self.index}: a content block must be a string or a mapping, not {_kind(block)}"
+            )
+        kind = str(block.get("type", "text"))
+        if kind in _REASONING_BLOCKS:
+            self.reasoning(block)
+        elif kind in ("tool_use", "tool_call", "function_call", "server_tool_use", "custom_tool_call"):
+            self.calls.append(_call(block, self.index))
+        elif kind in ("tool_result", "function_call_output", "custom_tool_call_output"):
+            inner = block.get("content", block.get("output"))
+            if inner is not None:
+                self.content(inner)
+        elif kind in _TEXT_BLOCKS and isinstance(text := _first_text(block, ("text", "refusal")), str):
+            self.texts.append(text)
+        else:
+            self.other(kind, block)
+
+    def reasoning(self, value: Any) -> None:
+        if isinstance(value, str):
+            self.thoughts.append(value)
+        elif isinstance(value, Mapping):
+            text = _first_text(value, ("thinking", "reasoning", "text", "summary", "content"))
+            if isinstance(text, str):
+                self.thoughts.append(text)
+            elif isinstance(inner := value.get("summary") or value.get("content"), list):
+                self.reasoning(inner)
+            else:
+                self.unknown.append(str(value.get("type", "reasoning")))
+        else:
+            for item in _listed(value, self.index, "reasoning"):
+                self.reasoning(item)
+
+    def other(self, kind: str, value: Any) -> None:
+        """Content of an unknown kind: its plain texts are judged, and the rest is said to be unjudgeable."""
+        if isinstance(value, Mapping):
+            self.texts += [
+                t for k in ("text", "transcript", "title", "alt") if isinstance(t := value.get(k), str) and t
+            ]
+        self.unknown.append(kind)
 
 
-def _call(call: Any) -> str:
-    """A tool call as text: its name, then its arguments as they were given (JSON where they were parsed)."""
+def _first_text(source: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    return next((t for k in keys if isinstance(t := source.get(k), str)), None)
+
+
+def _listed(value: Any, index: int, what: str) -> Sequence[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise MessageError(f"message {index}: '{what}' must be a string or a list of blocks, not {_kind(value)}")
+    return value
+
+
+def _call(call: Any, index: int = 0) -> str:
+    """A tool call as text: its name and its arguments, JSON strings without their escapes."""
     if not isinstance(call, Mapping):
-        raise MessageError(f"a tool call must be a mapping, not {_kind(call)}")
-    inner = call.get("function", call)
-    inner = inner if isinstance(inner, Mapping) else call
-    arguments = next((inner[k] for k in ("arguments", "args", "input") if k in inner), "")
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False, default=str)
-    return f"{inner.get('name', '')} {arguments}".strip()
+        raise MessageError(f"message {index}: a tool call must be a mapping, not {_kind(call)}")
+    inner = next((call[k] for k in ("function", "custom") if isinstance(call.get(k), Mapping)), call)
+    given = [inner[k] for k in ("arguments", "args", "input") if inner.get(k)]
+    if not given and not inner.get("name"):
+        given = [dict(call)]  # of no known shape: all of it is judged
+    return " ".join([str(inner.get("name", "")), *map(_plain, given)]).strip()
+
+
+def _plain(arguments: Any) -> str:
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:
+            return arguments
+        if isinstance(parsed, str):
+            return parsed
+        arguments = parsed
+    return json.dumps(arguments, ensure_ascii=False, default=str)
 
 
 def _kind(value: object) -> str:

@@ -183,7 +183,7 @@ class Policy:
         """Which tokens a threshold rule may act on although their severity is safe. scores [n, 3] -> [n]."""
         found = np.zeros(len(scores), bool)
         for rule in self.rules:
-            if rule.severity is None and (not rule.stages or stage in rule.stages):
+            if rule.severity in (None, Severity.safe) and (not rule.stages or stage in rule.stages):
                 reached = [scores[:, SEVERITIES.index(s)] >= least for s, least in rule.threshold]
                 found |= np.logical_and.reduce(reached)
         return found
@@ -283,6 +283,8 @@ def _rule(data: Mapping[str, Any] | Rule, path: tuple[str | int, ...]) -> Rule:
         minimum = None if limits else Severity.controversial
     else:
         minimum = _enum(Severity, severity, (*path, "severity"))
+    if data.get("category") and minimum in (None, Severity.safe):
+        _fail(path, "a category is known only of what is not safe: add 'severity: controversial' or 'unsafe'")
     return Rule(
         action=_enum(Action, data["action"], (*path, "action")),
         stages=_enums(Stage, data.get("stage"), (*path, "stage")),

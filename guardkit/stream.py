@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from guardkit.errors import NotJudged, StreamClosed
 from guardkit.judge import ResponseReader, RunningVerdict, Tokens
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from guardkit.guard import Guard
 
 HOLDBACK = 8
+BLANK = 64  # characters without a token that count as one for the hold-back
 
 
 @dataclass(frozen=True)
 class TextEvent:
     """`text` may be shown now."""
 
-    kind: ClassVar[str] = "text"
+    kind: Literal["text"] = field(default="text", init=False)
     text: str
 
 
@@ -38,7 +39,7 @@ class TextEvent:
 class FlagEvent:
     """The verdict grew worse without stopping the text."""
 
-    kind: ClassVar[str] = "flag"
+    kind: Literal["flag"] = field(default="flag", init=False)
     verdict: Verdict
 
 
@@ -46,7 +47,7 @@ class FlagEvent:
 class StopEvent:
     """The policy stopped the text; `withheld` characters were received and are not to be shown."""
 
-    kind: ClassVar[str] = "stop"
+    kind: Literal["stop"] = field(default="stop", init=False)
     verdict: Verdict
     withheld: int
 
@@ -55,7 +56,7 @@ class StopEvent:
 class RetractEvent:
     """The last `n_chars` characters that were shown must be taken back."""
 
-    kind: ClassVar[str] = "retract"
+    kind: Literal["retract"] = field(default="retract", init=False)
     n_chars: int
 
 
@@ -79,15 +80,22 @@ class StreamGuard:
         self._guard, self._holdback = guard, holdback
         self._reader = ResponseReader(guard.model, stage)
         self._running = RunningVerdict(guard.model, guard.policy, stage, debounce)
-        self._session: Session | None = guard.model.open(context)
+        self._session: Session | None = None
         self._held: deque[int] = deque(maxlen=max(holdback, 1))  # starts of the newest judged tokens
         self._text = ""  # received and not released
+        self._mark = 0  # the newest position in `_held`, see _hold
         self._stage = stage
-        self._finished = False
+        self._closed = False
+        self._recorded = False
+        self._decoder: Any = None
         self._error: str | None = None
         self._started = time.perf_counter()
         self.released = 0
         self.shown_early = 0
+        try:
+            self._session = guard.run(lambda: guard.model.open(context))
+        except Exception as error:
+            self._fail(error)
 
     # -- what is known
 
@@ -95,11 +103,14 @@ class StreamGuard:
     def verdict(self) -> Verdict:
         """The verdict so far, the unstable tail judged speculatively."""
         session, tail = self._session, self._reader.peek()
-        if session is not None and not self.stopped and self.judged and tail.ids:
-            speculative = self._running.copy()
-            speculative.add(tail, session.peek(tail.ids))
-            return speculative.verdict
-        return self._running.verdict
+        if session is None or self.stopped or not self.judged or not tail.ids:
+            return self._running.verdict
+        speculative = self._running.copy()
+        try:
+            speculative.add(tail, self._guard.run(lambda: session.peek(tail.ids)))
+        except Exception as error:
+            raise NotJudged(f"the text so far could not be judged ({type(error).__name__}: {error})") from error
+        return speculative.verdict
 
     @property
     def decision(self) -> Decision:
@@ -135,30 +146,33 @@ class StreamGuard:
 
     def feed_ids(self, ids: Sequence[int]) -> list[Event]:
         """Take token ids of an LLM that shares the guard's vocabulary. Raises TypeError where the guard cannot."""
-        decode: Callable[[Sequence[int]], str] | None = getattr(self._guard.model.tokenizer, "decode_stream", None)
-        if decode is None:
-            raise TypeError(f"{self._guard.model.name} has a vocabulary of its own: feed text")
-        return self.feed(decode(ids))
+        if self._decoder is None:
+            make = getattr(self._guard.model.tokenizer, "decoder", None)
+            if make is None:
+                raise TypeError(f"{self._guard.model.name} has a vocabulary of its own: feed text")
+            self._decoder = make()
+        return self.feed(self._decoder.push(ids))
 
     def finish(self) -> list[Event]:
         """The text is complete: judge the tail and release what is left. The stream takes no more."""
         self._check_open()
-        text, tokens = self._reader.finish()
-        self._finished = True
-        events = self._advance(text, tokens)
-        self._guard.record(
-            self.decision, None, self._reader.received, (time.perf_counter() - self._started) * 1e3, "stream"
-        )
-        self.close()
-        return events
+        try:
+            text, tokens = self._reader.finish()
+            return self._advance(text, tokens, final=True)
+        finally:
+            self.close()
 
     def close(self) -> None:
-        """Free the stream without releasing what is held back. Safe to call twice; done by `with` and `finish`."""
-        self._finished = True
+        """End the stream without releasing what is held back. Safe to call twice; done by `with` and `finish`."""
+        self._closed = True
         self._text = ""
         if self._session is not None:
             self._session.close()
             self._session = None
+        if not self._recorded:
+            self._recorded = True
+            elapsed = (time.perf_counter() - self._started) * 1e3
+            self._guard.record(self.decision, None, self._reader.received, elapsed, "stream")
 
     def __enter__(self) -> StreamGuard:
         return self
@@ -168,16 +182,11 @@ class StreamGuard:
     ) -> None:
         self.close()
 
-    def abandon(self) -> None:
-        """Make every later `feed` raise; for a caller that was interrupted while a feed was under way."""
-        self._finished = True
-        self._text = ""
-
     def _check_open(self) -> None:
-        if self._finished:
+        if self._closed:
             raise StreamClosed("this stream is finished; open a new one with guard.stream(...)")
 
-    def _advance(self, text: str, tokens: list[Tokens]) -> list[Event]:
+    def _advance(self, text: str, tokens: list[Tokens], final: bool = False) -> list[Event]:
         if self.stopped:
             return []
         self._text += text
@@ -188,12 +197,16 @@ class StreamGuard:
                 if self._running.stopped:
                     return self._stop(events)
         except Exception as error:
-            self._error = f"{type(error).__name__}: {error}"
-            if self.stopped:
-                self._text = ""
-                raise NotJudged(f"the stream could not be judged and was stopped ({self._error})") from error
-        self._release(events)
+            self._fail(error)
+        self._release(events, final)
         return events
+
+    def _fail(self, error: Exception) -> None:
+        """Nothing is judged from here on: raise, or (on_error: allow) let the text through."""
+        self._error = f"{type(error).__name__}: {error}"
+        if self.stopped:
+            self._text = ""
+            raise NotJudged(f"the stream could not be judged and was stopped ({self._error})") from error
 
     def _judge(self, tokens: Tokens, events: list[Event]) -> None:
         session = self._session
@@ -205,15 +218,33 @@ class StreamGuard:
             if decision.action is Action.flag and decision.verdict is not None:
                 events.append(FlagEvent(decision.verdict))
         judged = self._running.n_tokens - before
-        self._held.extend(tokens.starts[: judged - 1 if self._running.stopped else judged])
+        for start in tokens.starts[: judged - 1 if self._running.stopped else judged]:
+            self._hold(start)
+        if self._running.stopped:
+            self._hold_blanks(tokens.starts[judged - 1])
 
-    def _release(self, events: list[Event]) -> None:
-        if self._finished or not self._holdback or not self.judged:
+    def _hold(self, start: int) -> None:
+        self._hold_blanks(start)
+        self._held.append(start)
+        self._mark = start
+
+    def _hold_blanks(self, end: int) -> None:
+        """A long stretch without tokens (blanks, invisible characters) counts as a token every `BLANK` characters, so
+        that a flood of them can neither fill the memory nor hold the text up."""
+        while self._mark + BLANK < end:
+            self._mark += BLANK
+            self._held.append(self._mark)
+
+    def _release(self, events: list[Event], final: bool) -> None:
+        if self._closed:
+            return
+        end = 0
+        if final or not self._holdback or not self.judged:
             end = self._reader.text_in
-        elif len(self._held) == self._holdback:
-            end = self._held[0]
         else:
-            end = 0
+            self._hold_blanks(self._reader.stable)
+            if len(self._held) == self._holdback:
+                end = self._held[0]
         self._emit(end, events)
 
     def _emit(self, end: int, events: list[Event]) -> None:
@@ -230,6 +261,8 @@ class StreamGuard:
         end = run.run_start
         if self._holdback:
             end = min(end, self._held[0] if len(self._held) == self._holdback else 0)
+        if self._closed:
+            return []
         self._emit(end, events)
         if self.released > end:
             early = self.released - end
@@ -269,13 +302,18 @@ class AsyncStreamGuard:
 
     async def wrap(self, deltas: AsyncIterator[str]) -> AsyncIterator[Event]:
         """Events for a whole source, finished at its end; stops reading at the stop."""
-        async for delta in deltas:
-            for event in await self.feed(delta):
+        try:
+            async for delta in deltas:
+                for event in await self.feed(delta):
+                    yield event
+                if self._stream.stopped:
+                    return
+            for event in await self.finish():
                 yield event
-            if self._stream.stopped:
-                return
-        for event in await self.finish():
-            yield event
+        finally:
+            self._stream.close()
+            if isinstance(deltas, AsyncGenerator):
+                await deltas.aclose()
 
     async def _call(self, step: Callable[[], list[Event]]) -> list[Event]:
         import asyncio
@@ -283,7 +321,7 @@ class AsyncStreamGuard:
         try:
             return await asyncio.to_thread(step)
         except asyncio.CancelledError:
-            self._stream.abandon()
+            self._stream.close()
             raise
 
     async def __aenter__(self) -> AsyncStreamGuard:

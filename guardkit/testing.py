@@ -88,9 +88,9 @@ class FakeModel(StreamModel):
         if self._delay:
             time.sleep(self._delay)
 
-    def query(self, queries: Sequence[Query]) -> list[QueryScores]:
+    def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
         self.called()
-        return [QueryScores(self.scores([self.level(" ".join(q.text.lower().split()))], 9)) for q in queries]
+        return [[QueryScores(self.scores([self.level(" ".join(q.text.lower().split()))], 9))] for q in queries]
 
     def open(self, context: Sequence[Message]) -> Session:
         return _FakeSession(self)

@@ -36,7 +36,7 @@ def test_blocks_calls_and_results() -> None:
         "tool_calls": [{"id": "1", "type": "function", "function": {"name": "g", "arguments": "{}"}}],
     })  # fmt: skip
     assert message.content == "one\ntwo"
-    assert message.tool_calls == ("g {}", 'f {"a": 1}')
+    assert message.tool_calls == ('f {"a": 1}', "g {}")
     assert message.unjudgeable == ("input_audio",)
     stages = [(p.stage, p.text is None) for p in message.parts()]
     assert stages == [

@@ -23,7 +23,7 @@ LAYERS = (
     ("models",),
     ("stream", "batch"),
     ("guard",),
-    ("testing", "adapters"),
+    ("testing", "adapters", "adapters.transformers"),
     ("",),
 )
 

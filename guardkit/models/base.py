@@ -102,8 +102,11 @@ class StreamModel(ABC):
     """Whether `check` should also judge a text's de-obfuscated view (for models that cannot see through it)."""
 
     @abstractmethod
-    def query(self, queries: Sequence[Query]) -> list[QueryScores]:
-        """Judge whole queries, all of each text, in batches. Order is kept; a batch equals one by one."""
+    def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
+        """Judge whole queries, all of each text, in batches. Order is kept; a batch equals one by one.
+
+        Gives each query's windows, or those of them that can matter to a policy: the worst of each kind.
+        """
 
     @abstractmethod
     def open(self, context: Sequence[Message]) -> Session:

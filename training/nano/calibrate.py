@@ -89,7 +89,8 @@ def main() -> None:
         mine = [r for r in rows if (r["kind"] == "prompt") == (side == "query")]
         labels = np.array([SEVERITY[r["severity"]] for r in mine])
         if side == "query":
-            tokens = [s.scores.severity for s in nano.query([Query(r["prompt"]) for r in mine])]
+            windows = nano.query([Query(r["prompt"]) for r in mine])
+            tokens = [min((w.scores.severity for w in found), key=lambda p: p[0, 0]) for found in windows]
         else:
             sessions = [nano.open([Message("user", r["prompt"])] if r["prompt"] else []) for r in mine]
             ids = [nano.tokenizer.encode(r["response"][:20000])[0] for r in mine]

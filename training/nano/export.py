@@ -43,11 +43,14 @@ class Ranges:
 
     def __init__(self) -> None:
         self.seen: dict[str, list[Array]] = {}
+        self.channels: dict[str, Array] = {}
 
     def add(self, name: str, x: torch.Tensor, per: int = 1) -> None:
         """x [..., n * per]; keeps the maxima by token, for `per` > 1 of each of the `per` groups of columns."""
         flat = x.detach().abs().reshape(-1, per, x.shape[-1] // per).amax(-1)
         self.seen.setdefault(name, []).append(flat.float().numpy())
+        widest = x.detach().abs().reshape(-1, x.shape[-1]).amax(0).float().numpy()
+        self.channels[name] = np.maximum(self.channels.get(name, widest), widest)
 
     def top(self, name: str, quantile: float = 0.9995) -> Array:
         return np.quantile(np.concatenate(self.seen[name]), quantile, axis=0)
@@ -81,6 +84,21 @@ def measure(model: Nano, examples: list[Example]) -> Ranges:
             pre = torch.nn.functional.gelu(getattr(model, f"{side}_pre")(last))
             ranges.add(f"p_{side}", pre)
     return ranges
+
+
+SMOOTHING = 0.75  # how much of an activation's uneven range goes into the weights (measured in log.md)
+
+
+def smooth(widest: Array, weight: Array) -> Array:
+    """Scales [in] for an activation's channels, given each one's reach and `weight` [out, in].
+
+    A few channels reach far further than all others (at [CLS] above all); one scale for all would leave the rest a
+    handful of steps. (SmoothQuant, arXiv 2211.10438; here all channels then share the unit 1/127.)
+    """
+    rows = np.abs(weight) / np.maximum(np.abs(weight).max(1, keepdims=True), 1e-9)
+    reach = np.maximum(widest, 1e-3 * widest.max())
+    scale = reach**SMOOTHING / np.maximum(rows.max(0), 1e-3) ** (1 - SMOOTHING)
+    return np.asarray(scale * (reach / scale).max() / 127, np.float32)
 
 
 class Graph:
@@ -117,16 +135,22 @@ class Graph:
     def quantize(self, x: str, scale: float, zero: str) -> str:
         return self.op("QuantizeLinear", x, self.const(f"scale{len(self.nodes)}", np.float32(scale)), zero)
 
-    def linear(self, x: str, scale: float, weight: Array, bias: Array, out_scale: Array | float = 1.0) -> str:
-        """x (u8 around 128, at `scale`) times weight [out, in], plus bias, divided by `out_scale` [out]."""
+    def smoothed(self, x: str, widest: Array, weight: Array, bias: Array) -> str:
+        """`linear` on float x, quantised at a scale for each channel."""
+        scale = smooth(widest, weight)
+        scaled = self.op("Mul", x, self.const(f"smooth{len(self.nodes)}", (1 / scale).astype(np.float32)))
+        return self.linear(self.quantize(scaled, 1.0, self.mid_u8), 1.0, weight * scale, bias)
+
+    def linear(self, x: str, scale: float, weight: Array, bias: Array) -> str:
+        """x (u8 around 128, at `scale`) times weight [out, in], plus bias."""
         step = np.abs(weight).max(1) / WEIGHT_MAX
         step[step == 0] = 1.0
         w = np.round(weight / step[:, None]).astype(np.int8).T
         n = f"w{len(self.nodes)}"
         return self.op(
             "MatMulIntegerToFloat", x, self.const(n, w), self.one,
-            self.const(n + "s", (scale * step / out_scale).astype(np.float32)), self.mid_u8, self.zero_s8,
-            self.const(n + "b", (bias / out_scale).astype(np.float32)), domain=MS,
+            self.const(n + "s", (scale * step).astype(np.float32)), self.mid_u8, self.zero_s8,
+            self.const(n + "b", bias.astype(np.float32)), domain=MS,
         )  # fmt: skip
 
 
@@ -151,7 +175,6 @@ def build(model: Nano, ranges: Ranges) -> bytes:
     new = []
     for i in range(c.layers):
         at = f"layers.{i}."
-        sx = float(ranges.top(f"x{i}")[0]) / 127
         q, k, v = (ranges.top(f"{n}{i}") for n in "qkv")
         # One product of scales for all heads, so that scores come out in one unit; balanced between q and k.
         unit = float((q * k).max()) / 127**2
@@ -169,7 +192,7 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         all_b = np.concatenate([
             bias[: c.hidden] / np.repeat(sq, width), bias[c.hidden : 2 * c.hidden] / np.repeat(sk, width), vb.reshape(-1),
         ])  # fmt: skip
-        qkv = g.quantize(g.linear(g.quantize(x, sx, g.mid_u8), sx, all_w, all_b), 1.0, g.zero_s8)
+        qkv = g.quantize(g.smoothed(x, ranges.channels[f"x{i}"], all_w, all_b), 1.0, g.zero_s8)
         query, fresh = g.split(qkv, (c.hidden, kv))
         new.append(g.op("Unsqueeze", fresh, g.ints(2)))
         past = g.op("Gather", "past", g.const(f"layer{i}", np.int64(i)), axis=2)
@@ -192,10 +215,10 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         attended = g.op("Transpose", g.quantize(ratio, sa, g.mid_u8), perm=[0, 2, 1, 3])
         attended = g.op("Reshape", attended, g.ints(0, 0, c.hidden))
         x = norm(x, g.linear(attended, sa, state[at + "out.weight"], state[at + "out.bias"]), at + "norm1")
-        sm, sg = float(ranges.top(f"m{i}")[0]) / 127, float(ranges.top(f"g{i}")[0]) / 127
-        up = g.linear(g.quantize(x, sm, g.mid_u8), sm, state[at + "up.weight"], state[at + "up.bias"])
-        inner = g.quantize(g.op("Gelu", up, domain=MS), sg, g.mid_u8)
-        x = norm(x, g.linear(inner, sg, state[at + "down.weight"], state[at + "down.bias"]), at + "norm2")
+        up = g.smoothed(x, ranges.channels[f"m{i}"], state[at + "up.weight"], state[at + "up.bias"])
+        inner = g.op("Gelu", up, domain=MS)
+        down = g.smoothed(inner, ranges.channels[f"g{i}"], state[at + "down.weight"], state[at + "down.bias"])
+        x = norm(x, down, at + "norm2")
     read = g.op("Gather", g.op("Reshape", x, g.ints(-1, c.hidden)), "rows")
     sh = float(ranges.top("h")[0]) / 127
     read = g.quantize(read, sh, g.mid_u8)

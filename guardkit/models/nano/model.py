@@ -83,22 +83,20 @@ class Nano(StreamModel):
 
     # -- queries
 
-    def query(self, queries: Sequence[Query]) -> list[QueryScores]:
-        best: list[QueryScores | None] = [None] * len(queries)
+    def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
+        # Of a long text's windows the worst by each measure that a policy can ask about is kept.
+        best: list[dict[object, tuple[float, QueryScores]]] = [{} for _ in queries]
         for chunk in _chunks(self._windows(queries), BATCH_TOKENS * 4):
-            logits = self._query_logits([ids for _, ids, _, _ in chunk])
-            scores = self._query_scores(logits)
+            scores = self._query_scores(self._query_logits([ids for _, ids, _, _ in chunk]))
             for row, (at, _, start, end) in enumerate(chunk):
-                one = Scores(scores.severity[row : row + 1], scores.category[row : row + 1])
-                found, stage = QueryScores(one, start, end), queries[at].stage
-                known = best[at]
-                if known is None or self._badness(found, stage) > self._badness(known, stage):
-                    best[at] = found
-        return [b for b in best if b is not None]
-
-    def _badness(self, found: QueryScores, stage: Stage) -> tuple[int, float]:
-        row = found.scores.severity
-        return int(self.severities(row, stage)[0]), 1.0 - float(row[0, 0])
+                found = QueryScores(Scores(scores.severity[row : row + 1], scores.category[row : row + 1]), start, end)
+                safe, _, unsafe = (float(p) for p in scores.severity[row])
+                level = int(self.severities(found.scores.severity, queries[at].stage)[0])
+                category = int(scores.category[row].argmax()) if level else None
+                for measure, badness in (("flagged", 1 - safe), ("unsafe", unsafe), ((level, category), 1 - safe)):
+                    if badness > best[at].get(measure, (-1.0, found))[0]:
+                        best[at][measure] = (badness, found)
+        return [list({id(q): q for _, q in kept.values()}.values()) for kept in best]
 
     def _windows(self, queries: Sequence[Query]) -> Iterator[tuple[int, list[int], int | None, int | None]]:
         """(query index, ids with frame, start, end) of every window; start and end where the text was cut."""

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 MAX_WORD_CHARS = 48
-WORD_CACHE = 1 << 16
+WORD_CACHE = 1 << 14
 CLS, SEP = 101, 102
 FIRST_BYTE_ID = 104  # "[unused99]": the vocabulary's unused entries run on from here without a gap
 
@@ -80,6 +80,7 @@ class NanoTokenizer:
         self._vocab = {entry: i for i, entry in enumerate(entries) if not entry.startswith("[")}
         self._vocab["["] = entries.index("[")
         self.size = len(entries)
+        self._longest = max(map(len, self._vocab))
         self._word = lru_cache(maxsize=WORD_CACHE)(self._encode_word)
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
@@ -114,7 +115,7 @@ class NanoTokenizer:
         at = 0
         while at < len(text):
             prefix = "##" if at else ""
-            for end in range(len(text), at, -1):
+            for end in range(min(len(text), at + self._longest), at, -1):
                 token = self._vocab.get(prefix + text[at:end])
                 if token is not None:
                     ids.append(token)
