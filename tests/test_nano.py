@@ -79,8 +79,10 @@ def test_queries_in_a_batch_score_as_alone(nano: Nano) -> None:
     together = nano.query(queries)
     for query, batched in zip(queries, together, strict=True):
         alone = nano.query([query])[0]
-        assert np.array_equal(alone.scores.severity, batched.scores.severity)
-        assert (alone.start, alone.end) == (batched.start, batched.end)
+        assert len(alone) == len(batched)
+        for a, b in zip(alone, batched, strict=True):
+            assert np.array_equal(a.scores.severity, b.scores.severity)
+            assert (a.start, a.end) == (b.start, b.end)
 
 
 def test_scores_are_probabilities(nano: Nano) -> None:

@@ -2,8 +2,8 @@
 
     python training/nano/export.py --work WORK --base MODEL_DIR --out guardkit/models/nano
 
-Weights are 8-bit per output channel (kept to 7 bits: products of an unsigned and a signed byte are added in pairs
-in 16 bits on CPUs without VNNI, and must not saturate). Activations are 8-bit at scales fixed here, from training
+Weights, keys and values take 7 of 8 bits: on CPUs without VNNI the products of an unsigned and a signed byte are
+added in pairs in 16 bits, and must not saturate. Weights have a scale for each output channel. Activations are 8-bit at scales fixed here, from training
 texts: no scale depends on a batch or a chunk. Sums are 32-bit integers, so every value is exact whatever the shape.
 
 Attention: keys, queries and values are 8-bit; the values carry one constant column more a head, so that the same
@@ -33,8 +33,8 @@ from train import Example, example, load
 from guardkit.models.nano.tokenizer import NanoTokenizer  # on the path through train.py
 
 MS = "com.microsoft"
-WEIGHT_MAX = 63
-ONE = 64  # the 8-bit value of the constant column of the values
+WEIGHT_MAX = 63  # of weights, keys and values: 2 * 255 * 63 fits 16 bits
+ONE = 63  # the constant column of the values
 Array = NDArray[Any]
 
 
@@ -177,8 +177,9 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         at = f"layers.{i}."
         q, k, v = (ranges.top(f"{n}{i}") for n in "qkv")
         # One product of scales for all heads, so that scores come out in one unit; balanced between q and k.
-        unit = float((q * k).max()) / 127**2
-        sq, sk, sv = np.sqrt(unit * q / k), np.sqrt(unit * k / q), v / 127
+        unit = float((q * k).max()) / (127 * WEIGHT_MAX)
+        sq, sv = np.sqrt(unit * q / k * WEIGHT_MAX / 127), v / WEIGHT_MAX
+        sk = unit / sq
         weight, bias = state[at + "qkv.weight"], state[at + "qkv.bias"]
         vw = np.zeros((heads, width + 1, c.hidden), np.float32)
         vb = np.zeros((heads, width + 1), np.float32)
@@ -194,6 +195,8 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         ])  # fmt: skip
         qkv = g.quantize(g.smoothed(x, ranges.channels[f"x{i}"], all_w, all_b), 1.0, g.zero_s8)
         query, fresh = g.split(qkv, (c.hidden, kv))
+        low, high = (g.const(n, np.int8(v)) for n, v in (("low", -WEIGHT_MAX), ("high", WEIGHT_MAX)))
+        fresh = g.op("Clip", fresh, low, high)
         new.append(g.op("Unsqueeze", fresh, g.ints(2)))
         past = g.op("Gather", "past", g.const(f"layer{i}", np.int64(i)), axis=2)
         keys, values = g.split(g.op("Concat", past, fresh, axis=1), (c.hidden, kv - c.hidden))
@@ -214,14 +217,15 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         )
         attended = g.op("Transpose", g.quantize(ratio, sa, g.mid_u8), perm=[0, 2, 1, 3])
         attended = g.op("Reshape", attended, g.ints(0, 0, c.hidden))
+        if i == c.layers - 1:  # behind the last attention only the positions that are read matter
+            attended, x = (g.op("Gather", g.op("Reshape", t, g.ints(-1, c.hidden)), "rows") for t in (attended, x))
         x = norm(x, g.linear(attended, sa, state[at + "out.weight"], state[at + "out.bias"]), at + "norm1")
         up = g.smoothed(x, ranges.channels[f"m{i}"], state[at + "up.weight"], state[at + "up.bias"])
         inner = g.op("Gelu", up, domain=MS)
         down = g.smoothed(inner, ranges.channels[f"g{i}"], state[at + "down.weight"], state[at + "down.bias"])
         x = norm(x, down, at + "norm2")
-    read = g.op("Gather", g.op("Reshape", x, g.ints(-1, c.hidden)), "rows")
     sh = float(ranges.top("h")[0]) / 127
-    read = g.quantize(read, sh, g.mid_u8)
+    read = g.quantize(x, sh, g.mid_u8)
     logits = []
     for side in ("response", "query"):
         sp = float(ranges.top(f"p_{side}")[0]) / 127

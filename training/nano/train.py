@@ -30,6 +30,7 @@ from model import CATEGORIES, SEVERITIES, Config, Nano, from_minilm  # noqa: E40
 from guardkit.models.nano.tokenizer import CLS, SEP, NanoTokenizer  # noqa: E402
 
 WRAP_SHARE = 0.12  # of the short prompts, shown inside a log line or a JSON record
+BURY_SHARE = 0.15  # of the other short prompts, shown amid harmless text
 CONTEXT = 62  # tokens of the prompt that stand before a response: its head and its tail
 STATEMENTS = ("hatecheck", "toxic_spans_civil", "davidson_hate", "hatemoji_build", "multilingual_hatecheck",
               "surge_toxicity", "toxigen_demonstrations", "synthetic_logs", "synthetic_code", "synthetic_chat",
@@ -115,7 +116,33 @@ def head_and_tail(ids: list[int], limit: int) -> list[int]:
 Wraps = list[tuple[list[int], list[int]]]
 
 
-def example(row: Row, limit: int, rng: random.Random | None, frames: Wraps = []) -> Example | None:  # noqa: B006
+class Frames(NamedTuple):
+    """What a text can stand in: records of a log, and other harmless texts around it."""
+
+    wraps: Wraps
+    fillers: list[list[int]]
+
+    def around(self, text: list[int], room: int, rng: random.Random) -> list[int]:
+        """`text` as it is, as a record, or buried in harmless text; whatever its severity, with the same chance."""
+        if len(text) < 100 and rng.random() < WRAP_SHARE:
+            before, after = rng.choice(self.wraps)
+            return [*before, *text, *after]
+        if len(text) < 80 and rng.random() < BURY_SHARE:
+            wanted = rng.randint(len(text), room)
+            before, after = [], []
+            while len(before) + len(text) + len(after) < wanted:
+                filler = rng.choice(self.fillers)
+                if rng.random() < 0.5:
+                    before = [*filler, *before]
+                else:
+                    after += filler
+            keep = max(0, wanted - len(text))
+            cut = min(len(before), max(keep - len(after), rng.randint(0, keep)))
+            return [*before[len(before) - cut :], *text, *after[: keep - cut]]
+        return text
+
+
+def example(row: Row, limit: int, rng: random.Random | None, frames: Frames | None = None) -> Example | None:
     """Cut a row to `limit` positions the way the runtime's windows do; `rng=None`: no chance, the first window."""
     chance = rng.random() if rng else 0.0
     query = row.query
@@ -123,10 +150,7 @@ def example(row: Row, limit: int, rng: random.Random | None, frames: Wraps = [])
         query = False
     if query:
         room = limit - 2
-        text = row.text
-        if rng and frames and len(text) < 100 and rng.random() < WRAP_SHARE:
-            before, after = rng.choice(frames)
-            text = [*before, *text, *after]
+        text = frames.around(row.text, room, rng) if rng and frames else row.text
         spare = len(text) - room
         if spare > 0:
             # A harmful long prompt mostly shows it at its head or its tail; a safe one must be safe everywhere.
@@ -264,7 +288,8 @@ def main() -> None:
     rng = random.Random(args.seed)
     tokenizer = NanoTokenizer(args.base / "vocab.txt")
     train, dev = load(args.work / "train.jsonl.gz", tokenizer), load(args.work / "dev.jsonl.gz", tokenizer)
-    frames = wraps(tokenizer, random.Random(args.seed))
+    harmless = [r.text for r in train if r.query and r.severity == 0 and r.weight == 1 and len(r.text) >= 5]
+    frames = Frames(wraps(tokenizer, random.Random(args.seed)), rng.sample(harmless, min(20000, len(harmless))))
     model = from_minilm(args.base, Config(positions=args.limit)).to(args.device)
     if args.resume:
         model.load_state_dict(torch.load(args.resume, map_location=args.device, weights_only=True))
