@@ -3,8 +3,8 @@
     python training/nano/calibrate.py --work WORK --model guardkit/models/nano
 
 Runs the exported graph over WORK/dev.jsonl.gz and writes MODEL/calibration.json. Temperatures minimise the
-cross-entropy. Thresholds are chosen on rows that look like what a guard is asked about (`JUDGED_LIKE`; social-media
-sets are left out), each dev source weighing the same for its class: "unsafe" maximises F1 under a bound on the false
+cross-entropy. Thresholds are chosen on rows that look like what a guard is asked about (not in `SOCIAL` or `EASY`: social-media
+sets and templates are left out), each dev source weighing the same for its class: "unsafe" maximises F1 under a bound on the false
 positives among benign rows, "flagged" (unsafe or controversial) does the same under a wider one.
 """
 
@@ -31,6 +31,8 @@ SOCIAL = ("davidson_hate", "told_br", "mlma_hate", "cold", "korean_hate_kocohub"
           "toxic_spans_civil", "square_ko_en", "sghatecheck", "multilingual_hatecheck", "kosbi_ko_en", "safetext",
           "convabuse", "benign_sib200_multilingual", "benign_exams_questions", "benign_xquad", "harmfulqa",
           "latent_jailbreak_responses", "benign_bbq_sample")  # fmt: skip
+# No prompt of these is ever flagged: they say nothing about false positives, and would dilute their bound.
+EASY = ("synthetic_", "benign_codealpaca", "benign_gpteacher", "benign_seed_tasks", "cyberseceval_frr_benign")
 # The most benign rows that may be called "unsafe", and "unsafe or controversial".
 BOUNDS = {"query": (0.06, 0.10), "response": (0.06, 0.10)}
 
@@ -104,7 +106,9 @@ def main() -> None:
         result["temperature"][side] = round(temperature, 3)
         print(f"{side}: temperature {temperature:.3f}, ECE {before:.4f} -> {after:.4f} on {len(labels)} dev rows")
         cooled = [softmax(np.log(t + 1e-12) / temperature) for t in tokens]
-        like = np.array([r["source"] not in SOCIAL for r in mine])
+        like = np.array(
+            [r["source"] not in SOCIAL and not (side == "query" and r["source"].startswith(EASY)) for r in mine]
+        )
         for name, column, positive, bound in (
             ("unsafe", [c[:, 2] for c in cooled], labels == 2, BOUNDS[side][0]),
             ("flagged", [1 - c[:, 0] for c in cooled], labels > 0, BOUNDS[side][1]),

@@ -29,8 +29,11 @@ from model import CATEGORIES, SEVERITIES, Config, Nano, from_minilm  # noqa: E40
 
 from guardkit.models.nano.tokenizer import CLS, SEP, NanoTokenizer  # noqa: E402
 
-WRAP_SHARE = 0.12  # of the short prompts, shown inside a log line or a JSON record
-BURY_SHARE = 0.15  # of the other short prompts, shown amid harmless text
+# Share of the short prompts, by severity, shown inside a log line or a JSON record, and of the others those shown amid
+# harmless text. In such frames most texts are harmless, unlike in the training data: with equal shares the frame
+# itself came to mean harm.
+WRAP_SHARE = (0.25, 0.08, 0.08)
+BURY_SHARE = (0.20, 0.10, 0.10)
 CONTEXT = 62  # tokens of the prompt that stand before a response: its head and its tail
 STATEMENTS = ("hatecheck", "toxic_spans_civil", "davidson_hate", "hatemoji_build", "multilingual_hatecheck",
               "surge_toxicity", "toxigen_demonstrations", "synthetic_logs", "synthetic_code", "synthetic_chat",
@@ -75,8 +78,7 @@ def load(path: Path, tokenizer: NanoTokenizer) -> list[Row]:
 
 
 def wraps(tokenizer: NanoTokenizer, rng: random.Random, count: int = 600) -> list[tuple[list[int], list[int]]]:
-    """Token prefixes and suffixes that make a text a record of a log, a JSON object or a chat export. Harmless and
-    harmful texts are wrapped alike, so that the frame says nothing."""
+    """Token prefixes and suffixes that make a text a record of a log, a JSON object or a chat export."""
 
     def stamp() -> str:
         date = f"20{rng.randint(15, 29)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
@@ -122,12 +124,12 @@ class Frames(NamedTuple):
     wraps: Wraps
     fillers: list[list[int]]
 
-    def around(self, text: list[int], room: int, rng: random.Random) -> list[int]:
-        """`text` as it is, as a record, or buried in harmless text; whatever its severity, with the same chance."""
-        if len(text) < 100 and rng.random() < WRAP_SHARE:
+    def around(self, text: list[int], severity: int, room: int, rng: random.Random) -> list[int]:
+        """`text` as it is, as a record, or buried in harmless text."""
+        if len(text) < 100 and rng.random() < WRAP_SHARE[severity]:
             before, after = rng.choice(self.wraps)
             return [*before, *text, *after]
-        if len(text) < 80 and rng.random() < BURY_SHARE:
+        if len(text) < 80 and rng.random() < BURY_SHARE[severity]:
             wanted = rng.randint(len(text), room)
             before, after = [], []
             while len(before) + len(text) + len(after) < wanted:
@@ -150,7 +152,7 @@ def example(row: Row, limit: int, rng: random.Random | None, frames: Frames | No
         query = False
     if query:
         room = limit - 2
-        text = frames.around(row.text, room, rng) if rng and frames else row.text
+        text = frames.around(row.text, row.severity, room, rng) if rng and frames else row.text
         spare = len(text) - room
         if spare > 0:
             # A harmful long prompt mostly shows it at its head or its tail; a safe one must be safe everywhere.
