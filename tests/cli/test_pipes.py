@@ -11,8 +11,6 @@ import time
 
 import pytest
 
-from guardkit_cli.stream import FEED_BYTES
-
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes and signals")
 
 UNWANTED = ("rich", "yaml", "asyncio", "importlib.metadata", "torch", "transformers", "onnxruntime", "pydantic")
@@ -120,15 +118,12 @@ def test_stream_is_clean_when_its_reader_goes_away(start):
 
 def test_stream_does_not_wait_for_much_input_to_be_judged(start):
     """A big file is judged in small pieces, so that its beginning is out long before its end is judged."""
-    process = start("stream", env={"SLOW_MS": "20"})
+    process = start("stream", env={"SLOW_MS": "100"})
     process.stdin.write(b"word " * 8000)
     process.stdin.close()
-    begun = time.perf_counter()
     assert process.stdout.read(1)
-    first = time.perf_counter() - begun
-    process.stdout.read()
-    assert time.perf_counter() - begun > 8000 * 5 / FEED_BYTES * 0.02 * 0.9
-    assert first < (time.perf_counter() - begun) / 2 + 0.5
+    assert process.poll() is None  # most of it is still to be judged
+    assert len(process.stdout.read()) == 8000 * 5 - 1
 
 
 @pytest.mark.slow
