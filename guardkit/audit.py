@@ -19,7 +19,8 @@ from guardkit.policy import Decision
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """One decision. time: Unix seconds; characters: length of what was judged; surface: "check" or "stream"."""
+    """One decision. time: Unix seconds; characters: length of what was judged (of a stream closed before its
+    end: of what went out); surface: "check" or "stream"."""
 
     time: float
     surface: str

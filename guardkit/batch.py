@@ -21,6 +21,7 @@ Item = str | Sequence[Message | Mapping[str, Any]]
 """What can be judged: a text, or messages of which the last is judged."""
 
 FEED_CHARS = 1 << 16  # a long response is judged this many characters at a time
+RESPONSES = 64  # whole responses under way at once; each holds a session
 _T = TypeVar("_T")
 
 
@@ -30,21 +31,18 @@ class Runner(Protocol):
     def __call__(self, call: Callable[[], _T], /) -> _T: ...
 
 
-RESPONSES = 64  # whole responses under way at once; each holds a session
-
-
-class TimedOut(TimeoutError):
-    """A model call took longer than the guard's own timeout."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of one item: what was found in its parts and windows, and why a part has no verdict."""
 
-    stage: Stage
+    asked: Stage  # where nothing was found, the stage of what was to be judged
     found: tuple[Decision, ...]
     error: BaseException | None
     characters: int
+
+    @property
+    def stage(self) -> Stage:
+        return self.decision.stage if self.decision else self.asked
 
     @property
     def verdict(self) -> Verdict | None:
@@ -95,9 +93,8 @@ class Judging:
         for found, work, error in zip(parts, groups, errors, strict=True):
             decisions = tuple(_timed(d, elapsed) for w in work for d in w.located())
             error = error or next((w.error for w in work if w.error is not None), None)
-            worst = max(decisions, key=lambda d: (d.action, d.verdict and d.verdict.severity), default=None)
-            where = worst.stage if worst else found[0].stage if found else stage or Stage.prompt
-            outcomes.append(Outcome(where, decisions, error, sum(len(p.text or "") for p in found)))
+            asked = found[0].stage if found else stage or Stage.prompt
+            outcomes.append(Outcome(asked, decisions, error, sum(len(p.text or "") for p in found)))
         return outcomes
 
     def _run_queries(self, work: list[_Work]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from guardkit.audit import Audit, Sink
-from guardkit.batch import Item, Judging, Outcome, TimedOut
+from guardkit.batch import Item, Judging, Outcome
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, NotJudged
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
@@ -199,7 +199,7 @@ class Guard:
         if self.timeout is None:
             return call()
         if not self._running.acquire(timeout=self.timeout):
-            raise TimedOut(f"{MAX_HANGING} model calls are under way and none ended in {self.timeout} s")
+            raise TimeoutError(f"{MAX_HANGING} model calls are under way and none ended in {self.timeout} s")
         future: Future[_T] = Future()
         context = contextvars.copy_context()
 
@@ -214,7 +214,7 @@ class Guard:
         threading.Thread(target=work, name="guardkit", daemon=True).start()
         done, _ = wait([future], self.timeout)
         if not done:
-            raise TimedOut(f"the model took longer than {self.timeout} s")
+            raise TimeoutError(f"the model took longer than {self.timeout} s")
         return future.result()
 
     def not_judged(self, error: str, stage: Stage, so_far: Decision | None) -> Decision:
@@ -241,13 +241,9 @@ class Guard:
 
 
 def _describe(error: BaseException | None) -> str:
-    return (
-        "no verdict"
-        if error is None
-        else str(error)
-        if isinstance(error, GuardkitError)
-        else f"{type(error).__name__}: {error}"
-    )
+    if error is None:
+        return "no verdict"
+    return str(error) if isinstance(error, GuardkitError) else f"{type(error).__name__}: {error}"
 
 
 def _stage(stage: Stage | str | None) -> Stage | None:

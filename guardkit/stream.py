@@ -86,6 +86,7 @@ class StreamGuard:
         self._mark = 0  # the newest position in `_held`, see _hold
         self._stage = stage
         self._closed = False
+        self._finished = False
         self._recorded = False
         self._decoder: Any = None
         self._error: str | None = None
@@ -158,7 +159,9 @@ class StreamGuard:
         self._check_open()
         try:
             text, tokens = self._reader.finish()
-            return self._advance(text, tokens, final=True)
+            events = self._advance(text, tokens, final=True)
+            self._finished = True
+            return events
         finally:
             self.close()
 
@@ -172,7 +175,9 @@ class StreamGuard:
         if not self._recorded:
             self._recorded = True
             elapsed = (time.perf_counter() - self._started) * 1e3
-            self._guard.record(self.decision, None, self._reader.received, elapsed, "stream")
+            # Of a stream that was left early, only what went out is known to be judged.
+            characters = self._reader.received if self._finished or self.stopped else self.released
+            self._guard.record(self.decision, None, characters, elapsed, "stream")
 
     def __enter__(self) -> StreamGuard:
         return self

@@ -185,6 +185,13 @@ def test_every_stream_leaves_one_record() -> None:
     assert [(r.action, r.judged) for r in records] == [("block", True), ("block", False), ("allow", True)]
 
 
+def test_a_stream_left_early_is_not_recorded_as_judged_whole() -> None:
+    records: list[AuditRecord] = []
+    with FakeGuard(SCRIPT, audit=records.append, holdback=2).stream() as stream:
+        stream.feed("one two three four unfinis")
+    assert [r.characters for r in records] == [len("one two ")] == [stream.released]
+
+
 def test_a_cancelled_feed_releases_nothing_later() -> None:
     async def run() -> None:
         stream = FakeGuard(delay=0.2).astream(holdback=0)
