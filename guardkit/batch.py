@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast
 
 from guardkit.errors import MessageError, NotJudged
-from guardkit.judge import ResponseReader, RunningVerdict, Tokens, check_finite, empty_verdict, verdict_of
+from guardkit.judge import ResponseReader, RunningVerdict, check_finite, empty_verdict, verdict_of
 from guardkit.messages import Message, Part, read_messages, starts_in_reasoning
-from guardkit.models.base import Query, QueryScores, Session, StreamModel
+from guardkit.models.base import Query, QueryScores, Session, StreamModel, Tokens
 from guardkit.policy import Decision, Policy
 from guardkit.verdict import SEVERITIES, Stage, Verdict
 
@@ -84,8 +84,8 @@ class Judging:
             parts.append(found)
             errors.append(error)
         everything = [w for work in groups for w in work]
-        self._run_queries([w for w in everything if w.stage.is_query])
-        responses = [w for w in everything if not w.stage.is_query]
+        self._run_queries([w for w in everything if w.stage.is_query or self.model.whole_texts])
+        responses = [w for w in everything if not (w.stage.is_query or self.model.whole_texts)]
         for i in range(0, len(responses), RESPONSES):
             self._run_responses(responses[i : i + RESPONSES])
         elapsed = (time.perf_counter() - start) * 1e3
@@ -118,7 +118,9 @@ class Judging:
         check_finite(found.scores, 1)
         level = self.model.severities(found.scores.severity, stage)[0]
         verdict = verdict_of(self.model, found.scores, 0, SEVERITIES[level], stage)
-        return replace(verdict, char_index=found.start, char_end=found.end)
+        if found.categories is not None and level:
+            verdict = replace(verdict, categories=found.categories)
+        return replace(verdict, char_index=found.start, char_end=found.end, windowed=found.windowed)
 
     def _each(self, queries: Sequence[Query]) -> list[list[QueryScores] | BaseException]:
         """One batch; where it fails, its rows one by one, so that a poisoned row fails alone."""
@@ -159,7 +161,7 @@ class Judging:
             job.settle()
 
     def _step(self, steps: list[tuple[_ResponseJob, Tokens]]) -> None:
-        pairs = [(job.session, tokens.ids) for job, tokens in steps if job.session is not None]
+        pairs = [(job.session, tokens) for job, tokens in steps if job.session is not None]
         results = self.run(lambda: self.model.append_batch(pairs))
         if len(results) != len(steps):
             raise ValueError(f"the model judged {len(results)} of {len(steps)} responses")

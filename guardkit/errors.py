@@ -8,6 +8,7 @@ GuardkitError
 ├── MessageError            a message, or a list of them, that cannot be read
 └── ModelError
     ├── UnknownModel        no such model; names those that exist
+    ├── Overloaded          as many streams are open as the model may hold
     ├── ModelLoadError      the model's files are missing, damaged or of the wrong kind
     └── MissingExtra        an optional dependency is not installed; names the pip command
 """
@@ -62,6 +63,10 @@ class ModelError(GuardkitError):
 
 class UnknownModel(ModelError):
     """Raised by `Guard.load` for a name that is no model, folder or server address."""
+
+
+class Overloaded(ModelError):
+    """Raised when a stream is opened and as many are open as the engine may hold. Try again when some are closed."""
 
 
 class ModelLoadError(ModelError):

@@ -17,7 +17,7 @@ from guardkit.batch import Item, Judging, Outcome
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, NotJudged
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
-from guardkit.models.base import StreamModel
+from guardkit.models.base import Scores, Session, StreamModel, Tokens
 from guardkit.models.registry import DEFAULT_MODEL, load_model
 from guardkit.policy import DEFAULT_POLICY, Action, Decision, Policy, parse_on_error
 from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
@@ -76,14 +76,20 @@ class Guard:
         revision: str | None = None,
         model: str | None = None,
         threads: int | None = None,
+        cache_gib: float | None = None,
+        max_streams: int | None = None,
         **settings: Any,
     ) -> Guard:
         """Load a model by name, folder or server address, and guard with it.
 
-        `device`, `dtype`, `revision`, `model` (a server's model name) and `threads` go to the model, where it takes
-        them; the rest are the settings of `Guard`. Raises a `ModelError` or `PolicyError`.
+        These go to the model, where it takes them: `device`, `dtype`, `revision` (of a hub's repository), `model` (a
+        server's model name), `threads` (CPU), `cache_gib` (memory for keys and values), `max_streams` (open at once).
+        The rest are the settings of `Guard`. Raises a `ModelError` or `PolicyError`.
         """
-        options = {"device": device, "dtype": dtype, "revision": revision, "model": model, "threads": threads}
+        options = {
+            "device": device, "dtype": dtype, "revision": revision, "model": model, "threads": threads,
+            "cache_gib": cache_gib, "max_streams": max_streams,
+        }  # fmt: skip
         given = {k: v for k, v in options.items() if v is not None}
         try:
             loaded = load_model(name, **given)
@@ -216,6 +222,14 @@ class Guard:
         if not done:
             raise TimeoutError(f"the model took longer than {self.timeout} s")
         return future.result()
+
+    async def arun(self, session: Session, tokens: Tokens) -> Scores:
+        """`session.append` under the guard's timeout, off the event loop."""
+        import asyncio
+
+        if session.native_async:
+            return await asyncio.wait_for(session.aappend(tokens), self.timeout)
+        return await _off_loop(lambda: self.run(lambda: session.append(tokens)))
 
     def not_judged(self, error: str, stage: Stage, so_far: Decision | None) -> Decision:
         """The decision for what could not (wholly) be judged: at least the action of `on_error`."""

@@ -9,28 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from guardkit.messages import REASONING_TAG, REASONING_TAGS
-from guardkit.models.base import Floats, Scores, StreamModel
+from guardkit.models.base import Floats, Scores, StreamModel, Tokens
 from guardkit.policy import Action, Decision, Policy
-from guardkit.retokenize import IncrementalTokenizer, SurrogateJoiner
+from guardkit.retokenize import Cut, IncrementalTokenizer, SurrogateJoiner
 from guardkit.verdict import SEVERITIES, Category, Severity, Stage, Verdict
 
 CATEGORY_FLOOR = 0.25  # a further category is named where its probability is at least this
 DEBOUNCE = 2  # consecutive flagged tokens that make a flag (Qwen3Guard report, 4.4)
 _LONGEST_TAG = max(map(len, REASONING_TAGS))
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """New tokens of one stage: their ids and the index of each one's first character in the response."""
-
-    stage: Stage
-    ids: list[int]
-    starts: list[int]
 
 
 class ResponseReader:
@@ -42,6 +33,8 @@ class ResponseReader:
         self._surrogates = SurrogateJoiner()
         self._tokens = IncrementalTokenizer(model.tokenizer)
         self._pending = ""  # text behind which a tag may still be under way
+        self._stride = model.stride
+        self._block: Tokens | None = None  # final tokens that wait for a whole stride
         self.text_in = 0  # characters taken in, surrogate pairs counted as one
 
     def push(self, text: str) -> tuple[str, list[Tokens]]:
@@ -59,11 +52,14 @@ class ResponseReader:
     @property
     def stable(self) -> int:
         """Characters whose tokens are final: no later token starts before this index."""
+        if self._block is not None:
+            return self._block.starts[0]
         return self.text_in - len(self._pending) - len(self._tokens.tail)
 
     def peek(self) -> Tokens:
-        """The tokens of the unstable tail, as if the text ended here."""
-        return Tokens(self.stage, *self._tokens.peek())
+        """The tokens that are not judged yet, as if the text ended here."""
+        tail = Tokens(self.stage, *self._tokens.peek())
+        return tail if self._block is None else self._block + tail
 
     def _read(self, text: str, final: bool) -> tuple[str, list[Tokens]]:
         self.text_in += len(text)
@@ -74,7 +70,7 @@ class ResponseReader:
             at = 0
             for tag in REASONING_TAG.finditer(rest):
                 self._add(out, self._tokens.push(rest[at : tag.start()]))
-                self._add(out, self._tokens.finish())
+                self._add(out, self._tokens.finish(), flush=True)
                 self._tokens.skip(len(tag[0]))
                 self.stage = Stage.response if tag[1] else Stage.reasoning
                 at = tag.end()
@@ -83,7 +79,7 @@ class ResponseReader:
                 rest = self._hold_partial_tag(rest)
         self._add(out, self._tokens.push(rest))
         if final:
-            self._add(out, self._tokens.finish())
+            self._add(out, self._tokens.finish(), flush=True)
         return text, out
 
     def _hold_partial_tag(self, text: str) -> str:
@@ -93,9 +89,19 @@ class ResponseReader:
             return text[:start]
         return text
 
-    def _add(self, out: list[Tokens], found: tuple[list[int], list[int]]) -> None:
-        if found[0]:
-            out.append(Tokens(self.stage, *found))
+    def _add(self, out: list[Tokens], found: Cut, flush: bool = False) -> None:
+        tokens = Tokens(self.stage, *found)
+        if self._block is not None:
+            tokens, self._block = self._block + tokens, None
+        while self._stride > 1 and len(tokens) > self._stride:
+            block, tokens = tokens.split(self._stride)
+            out.append(block)
+        if not len(tokens):
+            return
+        if flush or len(tokens) >= self._stride:
+            out.append(tokens)
+        else:
+            self._block = tokens
 
 
 class RunningVerdict:
@@ -165,7 +171,8 @@ class RunningVerdict:
 
     def _verdict_at(self, tokens: Tokens, scores: Scores, i: int, severity: Severity) -> Verdict:
         verdict = verdict_of(self._model, scores, i, severity, tokens.stage)
-        return replace(verdict, token_index=self.n_tokens + i, char_index=tokens.starts[i])
+        windowed = scores.windowed is not None and bool(scores.windowed[i])
+        return replace(verdict, token_index=self.n_tokens + i, char_index=tokens.starts[i], windowed=windowed)
 
 
 def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, stage: Stage) -> Verdict:

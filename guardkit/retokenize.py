@@ -10,6 +10,9 @@ import re
 
 from guardkit.models.base import Tokenizer
 
+Cut = tuple[list[int], list[int], str]
+"""Token ids, the index of each one's first character, and the text that they were made from."""
+
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
@@ -35,18 +38,18 @@ class SurrogateJoiner:
 
 
 class IncrementalTokenizer:
-    """`push` text, get final `(ids, starts)`; starts count characters from the first push on (or from `origin`)."""
+    """`push` text, get final tokens; their starts count characters from the first push on (or from `origin`)."""
 
     def __init__(self, tokenizer: Tokenizer, origin: int = 0):
         self._tokenizer = tokenizer
         self._offset = origin
         self.tail = ""
 
-    def push(self, text: str) -> tuple[list[int], list[int]]:
+    def push(self, text: str) -> Cut:
         self.tail += text
         return self._take(self._tokenizer.stable_chars(self.tail))
 
-    def finish(self) -> tuple[list[int], list[int]]:
+    def finish(self) -> Cut:
         """The tokens of the tail: no more text follows."""
         return self._take(len(self.tail))
 
@@ -54,14 +57,14 @@ class IncrementalTokenizer:
         """Count characters that are no part of the tokenised text. Only with an empty tail."""
         self._offset += n_chars
 
-    def peek(self) -> tuple[list[int], list[int]]:
+    def peek(self) -> Cut:
         """The tokens of the tail as if the text ended here."""
         ids, starts = self._tokenizer.encode(self.tail)
-        return ids, [self._offset + s for s in starts]
+        return ids, [self._offset + s for s in starts], self.tail
 
-    def _take(self, n_chars: int) -> tuple[list[int], list[int]]:
-        ids, starts = self._tokenizer.encode(self.tail[:n_chars]) if n_chars else ([], [])
+    def _take(self, n_chars: int) -> Cut:
+        text, self.tail = self.tail[:n_chars], self.tail[n_chars:]
+        ids, starts = self._tokenizer.encode(text) if text else ([], [])
         starts = [self._offset + s for s in starts]
         self._offset += n_chars
-        self.tail = self.tail[n_chars:]
-        return ids, starts
+        return ids, starts, text

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardkit.errors import NotJudged, StreamClosed
-from guardkit.judge import ResponseReader, RunningVerdict, Tokens
+from guardkit.judge import ResponseReader, RunningVerdict
 from guardkit.messages import Message
-from guardkit.models.base import Session
+from guardkit.models.base import Scores, Session, Tokens
 from guardkit.policy import Action, Decision
 from guardkit.verdict import Stage, Verdict
 
@@ -61,6 +61,8 @@ class RetractEvent:
 
 
 Event = TextEvent | FlagEvent | StopEvent | RetractEvent
+_Steps = Generator[Tokens, Scores, list[Event]]
+"""What a call does, without the model: yields tokens to be judged, is sent their scores, returns the events."""
 
 
 class StreamGuard:
@@ -108,7 +110,7 @@ class StreamGuard:
             return self._running.verdict
         speculative = self._running.copy()
         try:
-            speculative.add(tail, self._guard.run(lambda: session.peek(tail.ids)))
+            speculative.add(tail, self._guard.run(lambda: session.peek(tail)))
         except Exception as error:
             raise NotJudged(f"the text so far could not be judged ({type(error).__name__}: {error})") from error
         return speculative.verdict
@@ -141,25 +143,55 @@ class StreamGuard:
 
     def feed(self, delta: str) -> list[Event]:
         """Take more text; returns what may be shown now. After a stop: nothing, and the text counts as withheld."""
-        self._check_open()
-        text, tokens = self._reader.push(delta)
-        return self._advance(text, tokens)
+        return self._drive(self._feed(delta))
 
     def feed_ids(self, ids: Sequence[int]) -> list[Event]:
         """Take token ids of an LLM that shares the guard's vocabulary. Raises TypeError where the guard cannot."""
+        return self._drive(self._feed(self._decode(ids)))
+
+    def finish(self) -> list[Event]:
+        """The text is complete: judge the tail and release what is left. The stream takes no more."""
+        return self._drive(self._finish())
+
+    def _drive(self, steps: _Steps) -> list[Event]:
+        try:
+            tokens = next(steps)
+            while True:
+                try:
+                    scores = self._guard.run(lambda tokens=tokens: self._open_session().append(tokens))  # type: ignore[misc]
+                except Exception as error:
+                    tokens = steps.throw(error)
+                else:
+                    tokens = steps.send(scores)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise StreamClosed("this stream was closed while it was being fed")
+        return self._session
+
+    def _decode(self, ids: Sequence[int]) -> str:
         if self._decoder is None:
             make = getattr(self._guard.model.tokenizer, "decoder", None)
             if make is None:
                 raise TypeError(f"{self._guard.model.name} has a vocabulary of its own: feed text")
             self._decoder = make()
-        return self.feed(self._decoder.push(ids))
+        return str(self._decoder.push(ids))
 
-    def finish(self) -> list[Event]:
-        """The text is complete: judge the tail and release what is left. The stream takes no more."""
+    def _feed(self, delta: str) -> _Steps:
+        self._check_open()
+        text, tokens = self._reader.push(delta)
+        return (yield from self._advance(text, tokens))
+
+    def _finish(self) -> _Steps:
         self._check_open()
         try:
+            events: list[Event] = []
+            if self._decoder is not None:
+                events = yield from self._feed(str(self._decoder.finish()))
             text, tokens = self._reader.finish()
-            events = self._advance(text, tokens, final=True)
+            events += yield from self._advance(text, tokens, final=True)
             self._finished = True
             return events
         finally:
@@ -191,14 +223,14 @@ class StreamGuard:
         if self._closed:
             raise StreamClosed("this stream is finished; open a new one with guard.stream(...)")
 
-    def _advance(self, text: str, tokens: list[Tokens], final: bool = False) -> list[Event]:
+    def _advance(self, text: str, tokens: list[Tokens], final: bool = False) -> _Steps:
         if self.stopped:
             return []
         self._text += text
         events: list[Event] = []
         try:
             for group in tokens if self.judged else ():
-                self._judge(group, events)
+                self._judge(group, (yield group), events)
                 if self._running.stopped:
                     return self._stop(events)
         except Exception as error:
@@ -213,11 +245,7 @@ class StreamGuard:
             self._text = ""
             raise NotJudged(f"the stream could not be judged and was stopped ({self._error})") from error
 
-    def _judge(self, tokens: Tokens, events: list[Event]) -> None:
-        session = self._session
-        if session is None:
-            raise StreamClosed("this stream was closed while it was being fed")
-        scores = self._guard.run(lambda: session.append(tokens.ids))
+    def _judge(self, tokens: Tokens, scores: Scores, events: list[Event]) -> None:
         before = self._running.n_tokens
         for decision in self._running.add(tokens, scores):
             if decision.action is Action.flag and decision.verdict is not None:
@@ -294,13 +322,13 @@ class AsyncStreamGuard:
         raise AttributeError(f"AsyncStreamGuard has no '{name}'")
 
     async def feed(self, delta: str) -> list[Event]:
-        return await self._call(lambda: self._stream.feed(delta))
+        return await self._drive(self._stream._feed(delta))
 
     async def feed_ids(self, ids: Sequence[int]) -> list[Event]:
-        return await self._call(lambda: self._stream.feed_ids(ids))
+        return await self._drive(self._stream._feed(self._stream._decode(ids)))
 
     async def finish(self) -> list[Event]:
-        return await self._call(self._stream.finish)
+        return await self._drive(self._stream._finish())
 
     async def close(self) -> None:
         self._stream.close()
@@ -320,13 +348,23 @@ class AsyncStreamGuard:
             if isinstance(deltas, AsyncGenerator):
                 await deltas.aclose()
 
-    async def _call(self, step: Callable[[], list[Event]]) -> list[Event]:
+    async def _drive(self, steps: _Steps) -> list[Event]:
         import asyncio
 
+        stream = self._stream
         try:
-            return await asyncio.to_thread(step)
+            tokens = next(steps)
+            while True:
+                try:
+                    scores = await stream._guard.arun(stream._open_session(), tokens)
+                except Exception as error:
+                    tokens = steps.throw(error)
+                else:
+                    tokens = steps.send(scores)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
         except asyncio.CancelledError:
-            self._stream.close()
+            stream.close()
             raise
 
     async def __aenter__(self) -> AsyncStreamGuard:

@@ -14,7 +14,7 @@ import numpy as np
 
 from guardkit.guard import Guard
 from guardkit.messages import Message
-from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel
+from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens
 from guardkit.verdict import SEVERITIES, Category, Severity
 
 Script = Mapping[str, "str | Severity | Exception"]
@@ -100,10 +100,10 @@ class _FakeSession(Session):
     def __init__(self, model: FakeModel):
         self._model, self._tail, self._worst = model, "", 0
 
-    def append(self, ids: Sequence[int]) -> Scores:
+    def append(self, tokens: Tokens) -> Scores:
         self._model.called()
         levels = []
-        for i in ids:
+        for i in tokens.ids:
             start = len(self._tail)
             self._tail = f"{self._tail} {self._model.tokenizer.words[i].lower()}".lstrip()
             self._worst = max(self._worst, self._model.level(self._tail, start))
@@ -111,10 +111,10 @@ class _FakeSession(Session):
             self._tail = self._tail[-self._model.longest - 1 :] if self._model.longest else ""
         return self._model.scores(levels, 8)
 
-    def peek(self, ids: Sequence[int]) -> Scores:
+    def peek(self, tokens: Tokens) -> Scores:
         before = self._tail, self._worst
         try:
-            return self.append(ids)
+            return self.append(tokens)
         finally:
             self._tail, self._worst = before
 

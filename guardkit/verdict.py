@@ -74,9 +74,14 @@ class Stage(Enum):
         return self in (Stage.prompt, Stage.tool_output, Stage.document)
 
 
-@dataclass(frozen=True)
+SAME_SCORE = 0.02
+"""How far two scores may differ and still count as equal: what rounding can move when a model that uses
+floating point gets the same text in another batch or in other pieces (nano uses integers and never differs)."""
+
+
+@dataclass(frozen=True, eq=False)
 class Verdict:
-    """What a model found in one text. Equality ignores `latency_ms`.
+    """What a model found in one text. Equality ignores `latency_ms`, and differences of scores below `SAME_SCORE`.
 
     severity: the worst that was found.
     categories: most likely first; empty when safe.
@@ -89,6 +94,7 @@ class Verdict:
     char_index: the first character of that token in the original text; for a query judged in windows, the first
         character of the worst window.
     char_end: for a query judged in windows, the end (exclusive) of the worst window; else None.
+    windowed: whether the text and its context outgrew what the model sees at once, so that it saw them in parts.
     latency_ms: wall time of the check that this verdict came from.
     """
 
@@ -101,9 +107,21 @@ class Verdict:
     token_index: int | None = None
     char_index: int | None = None
     char_end: int | None = None
+    windowed: bool = False
     latency_ms: float = field(default=0.0, compare=False)
 
-    def __hash__(self) -> int:  # `scores` is a plain dict, so the generated hash would fail
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Verdict):
+            return NotImplemented
+        exact = all(
+            getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.compare and f.name != "scores"
+        )
+        close = self.scores.keys() == other.scores.keys() and all(
+            abs(p - other.scores[name]) <= SAME_SCORE for name, p in self.scores.items()
+        )
+        return exact and close
+
+    def __hash__(self) -> int:
         return hash((self.severity, self.categories, self.stage, self.model, self.token_index, self.char_index))
 
     def to_dict(self) -> dict[str, Any]:

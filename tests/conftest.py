@@ -1,9 +1,13 @@
 """For all tests: no network. An audit hook refuses connections and look-ups beyond this machine."""
 
+import os
 import sys
 from typing import Any
 
 LOCAL = {"localhost", "::1", "", None}
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a hub says so at once instead of trying
 
 
 def refuse_network(event: str, args: tuple[Any, ...]) -> None:

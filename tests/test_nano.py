@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
-from guardkit.models.base import Query
+from guardkit.models.base import Query, Tokens
 from guardkit.models.nano import load, weights_path
 from guardkit.models.nano.model import Nano
 from guardkit.models.nano.tokenizer import MAX_WORD_CHARS, NanoTokenizer
@@ -46,6 +46,10 @@ def nano() -> Nano:
     return load()
 
 
+def cut(ids: list[int]) -> Tokens:
+    return Tokens(Stage.response, ids)
+
+
 def words(n: int, seed: int = 0) -> str:
     rng = random.Random(seed)
     return " ".join(rng.choice(WORDS) for _ in range(n))
@@ -55,11 +59,11 @@ def words(n: int, seed: int = 0) -> str:
 def test_a_response_scores_the_same_token_by_token_and_at_once(nano: Nano, length: int) -> None:
     ids = nano.tokenizer.encode(words(length))[0]
     context = [Message("user", "tell me a story")]
-    whole = nano.open(context).append(ids)
+    whole = nano.open(context).append(cut(ids))
     assert len(whole) == len(ids)
     for chunk in (1, 3, 17, 97):
         session = nano.open(context)
-        parts = [session.append(ids[i : i + chunk]) for i in range(0, len(ids), chunk)]
+        parts = [session.append(cut(ids[i : i + chunk])) for i in range(0, len(ids), chunk)]
         assert np.array_equal(np.concatenate([p.severity for p in parts]), whole.severity)
         assert np.array_equal(np.concatenate([p.category for p in parts]), whole.category)
 
@@ -68,9 +72,9 @@ def test_responses_in_a_batch_score_as_alone(nano: Nano) -> None:
     texts = [words(n, n) for n in (3, 50, 200, 7, 300)]
     ids = [nano.tokenizer.encode(t)[0] for t in texts]
     contexts = [[], [Message("user", "hi")], [], [Message("user", words(300))], []]
-    together = nano.append_batch([(nano.open(c), i) for c, i in zip(contexts, ids, strict=True)])
+    together = nano.append_batch([(nano.open(c), cut(i)) for c, i in zip(contexts, ids, strict=True)])
     for context, one, batched in zip(contexts, ids, together, strict=True):
-        alone = nano.open(context).append(one)
+        alone = nano.open(context).append(cut(one))
         assert np.array_equal(alone.severity, batched.severity)
 
 
@@ -86,7 +90,7 @@ def test_queries_in_a_batch_score_as_alone(nano: Nano) -> None:
 
 
 def test_scores_are_probabilities(nano: Nano) -> None:
-    scores = nano.open([]).append(nano.tokenizer.encode(words(30))[0])
+    scores = nano.open([]).append(cut(nano.tokenizer.encode(words(30))[0]))
     assert np.allclose(scores.severity.sum(1), 1, atol=1e-5)
     assert np.allclose(scores.category.sum(1), 1, atol=1e-5)
 
@@ -95,8 +99,8 @@ def test_peek_leaves_no_trace(nano: Nano) -> None:
     ids = nano.tokenizer.encode(words(300))[0]
     session, other = nano.open([]), nano.open([])
     for i in range(0, len(ids), 60):
-        session.peek(ids[:7])
-        a, b = session.append(ids[i : i + 60]), other.append(ids[i : i + 60])
+        session.peek(cut(ids[:7]))
+        a, b = session.append(cut(ids[i : i + 60])), other.append(cut(ids[i : i + 60]))
         assert np.array_equal(a.severity, b.severity)
 
 
@@ -105,7 +109,7 @@ def test_a_session_holds_one_window_at_most(nano: Nano) -> None:
     ids = nano.tokenizer.encode(words(100))[0]
     sizes = set()
     for _ in range(20):
-        session.append(ids)
+        session.append(cut(ids))
         sizes.add(session.cache().nbytes)
     assert max(sizes) <= nano.window * np.prod(nano._cache_shape)
 

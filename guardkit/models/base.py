@@ -35,13 +35,40 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Consecutive tokens of one stage. starts: the index of each one's first character in the response; text: what
+    they were made from, the blanks around them included."""
+
+    stage: Stage
+    ids: Sequence[int]
+    starts: Sequence[int] = ()
+    text: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def split(self, n: int) -> tuple[Tokens, Tokens]:
+        """The first `n` tokens, and the rest; `text` is cut where token `n` starts."""
+        at = self.starts[n] - self.starts[0] if n < len(self) else len(self.text)
+        return (
+            Tokens(self.stage, self.ids[:n], self.starts[:n], self.text[:at]),
+            Tokens(self.stage, self.ids[n:], self.starts[n:], self.text[at:]),
+        )
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.stage, [*self.ids, *other.ids], [*self.starts, *other.starts], self.text + other.text)
+
+
+@dataclass(frozen=True)
 class Scores:
     """Probabilities for n positions: severity [n, 3] in the order of `SEVERITIES`, category [n, c] in the order of
-    the model's categories, refusal [n] (None where the model has no such head)."""
+    the model's categories, refusal [n] (None where the model has no such head). windowed [n]: whether the model saw
+    only part of what came before (None: it saw all)."""
 
     severity: Floats
     category: Floats
     refusal: Floats | None = None
+    windowed: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.severity)
@@ -55,6 +82,7 @@ class Scores:
             np.concatenate([p.severity for p in parts]),
             np.concatenate([p.category for p in parts]),
             np.concatenate(refusal) if len(refusal) == len(parts) else None,
+            np.concatenate([np.zeros(len(p), bool) if p.windowed is None else p.windowed for p in parts]),
         )
 
 
@@ -69,23 +97,34 @@ class Query:
 
 @dataclass(frozen=True)
 class QueryScores:
-    """The scores of a query (n = 1). start, end: the characters of the window they come from, where it was cut."""
+    """The scores of a query (n = 1). start, end: the characters of the window they come from, where it was cut.
+    windowed: whether the model saw only part of the text and its context at once. categories: what the model named,
+    where it names them itself (most likely first); else they are taken from the scores."""
 
     scores: Scores
     start: int | None = None
     end: int | None = None
+    windowed: bool = False
+    categories: tuple[Category, ...] | None = None
 
 
 class Session(ABC):
     """One response under way: everything fed so far is in the model's cache. Not for use by two threads at once."""
 
     @abstractmethod
-    def append(self, ids: Sequence[int]) -> Scores:
+    def append(self, tokens: Tokens) -> Scores:
         """Judge the next tokens of the response; scores of each of them. After an error the session is over."""
 
     @abstractmethod
-    def peek(self, ids: Sequence[int]) -> Scores:
+    def peek(self, tokens: Tokens) -> Scores:
         """Judge tokens as if they came next, and forget them again."""
+
+    native_async: bool = False
+    """Whether `aappend` exists; else an event loop calls `append` in a thread."""
+
+    async def aappend(self, tokens: Tokens) -> Scores:
+        """`append` for an event loop: many streams wait without a thread each."""
+        raise NotImplementedError
 
     def close(self) -> None:  # noqa: B027 - a session without resources needs no code
         """Free what the session holds. Safe to call twice."""
@@ -100,6 +139,11 @@ class StreamModel(ABC):
     response_categories: tuple[Category, ...]
     judges_normalized_view: bool = False
     """Whether `check` should also judge a text's de-obfuscated view (for models that cannot see through it)."""
+    whole_texts: bool = False
+    """Whether the model judges texts of every stage whole (the Gen contract): `check` then hands responses to `query`,
+    and only streams use sessions."""
+    stride: int = 1
+    """Tokens of a stream that are judged together; fewer only where a text or its reasoning ends."""
 
     @abstractmethod
     def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
@@ -112,9 +156,9 @@ class StreamModel(ABC):
     def open(self, context: Sequence[Message]) -> Session:
         """Start a response that follows `context`."""
 
-    def append_batch(self, work: Sequence[tuple[Session, Sequence[int]]]) -> list[Scores]:
+    def append_batch(self, work: Sequence[tuple[Session, Tokens]]) -> list[Scores]:
         """`append` for many sessions at once. Models that can share a forward pass override it."""
-        return [session.append(ids) for session, ids in work]
+        return [session.append(tokens) for session, tokens in work]
 
     def severities(self, scores: Floats, stage: Stage) -> Ints:
         """The severity (index into `SEVERITIES`) of each row of `scores` [n, 3]. By default the likeliest."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from guardkit.errors import MissingExtra, ModelLoadError, UnknownModel
 from guardkit.models.base import StreamModel
 
 DEFAULT_MODEL = "nano"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-# architecture (config.json) -> what it is; a loader joins its row together with the engine that it belongs to
-_ARCHITECTURES = {
-    "Qwen3ForGuardModel": "Qwen3Guard-Stream",
-    "Qwen3ForCausalLM": "Qwen3Guard-Gen",
+# architecture (config.json) -> what it is, and the module that loads it
+_ARCHITECTURES: dict[str, tuple[str, str | None]] = {
+    "Qwen3ForGuardModel": ("Qwen3Guard-Stream", "guardkit.models.stream"),
+    "Qwen3ForCausalLM": ("Qwen3Guard-Gen", None),
 }
 _PUBLISHED = [
     (f"Qwen/Qwen3Guard-{kind}-{size}", kind.lower(), mb)
@@ -51,8 +52,13 @@ def list_models() -> list[ModelInfo]:
     nano = ModelInfo(
         "nano", "embedded", size is not None, size, "in the package", "CPU, offline; prompts and responses"
     )
-    note = "published weights; this version of guardkit has no engine for them yet"
-    rows = [ModelInfo(n, k, False, mb, "Hugging Face Hub", note) for n, k, mb in _PUBLISHED]
+    torch = importlib.util.find_spec("torch") is not None
+    note = "published weights, fetched when first used" if torch else "needs pip install 'guardkit[torch]'"
+    gen = "published weights; this version of guardkit has no engine for them yet"
+    rows = [
+        ModelInfo(n, k, torch and k == "stream", mb, "Hugging Face Hub", note if k == "stream" else gen)
+        for n, k, mb in _PUBLISHED
+    ]
     server = "an OpenAI-compatible server; this version of guardkit has no client for it yet"
     return [nano, *rows, ModelInfo("http://HOST:PORT/v1", "remote", False, None, "your server", server)]
 
@@ -69,28 +75,25 @@ def load_model(name: str, **options: Any) -> StreamModel:
         return loader(**options)
     if name.startswith(("http://", "https://")):
         raise UnknownModel(f"{name}: this version of guardkit has no client for remote servers; known: nano")
-    folder = Path(name)
-    if folder.is_dir():
-        _refuse_folder(folder)
-    if any(name == published for published, _, _ in _PUBLISHED):
-        if importlib.util.find_spec("torch") is None:
-            raise MissingExtra(f"{name}", "torch")
-        raise UnknownModel(f"{name}: this version of guardkit has no engine for Qwen3Guard weights; known: nano")
-    known = ", ".join(["nano", *(p for p, _, _ in _PUBLISHED)])
-    raise UnknownModel(f"unknown model '{name}': no folder of that name, no server address; known: {known}")
+    if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
+        known = ", ".join(["nano", *(p for p, _, _ in _PUBLISHED)])
+        raise UnknownModel(f"unknown model '{name}': no folder of that name, no server address; known: {known}")
+    return _load_weights(name, options)
 
 
-def _refuse_folder(folder: Path) -> None:
-    config = folder / "config.json"
-    try:
-        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or ["(none)"]
-    except OSError as error:
-        raise ModelLoadError(f"{folder}: no readable config.json, so no model folder ({error})") from error
-    except (ValueError, AttributeError) as error:
-        raise ModelLoadError(f"{config}: not a JSON object ({error})") from error
-    found = str(architectures[0])
-    if found not in _ARCHITECTURES:
-        raise ModelLoadError(f"{config}: architecture '{found}' is not supported; known: {', '.join(_ARCHITECTURES)}")
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtra(f"{folder} ({_ARCHITECTURES[found]})", "torch")
-    raise UnknownModel(f"{folder}: this version of guardkit has no engine for {_ARCHITECTURES[found]} weights")
+def _load_weights(name: str, options: dict[str, Any]) -> StreamModel:
+    """Load published weights from a folder or a hub, with what config.json says they are."""
+    for package in ("torch", "safetensors", "tokenizers", "jinja2"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(name, "torch")
+    checkpoint = importlib.import_module("guardkit.engine.checkpoint")
+    folder = checkpoint.locate(name, options.pop("revision", None))
+    architecture = checkpoint.Checkpoint.open(folder).architecture
+    if architecture not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise ModelLoadError(f"{folder}/config.json: architecture '{architecture}' is not supported; known: {known}")
+    kind, module = _ARCHITECTURES[architecture]
+    if module is None:
+        raise UnknownModel(f"{name}: this version of guardkit has no engine for {kind} weights")
+    settings = importlib.import_module("guardkit.engine.setup").Options(**options)
+    return cast(StreamModel, importlib.import_module(module).load(folder, name, settings))

@@ -23,8 +23,9 @@ from scipy.optimize import minimize_scalar
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from guardkit.messages import Message  # noqa: E402
-from guardkit.models.base import Query  # noqa: E402
+from guardkit.models.base import Query, Tokens  # noqa: E402
 from guardkit.models.nano.model import Nano  # noqa: E402
+from guardkit.verdict import Stage  # noqa: E402
 
 SEVERITY = {"safe": 0, "controversial": 1, "unsafe": 2}
 SOCIAL = ("davidson_hate", "told_br", "mlma_hate", "cold", "korean_hate_kocohub", "germeval2018", "paradetox",
@@ -98,7 +99,7 @@ def main() -> None:
             ids = [nano.tokenizer.encode(r["response"][:20000])[0] for r in mine]
             keep = [i for i, x in enumerate(ids) if x]
             mine, labels = [mine[i] for i in keep], labels[keep]
-            found = nano.append_batch([(sessions[i], ids[i]) for i in keep])
+            found = nano.append_batch([(sessions[i], Tokens(Stage.response, ids[i])) for i in keep])
             tokens = [f.severity for f in found]
         last = np.log(np.stack([t[-1] for t in tokens]) + 1e-12)
         temperature = fit_temperature(last, labels)

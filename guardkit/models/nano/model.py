@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message
-from guardkit.models.base import Floats, Ints, Query, QueryScores, Scores, Session, StreamModel
+from guardkit.models.base import Floats, Ints, Query, QueryScores, Scores, Session, StreamModel, Tokens
 from guardkit.models.nano.tokenizer import CLS, SEP, NanoTokenizer
 from guardkit.verdict import Category, Stage
 
@@ -89,7 +89,8 @@ class Nano(StreamModel):
         for chunk in _chunks(self._windows(queries), BATCH_TOKENS * 4):
             scores = self._query_scores(self._query_logits([ids for _, ids, _, _ in chunk]))
             for row, (at, _, start, end) in enumerate(chunk):
-                found = QueryScores(Scores(scores.severity[row : row + 1], scores.category[row : row + 1]), start, end)
+                own = Scores(scores.severity[row : row + 1], scores.category[row : row + 1])
+                found = QueryScores(own, start, end, windowed=start is not None)
                 safe, _, unsafe = (float(p) for p in scores.severity[row])
                 level = int(self.severities(found.scores.severity, queries[at].stage)[0])
                 category = int(scores.category[row].argmax()) if level else None
@@ -158,9 +159,10 @@ class Nano(StreamModel):
     # -- responses
 
     def open(self, context: Sequence[Message]) -> NanoSession:
-        return NanoSession(self, self._frame(context))
+        return NanoSession(self, *self._frame(context))
 
-    def _frame(self, context: Sequence[Message]) -> list[int]:
+    def _frame(self, context: Sequence[Message]) -> tuple[list[int], bool]:
+        """The ids that stand before a response, and whether they are less than the whole context."""
         asked = next((m.content for m in reversed(context) if m.stage is Stage.prompt), "")
         half = CONTEXT // 2
         if len(asked) > 64 * CONTEXT:  # only the ends are used: do not tokenise a whole document for them
@@ -168,17 +170,18 @@ class Nano(StreamModel):
                 self.tokenizer.encode(asked[: 32 * CONTEXT])[0],
                 self.tokenizer.encode(asked[-32 * CONTEXT :])[0],
             )
-            ids = head[:half] + tail[half - CONTEXT :] if len(head) + len(tail) > CONTEXT else head + tail
+            ids = head + tail
         else:
             ids = self.tokenizer.encode(asked)[0]
-            if len(ids) > CONTEXT:
-                ids = ids[:half] + ids[half - CONTEXT :]
-        return [CLS, *ids, SEP]
+        cut = len(context) > 1 or len(ids) > CONTEXT
+        if len(ids) > CONTEXT:
+            ids = ids[:half] + ids[half - CONTEXT :]
+        return [CLS, *ids, SEP], cut
 
-    def append_batch(self, work: Sequence[tuple[Session, Sequence[int]]]) -> list[Scores]:
+    def append_batch(self, work: Sequence[tuple[Session, Tokens]]) -> list[Scores]:
         """Sessions that start together (whole responses) share forward passes, window by window."""
         out: list[list[Scores]] = [[] for _ in work]
-        left = [(at, s, list(ids)) for at, (s, ids) in enumerate(work) if isinstance(s, NanoSession) and len(ids)]
+        left = [(at, s, list(new.ids)) for at, (s, new) in enumerate(work) if isinstance(s, NanoSession) and len(new)]
         while left:
             plans = [(at, session, session.plan(ids)) for at, session, ids in left]
             plans.sort(key=lambda p: (p[1].cached, len(p[2])))
@@ -202,12 +205,13 @@ class Nano(StreamModel):
         for row, (session, new) in enumerate(work):
             session.keep(new, new_cache[row, : len(new)])
         split = np.cumsum([len(r) for r in rows])[:-1]
-        return [self._response_scores(part) for part in np.split(logits[:, :12], split)]
+        parts = zip(work, np.split(logits[:, :12], split), strict=True)
+        return [self._response_scores(part, session.windowed) for (session, _), part in parts]
 
-    def _response_scores(self, logits: Floats) -> Scores:
+    def _response_scores(self, logits: Floats, windowed: bool) -> Scores:
         severity = _softmax(logits[:, :3] / self._calibration.response_temperature)
         refusal = np.float32(1) / (np.float32(1) + np.exp(-logits[:, 11]))
-        return Scores(severity, _softmax(logits[:, 3:11]), refusal)
+        return Scores(severity, _softmax(logits[:, 3:11]), refusal, np.full(len(logits), windowed))
 
     # -- both
 
@@ -237,8 +241,8 @@ class Nano(StreamModel):
 class NanoSession(Session):
     """A response under way: its frame (the prompt), the window's ids, and their keys and values."""
 
-    def __init__(self, model: Nano, frame: list[int]):
-        self._model, self._frame = model, frame
+    def __init__(self, model: Nano, frame: list[int], windowed: bool):
+        self._model, self._frame, self.windowed = model, frame, windowed
         self._ids: list[int] = []  # what is cached, frame included
         self._start = 0
         self._cache = np.zeros((0, *model._cache_shape), np.int8)
@@ -248,14 +252,14 @@ class NanoSession(Session):
     def cached(self) -> int:
         return len(self._ids)
 
-    def append(self, ids: Sequence[int]) -> Scores:
-        return self._model.append_batch([(self, ids)])[0]
+    def append(self, tokens: Tokens) -> Scores:
+        return self._model.append_batch([(self, tokens)])[0]
 
-    def peek(self, ids: Sequence[int]) -> Scores:
+    def peek(self, tokens: Tokens) -> Scores:
         # A window that would overflow is opened for good by the next append: a peek works on a copy.
-        copy = NanoSession(self._model, self._frame)
+        copy = NanoSession(self._model, self._frame, self.windowed)
         copy._ids, copy._cache = self._ids[:], self._cache.copy()
-        return copy.append(ids)
+        return copy.append(tokens)
 
     def plan(self, ids: list[int]) -> list[int]:
         """The ids of the next forward pass: the frame and lead-in where a window starts, then of `ids` what fits."""
@@ -263,7 +267,7 @@ class NanoSession(Session):
         start = [] if self._ids else list(self._frame)
         if self.cached >= room:
             start = [*self._frame, *self._ids[-LEAD:]]
-            self._ids = []
+            self._ids, self.windowed = [], True
         self._start = len(start)
         self.last_taken = min(len(ids), room - self.cached - len(start))
         return start + ids[: self.last_taken]

@@ -1,0 +1,114 @@
+"""From a checkpoint to a running engine: device, dtype, weights, the size of the cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guardkit.engine.cache import GROW, Cache, ContiguousCache, PagedCache
+from guardkit.engine.checkpoint import Checkpoint
+from guardkit.engine.engine import Engine, Head, Limits
+from guardkit.engine.qwen3 import Qwen3
+from guardkit.errors import GuardkitError, ModelLoadError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a checkpoint.
+
+    device: "cpu", "cuda", "cuda:1", "mps"; None: CUDA where there is one, else the CPU.
+    dtype: "bfloat16", "float16" or "float32"; None: bfloat16 where the device computes in it, else float32.
+    cache_gib: memory for keys and values, in GiB; None: most of what a GPU has left, a third of the free host memory.
+    max_streams: streams that may be open at a time. threads: CPU threads; None: torch's own choice.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    cache_gib: float | None = None
+    max_streams: int = 4096
+    threads: int | None = None
+
+
+def build(
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, tuple[int, ...]],
+    heads: Callable[[dict[str, Tensor], Tensor], Mapping[str, Head]],
+    options: Options,
+) -> Engine:
+    """Load the backbone and the tensors of `shapes`; `heads` makes the heads of them and of the embedding matrix."""
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device)
+    tensors = checkpoint.load({**Qwen3.shapes(checkpoint.config), **shapes}, dtype=dtype, device=device)
+    own = {name: tensors.pop(name) for name in shapes}
+    model = Qwen3(checkpoint.config, tensors)
+    made = heads(own, model.embedding)
+    cache = _cache(checkpoint, dtype, device, options.cache_gib)
+    on_gpu = device.type == "cuda"
+    limits = Limits(
+        step_tokens=8192 if on_gpu else 512,
+        mixed_tokens=512 if on_gpu else 64,
+        max_sequences=options.max_streams,
+        host_tokens=_free_host_memory() // 4 // cache.bytes_per_token(checkpoint.config, dtype) if on_gpu else 0,
+        threads=options.threads,
+    )
+    return Engine(model, made, cache, limits)
+
+
+def pick_device(name: str | None) -> torch.device:
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise GuardkitError(f"device '{name}' cannot be used ({reason}); try device='cpu'") from error
+    return device
+
+
+def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    if name is not None and name != "auto":
+        if name.removeprefix("torch.") not in DTYPES:
+            raise GuardkitError(f"dtype '{name}' is not supported; known: {', '.join(DTYPES)}")
+        return DTYPES[name.removeprefix("torch.")]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16 itself; where it does not, float32 is faster."""
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def _cache(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, gib: float | None) -> Cache:
+    config = checkpoint.config
+    kind = PagedCache if device.type == "cuda" else ContiguousCache
+    if gib is not None:
+        free = int(gib * GIB)
+    elif device.type == "cuda":
+        free = max(0, int(torch.cuda.mem_get_info(device)[0] * 0.9) - 2 * GIB)  # a step's activations need room too
+    else:
+        free = _free_host_memory() // 3
+    capacity = free // kind.bytes_per_token(config, dtype) // GROW * GROW
+    if capacity < 2 * GROW:
+        raise ModelLoadError(
+            f"{checkpoint.folder}: {free / GIB:.2f} GiB for keys and values hold {capacity} tokens only; "
+            "free some memory, raise cache_gib, or take a smaller model"
+        )
+    return kind(config, dtype, device, capacity)
+
+
+def _free_host_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not everywhere
+        return 4 * GIB

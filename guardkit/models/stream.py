@@ -1,0 +1,348 @@
+"""Qwen3Guard-Stream on guardkit's own engine: query heads at the end of a user's turn, response heads at every token.
+
+A conversation is laid out by the checkpoint's chat template with thinking disabled, as the published code does it: a
+query is read at the `<|im_end|>` that closes the last user turn; a response follows the assistant scaffold. Reasoning
+goes between the scaffold's think tags.
+
+What outgrows the model's positions is windowed, and the verdict says so (`windowed`): of a long context the oldest
+messages are left out first; a long query is judged in windows that overlap; a long response goes on in a new window
+that starts with the context and the last `LEAD` share of its tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from guardkit.engine.checkpoint import Checkpoint
+from guardkit.engine.config import GuardHeads
+from guardkit.engine.engine import Engine, Head, Rows
+from guardkit.engine.engine import Sequence as Sequence_
+from guardkit.engine.qwen3 import Linear, rms_norm
+from guardkit.engine.setup import Options, build
+from guardkit.engine.template import ChatTemplate
+from guardkit.errors import ModelLoadError
+from guardkit.messages import Message, split_reasoning
+from guardkit.models.base import Floats, Query, QueryScores, Scores, Session, StreamModel, Tokens
+from guardkit.models.qwen_tokenizer import QwenTokenizer
+from guardkit.verdict import Stage
+
+ARCHITECTURE = "Qwen3ForGuardModel"
+LEAD = 8  # a new window repeats the last 1/LEAD of the positions
+OVERLAP = 32  # windows of a query share 1/OVERLAP of the positions
+IN_FLIGHT = 64  # queries of one batch that are in the engine at once
+_ROLES = {"human": "user", "developer": "system", "ai": "assistant", "model": "assistant", "function": "tool"}
+_THINKING = re.compile(r"<think>\s*</think>\s*$")
+
+
+def load(folder: Path, name: str, options: Options) -> Qwen3GuardStream:
+    """Load a Qwen3Guard-Stream checkpoint from `folder`. Raises `ModelLoadError`."""
+    checkpoint = Checkpoint.open(folder)
+    checkpoint.require(ARCHITECTURE)
+    heads = GuardHeads.from_json(checkpoint.raw, checkpoint.source)
+    tokenizer = QwenTokenizer(folder)
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise ModelLoadError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {checkpoint.config.vocab_size}: "
+            "they do not belong together; download the checkpoint again"
+        )
+    source = checkpoint.chat_template()
+    if source is None:
+        raise ModelLoadError(f"{folder}: no chat template (chat_template.jinja, or tokenizer_config.json)")
+    frames = Frames(ChatTemplate(source, tokenizer, folder), tokenizer)
+    width, inner, eps = checkpoint.config.hidden_size, heads.inner_size, checkpoint.config.rms_norm_eps
+    shapes: dict[str, tuple[int, ...]] = {}
+    for side, risks, categories in (
+        ("", heads.response_severities, heads.response_categories),
+        ("query_", heads.query_severities, heads.query_categories),
+    ):
+        shapes |= {
+            f"{side}risk_level_category_pre.weight": (inner, width),
+            f"{side}risk_level_category_layernorm.weight": (inner,),
+            f"{side}risk_level_head.weight": (len(risks), inner),
+            f"{side}category_head.weight": (len(categories), inner),
+        }
+
+    def make(own: dict[str, Tensor], _: Tensor) -> dict[str, Head]:
+        return {"response": _GuardHead(own, "", eps), "query": _GuardHead(own, "query_", eps)}
+
+    return Qwen3GuardStream(name, build(checkpoint, shapes, make, options), tokenizer, frames, heads)
+
+
+class _GuardHead:
+    """Hidden states [n, hidden_size] -> risk and category logits [n, risks + categories]."""
+
+    def __init__(self, tensors: dict[str, Tensor], side: str, eps: float):
+        self._pre = Linear(tensors[f"{side}risk_level_category_pre.weight"])
+        self._norm, self._eps = tensors[f"{side}risk_level_category_layernorm.weight"], eps
+        both = [tensors[f"{side}risk_level_head.weight"], tensors[f"{side}category_head.weight"]]
+        self._heads = Linear(torch.cat(both))
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self._heads(rms_norm(self._pre(hidden), self._norm, self._eps))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands before a response. empty: the scaffold of an answer without reasoning; opened, closed: around one.
+    windowed: whether messages were left out."""
+
+    ids: list[int]
+    empty: list[int]
+    opened: list[int]
+    closed: list[int]
+    windowed: bool = False
+
+
+class Frames:
+    """Conversations as token ids, through the checkpoint's template."""
+
+    def __init__(self, template: ChatTemplate, tokenizer: QwenTokenizer):
+        self._template, self._tokenizer = template, tokenizer
+        self._end = tokenizer.special("<|im_end|>")
+        if self._end not in self.query([], ""):
+            raise ModelLoadError("the chat template closes no turn with <|im_end|>: queries cannot be judged")
+
+    def query(self, context: Sequence[Message], text: str) -> list[int]:
+        """Up to and with the `<|im_end|>` that closes the query's turn."""
+        roles, contents = _turns([*context, Message("user", text)])
+        ids = self._template.encode(self._template.lay_out(roles, enable_thinking=False), contents)
+        if self._end in ids:
+            del ids[len(ids) - ids[::-1].index(self._end) :]
+        return ids
+
+    def around_query(self) -> tuple[list[int], list[int]]:
+        """What stands before and after a query without context."""
+        layout = self._template.lay_out(["user"], enable_thinking=False)
+        at = layout.index(0)
+        after = self._template.encode(layout[at + 1 :], [])
+        return self._template.encode(layout[:at], []), after[: after.index(self._end) + 1]
+
+    def response(self, context: Sequence[Message], limit: int) -> Frame:
+        """The frame of a response, of at most `limit` tokens: of a longer context the oldest messages are left out,
+        and of a last message that is too long by itself the middle."""
+        kept = self.newest(context, limit, lambda messages: len(self._response(messages).ids))
+        if kept and len(self._response(kept).ids) > limit:
+            around = len(self._response([Message(kept[0].role)]).ids)
+            kept = [Message(kept[0].role, self._ends(kept[0].content, max((limit - around) // 2 - 8, 0)))]
+        return replace(self._response(kept), windowed=list(context) != kept)
+
+    def newest(
+        self, context: Sequence[Message], limit: int, size: Callable[[Sequence[Message]], int], least: int = 1
+    ) -> list[Message]:
+        """The newest messages whose frame, as `size` tells it, has at most `limit` tokens; at least `least` of them."""
+        kept = list(context)
+        if size(kept) > limit:
+            sizes = [len(self._tokenizer.encode(m.content)[0]) for m in kept]
+            while len(kept) > least and sum(sizes) > limit:
+                del kept[0], sizes[0]
+            while len(kept) > least and size(kept) > limit:
+                del kept[0]
+        return kept
+
+    def _ends(self, text: str, half: int) -> str:
+        starts = self._tokenizer.encode(text)[1]
+        return text[: starts[half]] + "\n[...]\n" + text[starts[-half] :] if half else ""
+
+    def _response(self, context: Sequence[Message]) -> Frame:
+        roles, contents = _turns([*context, Message("assistant")])
+        layout = self._template.lay_out(roles, enable_thinking=False)
+        if len(roles) - 1 not in layout:
+            raise ModelLoadError("the chat template leaves out the assistant's turn: responses cannot be judged")
+        at = layout.index(len(roles) - 1)
+        before = layout[at - 1] if at else ""
+        thinking = _THINKING.search(before) if isinstance(before, str) else None
+        if thinking is None or not isinstance(before, str):
+            return Frame(self._template.encode(layout[:at], contents), [], [], [])
+        ids = self._template.encode([*layout[: at - 1], before[: thinking.start()]], contents)
+        plain = self._tokenizer.ids_of
+        return Frame(ids, plain(thinking[0]), plain("<think>\n"), plain("\n</think>\n\n"))
+
+
+def _turns(messages: Sequence[Message]) -> tuple[list[str], list[str]]:
+    """Roles and contents as the template knows them: earlier reasoning left out, tool calls spelled out."""
+    roles = [_ROLES.get(m.role, m.role) for m in messages]
+    contents = []
+    for message, role in zip(messages, roles, strict=True):
+        answer = split_reasoning(message.content)[1].lstrip("\n") if role == "assistant" else message.content
+        contents.append("\n".join(filter(None, (answer, *message.tool_calls))))
+    return roles, contents
+
+
+_Flight = tuple[int, QueryScores, Future[Rows], Sequence_]
+"""A query's window in the engine: whose it is, where it comes from, what it will give, and its sequence."""
+
+
+class Qwen3GuardStream(StreamModel):
+    """A loaded Qwen3Guard-Stream checkpoint; its engine is shared by all streams and checks."""
+
+    def __init__(self, name: str, engine: Engine, tokenizer: QwenTokenizer, frames: Frames, heads: GuardHeads):
+        self.name, self.engine, self.tokenizer, self.frames = name, engine, tokenizer, frames
+        self.query_categories, self.response_categories = heads.query_categories, heads.response_categories
+        # Column i of our severities is class order[i] of theirs.
+        self._query_order = [heads.query_severities.index(i) for i in range(3)]
+        self._response_order = [heads.response_severities.index(i) for i in range(3)]
+        self._before, self._after = frames.around_query()
+        least = len(self._before) + len(self._after) + 64
+        if engine.max_tokens < least:
+            raise ModelLoadError(f"{name}: room for {engine.max_tokens} tokens only, at least {least} are needed")
+
+    # -- queries
+
+    def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
+        found: list[list[QueryScores]] = [[] for _ in queries]
+        flying: deque[_Flight] = deque()
+        try:
+            for at, ids, window in self._windows(queries):
+                if len(flying) == IN_FLIGHT:
+                    self._land(flying, found)
+                sequence = self.engine.open(counted=False)
+                flying.append((at, window, self.engine.submit(sequence, ids, "query", len(ids) - 1), sequence))
+            while flying:
+                self._land(flying, found)
+        finally:
+            for flight in flying:
+                self.engine.close(flight[3])
+        return found
+
+    def _land(self, flying: deque[_Flight], found: list[list[QueryScores]]) -> None:
+        at, window, future, sequence = flying[0]
+        scores = self.scores(future.result(), self._query_order)
+        flying.popleft()
+        self.engine.close(sequence)
+        found[at].append(QueryScores(scores, window.start, window.end, window.windowed))
+
+    def _windows(self, queries: Sequence[Query]) -> Iterator[tuple[int, list[int], QueryScores]]:
+        """(query, ids, where they come from) of every window; one for a query that fits."""
+        nothing = Scores(np.zeros((0, 3), np.float32), np.zeros((0, 0), np.float32))
+        room = self.engine.max_tokens - len(self._before) - len(self._after)
+        for at, query in enumerate(queries):
+            # What flows in from outside is judged by itself: a bad request does not make its tool output bad.
+            context = query.context if query.stage is Stage.prompt else ()
+            own, starts = self.tokenizer.encode(query.text)
+            if len(own) <= room:
+                size = lambda messages: len(self.frames.query(messages, query.text))  # noqa: B023, E731 - used at once
+                kept = self.frames.newest(context, self.engine.max_tokens, size, least=0)
+                windowed = len(kept) < len(context)
+                yield at, self.frames.query(kept, query.text), QueryScores(nothing, windowed=windowed)
+                continue
+            step = room - self.engine.max_tokens // OVERLAP
+            for begin in range(0, len(own) - (room - step), step):
+                end = min(begin + room, len(own))
+                stop = starts[end] if end < len(own) else len(query.text)
+                yield (
+                    at,
+                    [*self._before, *own[begin:end], *self._after],
+                    QueryScores(nothing, starts[begin], stop, True),
+                )
+
+    # -- responses
+
+    def open(self, context: Sequence[Message]) -> _StreamSession:
+        return _StreamSession(self, self.frames.response(context, self.engine.max_tokens // 2))
+
+    def append_batch(self, work: Sequence[tuple[Session, Tokens]]) -> list[Scores]:
+        pending = [session.submit(tokens) for session, tokens in work if isinstance(session, _StreamSession)]
+        return [Scores.join([self.response_scores(f.result(), w) for f, w in parts]) for parts in pending]
+
+    def response_scores(self, logits: Rows, windowed: bool) -> Scores:
+        scores = self.scores(logits, self._response_order)
+        return replace(scores, windowed=np.full(len(scores), windowed))
+
+    def scores(self, logits: Rows, order: list[int]) -> Scores:
+        return Scores(_softmax(logits[:, order]), _softmax(logits[:, len(order) :]))
+
+
+class _StreamSession(Session):
+    native_async = True
+
+    def __init__(self, model: Qwen3GuardStream, frame: Frame):
+        self._model, self._frame = model, frame
+        self._limit = model.engine.max_tokens
+        self._stage: Stage | None = None
+        self._lead: deque[int] = deque(maxlen=self._limit // LEAD)  # the newest tokens of the response
+        self.windowed = frame.windowed
+        self._sequence = model.engine.open()
+        self._length = len(frame.ids)
+        model.engine.submit(self._sequence, frame.ids)  # computed while the LLM thinks of its first word
+
+    def submit(self, tokens: Tokens) -> list[tuple[Future[Rows], bool]]:
+        """Hand the tokens to the engine; the futures' rows, joined, are the logits of each of them. With each whether
+        it belongs to a window that does not start at the beginning."""
+        engine, ids, at = self._model.engine, list(tokens.ids), 0
+        futures: list[tuple[Future[Rows], bool]] = []
+        scaffold = self._scaffold(tokens.stage)
+        while at < len(ids):
+            if self._length + len(scaffold) >= self._limit:
+                self._open_window()
+                scaffold = self._scaffold(tokens.stage)
+            n = min(len(ids) - at, self._limit - self._length - len(scaffold))
+            future = engine.submit(self._sequence, [*scaffold, *ids[at : at + n]], "response", len(scaffold))
+            futures.append((future, self.windowed))
+            self._length += len(scaffold) + n
+            self._lead.extend(ids[at : at + n])
+            scaffold, self._stage = [], tokens.stage
+            at += n
+        return futures
+
+    def append(self, tokens: Tokens) -> Scores:
+        return self._model.append_batch([(self, tokens)])[0]
+
+    async def aappend(self, tokens: Tokens) -> Scores:
+        parts = [(asyncio.wrap_future(future), windowed) for future, windowed in self.submit(tokens)]
+        return Scores.join([self._model.response_scores(await future, windowed) for future, windowed in parts])
+
+    def peek(self, tokens: Tokens) -> Scores:
+        engine, scaffold = self._model.engine, self._scaffold(tokens.stage)
+        ids = [*scaffold, *tokens.ids]
+        if self._length + len(ids) <= self._limit:
+            rows = engine.submit(self._sequence, ids, "response", len(scaffold), keep=False).result()
+            return self._model.response_scores(rows, self.windowed)
+        # The next append would open a new window: look at it in a sequence of its own.
+        sequence = engine.open(counted=False)
+        try:
+            start = self._window()
+            rows = engine.submit(sequence, [*start, *ids], "response", len(start) + len(scaffold)).result()
+            return self._model.response_scores(rows, True)
+        finally:
+            engine.close(sequence)
+
+    def close(self) -> None:
+        self._model.engine.close(self._sequence)
+
+    def _scaffold(self, stage: Stage, fresh: bool = False) -> list[int]:
+        """What the template puts before tokens of `stage` that follow those of the stage before."""
+        thinks = stage is Stage.reasoning
+        before = None if fresh else self._stage
+        if before is None:
+            return self._frame.opened if thinks else self._frame.empty
+        if (before is Stage.reasoning) is thinks:
+            return []
+        return self._frame.opened if thinks else self._frame.closed
+
+    def _window(self) -> list[int]:
+        """How a new window starts: the context, and the newest tokens of the response."""
+        return [*self._frame.ids, *self._scaffold(self._stage or Stage.response, fresh=True), *self._lead]
+
+    def _open_window(self) -> None:
+        engine, old = self._model.engine, self._sequence
+        self.windowed = True
+        self._sequence = engine.open(counted=False)
+        self._sequence.counted, old.counted = old.counted, False  # a stream counts once
+        engine.submit(old, ()).add_done_callback(lambda _: engine.close(old))  # after what is under way in it
+        engine.submit(self._sequence, self._window())
+        self._length = len(self._window())
+
+
+def _softmax(logits: Floats) -> Floats:
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
