@@ -107,7 +107,7 @@ class Judging:
         queries = [Query(w.text, w.stage, w.context) for w in real]
         for w, result in zip(real, self._each(queries), strict=True):
             try:
-                if isinstance(result, BaseException):
+                if isinstance(result, Exception):
                     raise result
                 w.found = [self.policy.decide(self._verdict(q, w.stage)) for q in result]
                 w.found.sort(key=lambda d: d.verdict.scores["safe"] if d.verdict else 0.0)
@@ -122,7 +122,7 @@ class Judging:
             verdict = replace(verdict, categories=found.categories)
         return replace(verdict, char_index=found.start, char_end=found.end, windowed=found.windowed)
 
-    def _each(self, queries: Sequence[Query]) -> list[list[QueryScores] | BaseException]:
+    def _each(self, queries: Sequence[Query]) -> list[list[QueryScores] | Exception]:
         """One batch; where it fails, its rows one by one, so that a poisoned row fails alone."""
         if not queries:
             return []

@@ -108,8 +108,9 @@ class RunningVerdict:
     """Scores of consecutive tokens in, the verdict out. `stopped` once the policy's action stops the text."""
 
     def __init__(self, model: StreamModel, policy: Policy, stage: Stage, debounce: int = DEBOUNCE):
-        self._model, self._policy, self._debounce = model, policy, debounce
-        self._run: deque[int] = deque(maxlen=debounce)  # starts of the flagged tokens of the current run
+        # A model that judges texts whole has seen more than one token: its first word counts.
+        self._model, self._policy, self._debounce = model, policy, 1 if model.whole_texts else debounce
+        self._run: deque[int] = deque(maxlen=self._debounce)  # starts of the flagged tokens of the current run
         self._decision: Decision | None = None
         self._last = empty_verdict(model, stage)
         self.n_tokens = 0

@@ -71,6 +71,10 @@ class Cache(ABC):
         """Give a slot's memory back. Safe to call twice."""
 
     @abstractmethod
+    def share(self, source: Slot, slot: Slot, n_tokens: int) -> int:
+        """Let an empty slot start with another's first tokens; how many of `n_tokens` it has then (0 if full)."""
+
+    @abstractmethod
     def save(self, slot: Slot, n_tokens: int) -> Tensor | None:
         """A copy of a sequence in host memory; None where that saves nothing."""
 
@@ -132,6 +136,13 @@ class ContiguousCache(Cache):
         self.used -= slot.held
         slot.buffer, slot.held = None, 0
 
+    def share(self, source: Slot, slot: Slot, n_tokens: int) -> int:
+        # A copy: attention wants one buffer, and a few megabytes cost a CPU less than a token does.
+        if source.buffer is None or not self.reserve(slot, n_tokens) or slot.buffer is None:
+            return 0
+        slot.buffer[:, :, :, :n_tokens] = source.buffer[:, :, :, :n_tokens]
+        return n_tokens
+
     def save(self, slot: Slot, n_tokens: int) -> Tensor | None:
         return None  # it is in host memory already: an evicted sequence is computed again
 
@@ -158,6 +169,7 @@ class PagedCache(Cache):
         shape = (config.num_hidden_layers, 2, capacity // PAGE, PAGE, config.num_key_value_heads, config.head_dim)
         self.pool = torch.empty(shape, dtype=dtype, device=device)
         self._free = list(range(capacity // PAGE))[::-1]
+        self._holders = [0] * (capacity // PAGE)  # slots that have a page in their table
         self._tables: list[Tensor] = []
         self._rows: Tensor | None = None
         self._kernel = _load_kernel(device, config.head_dim)
@@ -169,14 +181,26 @@ class PagedCache(Cache):
             return False
         for _ in range(missing):
             slot.pages.append(self._free.pop())
+            self._holders[slot.pages[-1]] = 1
         slot.held = len(slot.pages) * PAGE
         self.used = self.capacity - len(self._free) * PAGE
         return True
 
     def release(self, slot: Slot) -> None:
-        self._free += slot.pages
+        for page in slot.pages:
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                self._free.append(page)
         slot.pages, slot.held = [], 0
         self.used = self.capacity - len(self._free) * PAGE
+
+    def share(self, source: Slot, slot: Slot, n_tokens: int) -> int:
+        # Whole pages, in place: nobody writes behind the start of what is his own.
+        slot.pages = source.pages[: n_tokens // PAGE]
+        for page in slot.pages:
+            self._holders[page] += 1
+        slot.held = len(slot.pages) * PAGE
+        return slot.held
 
     def save(self, slot: Slot, n_tokens: int) -> Tensor | None:
         pages = torch.tensor(slot.pages[: -(-n_tokens // PAGE)], device=self.device)

@@ -52,6 +52,8 @@ class Sequence:
     """The tokens of one text and what the cache holds of them. Made by `Engine.open`; opaque to others."""
 
     counted: bool
+    prefix: Sequence | None = None  # what it starts with; its keys and values are shared where they are at hand
+    pinned: bool = False  # never evicted
     ids: list[int] = field(default_factory=list)
     cached: int = 0  # of `ids`, in the cache now
     slot: Slot = field(default_factory=Slot)
@@ -106,8 +108,8 @@ class Engine:
     def open_sequences(self) -> int:
         return len(self._sequences)
 
-    def open(self, counted: bool = True) -> Sequence:
-        """A new, empty sequence. Raises `Overloaded` where as many are open as may be.
+    def open(self, counted: bool = True, prefix: Sequence | None = None) -> Sequence:
+        """A new sequence, empty or with the tokens of `prefix`. Raises `Overloaded` where as many are open as may be.
 
         counted: whether it counts against `max_sequences`; not for short-lived ones whose number the caller bounds.
         """
@@ -116,7 +118,9 @@ class Engine:
                 raise Overloaded(
                     f"{self._counted} streams are open, as many as may be; close some, or raise max_streams"
                 )
-            sequence = Sequence(counted)
+            sequence = Sequence(counted, prefix)
+            if prefix is not None:
+                sequence.ids, sequence.length = list(prefix.ids), len(prefix.ids)
             self._sequences.add(sequence)
             self._counted += counted
             return sequence
@@ -148,6 +152,22 @@ class Engine:
                 self._worker.start()
             self._state.notify_all()
         return request.future
+
+    def pin(self, ids: Iterable[int]) -> Sequence:
+        """A sequence that others start with: computed once, never evicted."""
+        sequence = self.open(counted=False)
+        sequence.pinned = True
+        self.submit(sequence, ids).result()
+        return sequence
+
+    def truncate(self, sequence: Sequence, n_tokens: int) -> None:
+        """Forget all tokens but the first `n_tokens`. Raises ValueError while requests of the sequence wait."""
+        with self._state:
+            if sequence.requests:
+                raise ValueError("the sequence has requests under way")
+            del sequence.ids[n_tokens:]
+            sequence.length = len(sequence.ids)
+            sequence.cached = min(sequence.cached, n_tokens)
 
     def close(self, sequence: Sequence) -> None:
         """Free what a sequence holds: at once, or after the step that it is in. Safe to call twice."""
@@ -230,11 +250,14 @@ class Engine:
             sequence.cached, sequence.saved = n, None
             self._saved_tokens -= n
             self.counters.restored += 1
+        prefix = sequence.prefix
+        if prefix is not None and not sequence.cached and prefix.cached:
+            sequence.cached = self.cache.share(prefix.slot, sequence.slot, prefix.cached)
         return self._reserve(sequence, min(sequence.cached + budget, len(sequence.ids)), taken)
 
     def _reserve(self, sequence: Sequence, n_tokens: int, taken: set[Sequence]) -> bool:
         while not self.cache.reserve(sequence.slot, n_tokens):
-            idle = [s for s in self._sequences if s.slot.held and s not in taken]
+            idle = [s for s in self._sequences if s.slot.held and s not in taken and not s.pinned]
             if not idle:
                 return False
             self._evict(min(idle, key=lambda s: (bool(s.requests), s.last_step)))

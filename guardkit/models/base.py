@@ -146,10 +146,11 @@ class StreamModel(ABC):
     """Tokens of a stream that are judged together; fewer only where a text or its reasoning ends."""
 
     @abstractmethod
-    def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
+    def query(self, queries: Sequence[Query]) -> Sequence[list[QueryScores] | Exception]:
         """Judge whole queries, all of each text, in batches. Order is kept; a batch equals one by one.
 
-        Gives each query's windows, or those of them that can matter to a policy: the worst of each kind.
+        Gives each query's windows, or those of them that can matter to a policy: the worst of each kind. A query that
+        fails alone may be given as its error; where the call itself raises, its queries are tried one by one.
         """
 
     @abstractmethod

@@ -20,9 +20,9 @@ DEFAULT_MODEL = "nano"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # architecture (config.json) -> what it is, and the module that loads it
-_ARCHITECTURES: dict[str, tuple[str, str | None]] = {
+_ARCHITECTURES: dict[str, tuple[str, str]] = {
     "Qwen3ForGuardModel": ("Qwen3Guard-Stream", "guardkit.models.stream"),
-    "Qwen3ForCausalLM": ("Qwen3Guard-Gen", None),
+    "Qwen3ForCausalLM": ("Qwen3Guard-Gen", "guardkit.models.gen"),
 }
 _PUBLISHED = [
     (f"Qwen/Qwen3Guard-{kind}-{size}", kind.lower(), mb)
@@ -54,11 +54,7 @@ def list_models() -> list[ModelInfo]:
     )
     torch = importlib.util.find_spec("torch") is not None
     note = "published weights, fetched when first used" if torch else "needs pip install 'guardkit[torch]'"
-    gen = "published weights; this version of guardkit has no engine for them yet"
-    rows = [
-        ModelInfo(n, k, torch and k == "stream", mb, "Hugging Face Hub", note if k == "stream" else gen)
-        for n, k, mb in _PUBLISHED
-    ]
+    rows = [ModelInfo(n, k, torch, mb, "Hugging Face Hub", note) for n, k, mb in _PUBLISHED]
     server = "an OpenAI-compatible server; this version of guardkit has no client for it yet"
     return [nano, *rows, ModelInfo("http://HOST:PORT/v1", "remote", False, None, "your server", server)]
 
@@ -92,8 +88,6 @@ def _load_weights(name: str, options: dict[str, Any]) -> StreamModel:
     if architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise ModelLoadError(f"{folder}/config.json: architecture '{architecture}' is not supported; known: {known}")
-    kind, module = _ARCHITECTURES[architecture]
-    if module is None:
-        raise UnknownModel(f"{name}: this version of guardkit has no engine for {kind} weights")
+    _, module = _ARCHITECTURES[architecture]
     settings = importlib.import_module("guardkit.engine.setup").Options(**options)
     return cast(StreamModel, importlib.import_module(module).load(folder, name, settings))

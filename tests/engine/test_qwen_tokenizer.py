@@ -58,6 +58,14 @@ FLOODS = [
     "\u1112\u1161\u11ab", "\u1161", "\u0301", "e\u0301", "=\u0338", "🙂", "❤️", "👨‍👩‍👧", "\u200d",
     "<think>", "<tool", "\ud83d", "\u0378", "don't", "'", "=-", "()",
 ]  # fmt: skip
+TRICKY = [
+    "a\u0315\u0301b", "a\u0327\u0323\u0301bab\u0315\u0301\u0323c\u0327b", "e\u0302\u0323\u0301\n",  # marks change places
+    "\u1112\u1161\u11ab\u11ab\u1161", "<\u0338think>", "\u0344\u0301", "=\u0338\u0338a",
+    " \u0958子里c", "ab1\ufb2a天气", "एकत\u0958एक", "\u0958" * 17 + "\u0338\u037ehello",  # NFC makes two words of one character
+    "  1", "\u00a0\u00a0!", "\t\t🪐 \n !", " \n 1", "\u00a0\u00a0\u00a0cationi", "!\n\n \nx", "a  <think>  b", "; \t\x1e<think>",
+    "don'", "'re", "'red", "\t\t'LLama", "=='s", "🙂" * 10 + "_name", "🙂" * 10 + "'s", "~!" * 9 + "(a", "라라라마라\ufb2a-am",
+    " \n" * 300 + "x", "!" + "\n" * 600 + " \n", "e" + "\u0301\u0323" * 300 + "!",
+]  # fmt: skip
 TEXTS = st.lists(
     st.one_of(
         st.sampled_from(TRAPS),
@@ -117,6 +125,14 @@ def assert_final(tokenizer: QwenTokenizer, text: str, later: str) -> None:
 @given(text=TEXTS, later=TEXTS)
 def test_a_stable_prefix_is_final_whatever_follows(tokenizer: QwenTokenizer, text: str, later: str) -> None:
     assert_final(tokenizer, text, later)
+
+
+@pytest.mark.parametrize("text", TRICKY, ids=ascii)
+def test_every_prefix_of_a_tricky_text(tokenizer: QwenTokenizer, text: str) -> None:
+    for n in range(len(text)):
+        assert_final(tokenizer, text[:n], text[n:])
+    ids, starts, _ = encode_in_chunks(tokenizer, list(text))
+    assert (ids, starts) == tokenizer.encode(text)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,318 @@
+"""Qwen3Guard-Gen on guardkit's own engine: the verdict is read from logits, not decoded and parsed.
+
+The checkpoint's template is rendered, `Safety:` is forced, and the three labels are compared at one position. The same
+pass goes on with the likeliest answer (Safe, None), so that a safe text takes one pass; otherwise the sequence is cut
+back and led along the grammar, a label's tokens at a time. Where greedy decoding stays within the grammar this finds
+what it finds; it never leaves it, so no answer is unparsable, and each choice has its probability.
+
+The template's head, the same for every text, is computed once and shared. Only rows of the LM head that belong to the
+grammar are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+from torch import Tensor
+
+from guardkit.engine.checkpoint import Checkpoint
+from guardkit.engine.engine import Engine, Head, Rows
+from guardkit.engine.engine import Sequence as Sequence_
+from guardkit.engine.qwen3 import Linear
+from guardkit.engine.setup import Options, build
+from guardkit.engine.template import ChatTemplate, Layout
+from guardkit.errors import ModelLoadError
+from guardkit.messages import Message
+from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens
+from guardkit.models.gen_messages import content_of, render
+from guardkit.models.gen_walk import CATEGORIES, RESPONSE_CATEGORIES, Answer, Grammar, Walk, Walker
+from guardkit.models.qwen_tokenizer import QwenTokenizer
+from guardkit.retokenize import IncrementalTokenizer
+from guardkit.verdict import Stage
+
+ARCHITECTURE = "Qwen3ForCausalLM"
+STRIDE = 32  # tokens of a stream between two judgements
+ANSWER = 96  # positions that are kept free for the answer: all categories, and the refusal
+OVERLAP = 32  # windows of a long text share 1/OVERLAP of the positions
+IN_FLIGHT = 64  # texts of one batch that are in the engine at once
+
+
+def load(folder: Path, name: str, options: Options) -> Qwen3GuardGen:
+    """Load a Qwen3Guard-Gen checkpoint from `folder`. Raises `ModelLoadError`."""
+    checkpoint = Checkpoint.open(folder)
+    checkpoint.require(ARCHITECTURE)
+    tokenizer = QwenTokenizer(folder)
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise ModelLoadError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {checkpoint.config.vocab_size}: "
+            "they do not belong together; download the checkpoint again"
+        )
+    source = checkpoint.chat_template()
+    if source is None:
+        raise ModelLoadError(f"{folder}: no chat template (chat_template.jinja, or tokenizer_config.json)")
+    if "Safety:" not in source:
+        raise ModelLoadError(
+            f"{folder}: the chat template asks for no 'Safety:' line, so this is no Qwen3Guard-Gen (a plain Qwen3?)"
+        )
+    template = ChatTemplate(source, tokenizer, folder)
+    grammar = Grammar.of(tokenizer, folder)
+    tied = checkpoint.config.tie_word_embeddings
+    shapes = {} if tied else {"lm_head.weight": (checkpoint.config.vocab_size, checkpoint.config.hidden_size)}
+
+    def make(own: dict[str, Tensor], embedding: Tensor) -> dict[str, Head]:
+        matrix = embedding if tied else own["lm_head.weight"]
+        return {"grammar": Linear(matrix[grammar.ids].clone())}
+
+    return Qwen3GuardGen(name, build(checkpoint, shapes, make, options), tokenizer, template, grammar)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a text stands. before, after: the template around it; contents: of the other turns; prefix: the shared
+    head that it starts with."""
+
+    layout: Layout
+    contents: list[str]
+    at: int
+    prefix: Sequence_ | None
+    response: bool
+    windowed: bool
+
+
+class Qwen3GuardGen(StreamModel):
+    """A loaded Qwen3Guard-Gen checkpoint."""
+
+    whole_texts = True
+    stride = STRIDE
+    query_categories = CATEGORIES
+    response_categories = RESPONSE_CATEGORIES
+
+    def __init__(self, name: str, engine: Engine, tokenizer: QwenTokenizer, template: ChatTemplate, grammar: Grammar):
+        self.name, self.engine, self.tokenizer, self.template, self.grammar = name, engine, tokenizer, template, grammar
+        self.walk = Walker(engine, grammar).walk
+        self.limit = engine.max_tokens - ANSWER
+        self._heads: list[Sequence_] = []
+        self._heads = [self._head(False), self._head(True)]
+
+    def _head(self, response: bool) -> Sequence_:
+        """The ids that every text of a kind starts with, as a pinned sequence. Found by comparing short texts."""
+        asked = Message("user", "a")
+        texts = [
+            Query(text, Stage.response if response else Stage.prompt, context)
+            for text in ("a", "1", "\n.")
+            for context in ((), (asked,), (Message("system", "b"), Message("user", "\n")))
+        ]
+        tried = [self.encode(self.frame(query), query.text) for query in texts]
+        if min(map(len, tried)) + 64 > self.limit:
+            raise ModelLoadError(f"{self.name}: room for {self.engine.max_tokens} tokens only; the template needs more")
+        same = 0
+        while len({ids[same] for ids in tried if same < len(ids)}) == 1:
+            same += 1
+        return self.engine.pin(tried[0][:same])
+
+    # -- whole texts
+
+    def query(self, queries: Sequence[Query]) -> Sequence[list[QueryScores] | Exception]:
+        found: list[list[QueryScores]] = [[] for _ in queries]
+        errors: dict[int, Exception] = {}
+        answers: SimpleQueue[tuple[Walk, Future[Rows]]] = SimpleQueue()
+        walks: dict[Walk, tuple[int, Sequence_, QueryScores]] = {}
+        waiting = self._windows(queries, errors)
+        more = True
+        try:
+            while True:
+                while more and len(walks) < IN_FLIGHT:
+                    entry = next(waiting, None)
+                    if entry is None:
+                        more = False
+                        break
+                    at, frame, ids, window = entry
+                    sequence = self.engine.open(counted=False, prefix=self._prefix(ids, frame.response))
+                    walk = self.walk(sequence, ids, frame.response)
+                    walks[walk] = (at, sequence, window)
+                    self._go_on(walk, None, walks, found, errors, answers)
+                if not walks:
+                    break
+                walk, future = answers.get()
+                self._go_on(walk, future, walks, found, errors, answers)
+        finally:
+            for _, sequence, _ in walks.values():
+                self.engine.close(sequence)
+        # Windows come back in any order.
+        for windows in found:
+            windows.sort(key=lambda window: window.start or 0)
+        return [errors.get(at) or windows for at, windows in enumerate(found)]
+
+    def _go_on(
+        self,
+        walk: Walk,
+        future: Future[Rows] | None,
+        walks: dict[Walk, tuple[int, Sequence_, QueryScores]],
+        found: list[list[QueryScores]],
+        errors: dict[int, Exception],
+        answers: SimpleQueue[tuple[Walk, Future[Rows]]],
+    ) -> None:
+        """Lead one text on until it waits for the engine again; book its answer or its error where it ends."""
+        at, sequence, window = walks[walk]
+        try:
+            if future is None:
+                wanted = next(walk)
+            elif (error := future.exception()) is not None:
+                wanted = walk.throw(error)
+            else:
+                wanted = walk.send(future.result())
+            wanted.add_done_callback(lambda done: answers.put((walk, done)))
+            return
+        except StopIteration as end:
+            found[at].append(self._scores(end.value, window))
+        except Exception as error:
+            errors.setdefault(at, error)
+        del walks[walk]
+        self.engine.close(sequence)
+
+    def _scores(self, answer: Answer, window: QueryScores) -> QueryScores:
+        refusal = None if answer.refusal is None else np.array([answer.refusal], np.float32)
+        scores = Scores(answer.severity[None], answer.categories[None], refusal)
+        return replace(window, scores=scores, categories=answer.named)
+
+    def _windows(
+        self, queries: Sequence[Query], errors: dict[int, Exception]
+    ) -> Iterator[tuple[int, Frame, list[int], QueryScores]]:
+        """(query, frame, ids, where they come from) of every window; one for a query that fits."""
+        nothing = Scores(np.zeros((0, 3), np.float32), np.zeros((0, 0), np.float32))
+        for at, query in enumerate(queries):
+            try:
+                frame = self.frame(query)
+                ids = self.encode(frame, query.text)
+                if len(ids) <= self.limit:
+                    yield at, frame, ids, QueryScores(nothing, windowed=frame.windowed)
+                    continue
+                frame = self.frame(replace(query, context=()))
+                before, after = self._around(frame)
+                own, starts = self.tokenizer.encode(query.text)
+                room = self.limit - len(before) - len(after)
+                step = room - self.limit // OVERLAP
+                for begin in range(0, max(len(own) - (room - step), 1), step):
+                    end = min(begin + room, len(own))
+                    stop = starts[end] if end < len(own) else len(query.text)
+                    ids = [*before, *own[begin:end], *after]
+                    yield at, frame, ids, QueryScores(nothing, starts[begin], stop, True)
+            except Exception as error:  # this text's own: the others are judged
+                errors[at] = error
+
+    # -- frames
+
+    def frame(self, query: Query) -> Frame:
+        """The template laid out for a query. Of a context that outgrows the model the newest messages are kept."""
+        context, windowed = list(query.context), False
+        sizes = [len(self.tokenizer.encode(content_of(m))[0]) for m in context]
+        room = self.limit - 128 - max((len(head.ids) for head in self._heads), default=0)
+        room -= min(len(self.tokenizer.encode(query.text)[0]), room // 2)
+        while context and sum(sizes) > room:
+            del context[0], sizes[0]
+            windowed = True
+        turns = render(replace(query, context=tuple(context)), clean=str)
+        layout = self.template.lay_out([turn["role"] for turn in turns])
+        at = len(turns) - 1
+        if at not in layout:
+            raise ModelLoadError(f"{self.name}: the chat template leaves out the text that is to be judged")
+        return Frame(layout, [turn["content"] for turn in turns], at, None, not query.stage.is_query, windowed)
+
+    def encode(self, frame: Frame, text: str) -> list[int]:
+        """The template with `text` in it, ready for the answer."""
+        contents = [*frame.contents]
+        contents[frame.at] = text
+        return self.template.encode(frame.layout, contents)
+
+    def _around(self, frame: Frame) -> tuple[list[int], list[int]]:
+        cut = frame.layout.index(frame.at)
+        parts = frame.layout[:cut], frame.layout[cut + 1 :]
+        return self.template.encode(parts[0], frame.contents), self.template.encode(parts[1], frame.contents)
+
+    def _prefix(self, ids: list[int], response: bool) -> Sequence_ | None:
+        head = self._heads[response]
+        return head if ids[: len(head.ids)] == head.ids else None
+
+    # -- streams
+
+    def open(self, context: Sequence[Message]) -> _GenSession:
+        return _GenSession(self, tuple(context))
+
+
+class _GenSession(Session):
+    """A growing response: its tokens stay in the cache, and each judgement computes only what is new, the template's
+    end and the answer. Gen was trained on whole texts: its verdict of an unfinished one can flip later."""
+
+    def __init__(self, model: Qwen3GuardGen, context: tuple[Message, ...]):
+        self._model = model
+        self._frame = model.frame(Query("", Stage.response, context))
+        layout, at = self._frame.layout, self._frame.at
+        cut = layout.index(at)
+        before = layout[cut - 1] if cut else ""
+        gap = before[len(before.rstrip()) :] if isinstance(before, str) else ""
+        head = [*layout[: cut - 1], before[: len(before) - len(gap)]] if isinstance(before, str) else layout[:cut]
+        self._after = layout[cut + 1 :]
+        self._start = model.template.encode([piece for piece in head if piece != ""], self._frame.contents)
+        self._text = IncrementalTokenizer(model.tokenizer)
+        self._stage: Stage | None = None
+        self._kept: list[int] = []  # of the response, in the cache
+        self._windowed = self._frame.windowed
+        prefix = model._prefix(self._start, True)
+        self._sequence = model.engine.open(prefix=prefix)
+        model.engine.submit(self._sequence, self._start[len(self._sequence.ids) :])
+        self._push(gap)
+
+    def append(self, tokens: Tokens) -> Scores:
+        self._push(self._change(tokens.stage) + tokens.text)
+        self._stage = tokens.stage
+        return self._judge(self._text.tail, len(tokens))
+
+    def peek(self, tokens: Tokens) -> Scores:
+        return self._judge(self._text.tail + self._change(tokens.stage) + tokens.text, len(tokens))
+
+    def close(self) -> None:
+        self._model.engine.close(self._sequence)
+
+    def _change(self, stage: Stage) -> str:
+        """The think tag between what came and a part of another stage."""
+        thought, thinks = self._stage is Stage.reasoning, stage is Stage.reasoning
+        return "" if thought is thinks else "<think>\n" if thinks else "\n</think>\n\n"
+
+    def _push(self, text: str) -> None:
+        ids = self._text.push(text)[0]
+        engine, limit = self._model.engine, self._model.limit - 512  # the tail, and the template's end, come on top
+        if len(self._start) + len(self._kept) + len(ids) > limit:
+            self._windowed = True
+            room = max((limit - len(self._start)) // 2, 0)
+            ids = [*self._kept, *ids][-room:] if room else []
+            self._kept = []
+            engine.close(self._sequence)
+            self._sequence = engine.open()
+            engine.submit(self._sequence, self._start)
+        if ids:
+            engine.submit(self._sequence, ids)
+            self._kept += ids
+
+    def _judge(self, tail: str, n_tokens: int) -> Scores:
+        model = self._model
+        ids = model.template.encode([0, *(-1 if p == self._frame.at else p for p in self._after)], [tail])
+        engine, length = model.engine, len(self._start) + len(self._kept)
+        engine.submit(self._sequence, ()).result()  # what was pushed comes first
+        walk = model.walk(self._sequence, [*[0] * length, *ids], True)
+        try:
+            wanted = next(walk)
+            while True:
+                wanted = walk.send(wanted.result())
+        except StopIteration as end:
+            answer: Answer = end.value
+        engine.truncate(self._sequence, length)
+        scores = model._scores(answer, QueryScores(Scores(answer.severity[None], answer.categories[None]))).scores
+        repeat = partial(np.repeat, repeats=n_tokens, axis=0)
+        refusal = None if scores.refusal is None else repeat(scores.refusal)
+        return Scores(repeat(scores.severity), repeat(scores.category), refusal, np.full(n_tokens, self._windowed))
