@@ -23,6 +23,7 @@ from guardkit.policy import DEFAULT_POLICY, Action, Decision, Policy, parse_on_e
 from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
 from guardkit.verdict import Stage, Verdict
 
+UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word
 MAX_HANGING = 16  # model calls that may be under way under a timeout
 _T = TypeVar("_T")
 
@@ -33,7 +34,9 @@ class Guard:
     policy: a built-in's name, a `Policy`, a mapping or a YAML file. on_error: overrides the policy's action for what
     cannot be judged. timeout: seconds that one model call may take before the text counts as not judged.
     holdback, debounce: the defaults of `stream`. normalize: whether `check` also judges the de-obfuscated view, for
-    models that ask for it. audit: a callable or a JSONL path that gets a record of every decision and stream.
+    models that ask for it. then, when: a second, stronger model that `check` and `decide` ask where the first one's
+    probability of "not safe" lies in the band `when` (ends included), or where the first one fails; streams are judged
+    by the first alone. The verdict's `model` says who judged. audit: a callable or a JSONL path that gets a record of every decision and stream.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Guard:
         holdback: int = HOLDBACK,
         debounce: int = DEBOUNCE,
         normalize: bool = True,
+        then: StreamModel | None = None,
+        when: tuple[float, float] = UNCLEAR,
         audit: Sink | str | Path | None = None,
         audit_text: bool = False,
     ):
@@ -62,6 +67,9 @@ class Guard:
             raise ValueError(f"timeout must be above 0 seconds, not {timeout}")
         if holdback < 0 or debounce < 1:
             raise ValueError(f"holdback must be >= 0 and debounce >= 1, not {holdback} and {debounce}")
+        if not 0 <= when[0] <= when[1] <= 1:
+            raise ValueError(f"when must be two probabilities, the lower one first, not {when}")
+        self.then, self.when = then, when
         self.timeout, self.holdback, self.debounce, self.normalize = timeout, holdback, debounce, normalize
         self._audit = Audit(audit, model.name, audit_text) if audit is not None else None
         self._running = threading.BoundedSemaphore(MAX_HANGING)
@@ -78,24 +86,25 @@ class Guard:
         threads: int | None = None,
         cache_gib: float | None = None,
         max_streams: int | None = None,
+        then: str | None = None,
         **settings: Any,
     ) -> Guard:
         """Load a model by name, folder or server address, and guard with it.
 
         These go to the model, where it takes them: `device`, `dtype`, `revision` (of a hub's repository), `model` (a
         server's model name), `threads` (CPU), `cache_gib` (memory for keys and values), `max_streams` (open at once).
-        The rest are the settings of `Guard`. Raises a `ModelError` or `PolicyError`.
+        `then` names a second model (see `Guard`): all of these then go to it, `threads` to both. The rest are the
+        settings of `Guard`. Raises a `ModelError` or `PolicyError`.
         """
         options = {
             "device": device, "dtype": dtype, "revision": revision, "model": model, "threads": threads,
             "cache_gib": cache_gib, "max_streams": max_streams,
         }  # fmt: skip
         given = {k: v for k, v in options.items() if v is not None}
-        try:
-            loaded = load_model(name, **given)
-        except TypeError as error:
-            raise GuardkitError(f"model '{name}' does not take these options: {', '.join(given)} ({error})") from error
-        return cls(loaded, **settings)
+        if then is None:
+            return cls(_load(name, given), **settings)
+        own = {k: v for k, v in given.items() if k == "threads"}
+        return cls(_load(name, own), then=_load(then, given), **settings)
 
     # -- check: the verdict alone
 
@@ -240,8 +249,26 @@ class Guard:
     def _judge(self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None) -> list[Outcome]:
         if isinstance(items, str):
             raise MessageError("a batch is a list of items; for one text use check")
-        views = (self.normalize if normalize is None else normalize) and self.model.judges_normalized_view
-        return Judging(self.model, self.policy, self.debounce, self.run).judge(items, _stage(stage), views)
+        views = self.normalize if normalize is None else normalize
+        outcomes = self._judge_with(self.model, items, stage, views)
+        unclear = [i for i, outcome in enumerate(outcomes) if self._is_unclear(outcome)] if self.then else []
+        if self.then is not None and unclear:
+            second = self._judge_with(self.then, [items[i] for i in unclear], stage, views)
+            for i, outcome in zip(unclear, second, strict=True):
+                outcomes[i] = outcome
+        return outcomes
+
+    def _judge_with(
+        self, model: StreamModel, items: Sequence[Item], stage: Stage | str | None, views: bool
+    ) -> list[Outcome]:
+        judging = Judging(model, self.policy, self.debounce, self.run)
+        return judging.judge(items, _stage(stage), views and model.judges_normalized_view)
+
+    def _is_unclear(self, outcome: Outcome) -> bool:
+        if outcome.error is not None:
+            return not isinstance(outcome.error, MessageError)
+        flagged = [1 - d.verdict.scores["safe"] for d in outcome.found if d.verdict is not None]
+        return bool(flagged) and self.when[0] <= max(flagged) <= self.when[1]
 
     def record(self, decision: Decision, text: object, characters: int, latency_ms: float, surface: str) -> None:
         """Hand a decision to the audit sink, where there is one. A sink's error is logged: the decision stands."""
@@ -252,6 +279,13 @@ class Guard:
                 import logging
 
                 logging.getLogger("guardkit").exception("the audit sink failed")
+
+
+def _load(name: str, options: dict[str, Any]) -> StreamModel:
+    try:
+        return load_model(name, **options)
+    except TypeError as error:
+        raise GuardkitError(f"model '{name}' does not take these options: {', '.join(options)} ({error})") from error
 
 
 def _describe(error: BaseException | None) -> str:

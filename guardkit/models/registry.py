@@ -55,8 +55,9 @@ def list_models() -> list[ModelInfo]:
     torch = importlib.util.find_spec("torch") is not None
     note = "published weights, fetched when first used" if torch else "needs pip install 'guardkit[torch]'"
     rows = [ModelInfo(n, k, torch, mb, "Hugging Face Hub", note) for n, k, mb in _PUBLISHED]
-    server = "an OpenAI-compatible server; this version of guardkit has no client for it yet"
-    return [nano, *rows, ModelInfo("http://HOST:PORT/v1", "remote", False, None, "your server", server)]
+    client = importlib.util.find_spec("httpx") is not None
+    server = "vLLM, SGLang and other OpenAI-compatible servers" if client else "needs pip install 'guardkit[remote]'"
+    return [nano, *rows, ModelInfo("http://HOST:PORT/v1", "remote", client, None, "your server", server)]
 
 
 def load_model(name: str, **options: Any) -> StreamModel:
@@ -70,7 +71,8 @@ def load_model(name: str, **options: Any) -> StreamModel:
         loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.nano").load)
         return loader(**options)
     if name.startswith(("http://", "https://")):
-        raise UnknownModel(f"{name}: this version of guardkit has no client for remote servers; known: nano")
+        loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.remote").load)
+        return loader(name, **options)
     if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
         known = ", ".join(["nano", *(p for p, _, _ in _PUBLISHED)])
         raise UnknownModel(f"unknown model '{name}': no folder of that name, no server address; known: {known}")
