@@ -59,12 +59,17 @@ FLOODS = [
     "<think>", "<tool", "\ud83d", "\u0378", "don't", "'", "=-", "()",
 ]  # fmt: skip
 TRICKY = [
-    "a\u0315\u0301b", "a\u0327\u0323\u0301bab\u0315\u0301\u0323c\u0327b", "e\u0302\u0323\u0301\n",  # marks change places
-    "\u1112\u1161\u11ab\u11ab\u1161", "<\u0338think>", "\u0344\u0301", "=\u0338\u0338a",
-    " \u0958子里c", "ab1\ufb2a天气", "एकत\u0958एक", "\u0958" * 17 + "\u0338\u037ehello",  # NFC makes two words of one character
-    "  1", "\u00a0\u00a0!", "\t\t🪐 \n !", " \n 1", "\u00a0\u00a0\u00a0cationi", "!\n\n \nx", "a  <think>  b", "; \t\x1e<think>",
-    "don'", "'re", "'red", "\t\t'LLama", "=='s", "🙂" * 10 + "_name", "🙂" * 10 + "'s", "~!" * 9 + "(a", "라라라마라\ufb2a-am",
-    " \n" * 300 + "x", "!" + "\n" * 600 + " \n", "e" + "\u0301\u0323" * 300 + "!",
+    # Combining marks that change places or join.
+    "a\u0315\u0301b", "a\u0327\u0323\u0301bab\u0315\u0301\u0323c\u0327b", "e\u0302\u0323\u0301\n", "<\u0338think>",
+    "a\u0327\u0323abab\u0315\u0301\u0323c\u0327b\u0315aa\u0327_", "\u1112\u1161\u11ab\u11ab\u1161", "\u0344\u0301",
+    # Characters of which NFC makes two words.
+    " \u0958子里c", "ab1\ufb2a天气", "एकत\u0958एक", "\u0958" * 17 + "\u0338\u037ehello", "라라라마라\ufb2a-am",
+    # Blanks.
+    "  1", "\u00a0\u00a0!", "\t\t🪐 \n !", " \n 1", "天\u00a0\u00a0\u00a0cationi", "!\n\n \nx", "; \t\x1e<think>",
+    "a  <think>  b", " \n" * 300 + "x", "!" + "\n" * 600 + " \n",
+    # Punctuation and contractions.
+    "don'", "'re", "'red", "\t\t'LLama", "=='s", "=\u0338\u0338a", "🙂" * 10 + "_name", "🙂" * 10 + "'s", "~!" * 9 + "(a",
+    "e" + "\u0301\u0323" * 300 + "!",
 ]  # fmt: skip
 TEXTS = st.lists(
     st.one_of(
@@ -129,7 +134,7 @@ def test_a_stable_prefix_is_final_whatever_follows(tokenizer: QwenTokenizer, tex
 
 @pytest.mark.parametrize("text", TRICKY, ids=ascii)
 def test_every_prefix_of_a_tricky_text(tokenizer: QwenTokenizer, text: str) -> None:
-    for n in range(len(text)):
+    for n in range(len(text) + 1):
         assert_final(tokenizer, text[:n], text[n:])
     ids, starts, _ = encode_in_chunks(tokenizer, list(text))
     assert (ids, starts) == tokenizer.encode(text)
