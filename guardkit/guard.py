@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
 from guardkit.verdict import Stage, Verdict
 
 UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word
+MAX_WAITING = 64  # async checks that are judged at the same time
 MAX_HANGING = 16  # model calls that may be under way under a timeout
 _T = TypeVar("_T")
 
@@ -302,7 +304,14 @@ def _stage(stage: Stage | str | None) -> Stage | None:
     raise GuardkitError(f"unknown stage '{stage}'; known: {', '.join(s.value for s in Stage)}")
 
 
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that wait for models. asyncio's own pool has a few per core, too few to fill an engine's batches."""
+    return ThreadPoolExecutor(MAX_WAITING, "guardkit-wait")
+
+
 async def _off_loop(call: Callable[[], _T]) -> _T:
     import asyncio
 
-    return await asyncio.to_thread(call)
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_pool(), lambda: context.run(call))

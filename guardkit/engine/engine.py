@@ -181,6 +181,8 @@ class Engine:
     def _work(self) -> None:
         if self.limits.threads:
             torch.set_num_threads(self.limits.threads)
+        if self.model.device.type == "cuda":  # a thread starts on the first device, whatever its creator chose
+            torch.cuda.set_device(self.model.device)
         while True:
             with self._state:
                 while not self._ready:

@@ -21,7 +21,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,8 @@ class QwenTokenizer:
         self._bpe, self._pre_tokenize = self._tokenizer.model.tokenize, self._tokenizer.pre_tokenizer.pre_tokenize_str
         self._added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         self._path = folder / "tokenizer.json"
+        self._entries: list[str] = sorted(self._tokenizer.get_vocab(with_added_tokens=False))
+        self._longest_entry = max(map(len, self._entries))
         self._bytes: dict[int, bytes] = {}
         self._joins = re.compile(f"[{_joining()}]")
         self._alone = re.compile(f"[^{_joining()}]")
@@ -231,12 +233,11 @@ class QwenTokenizer:
 
     def _open_ends(self, word: str) -> list[int]:
         """Where the token that will cover the end of `word` may begin; falling."""
-        longest, entries = self._entries
         found = [len(word)]
-        for begin in range(len(word) - 1, max(-1, len(word) - longest), -1):
+        for begin in range(len(word) - 1, max(-1, len(word) - self._longest_entry), -1):
             rest = word[begin:]
-            at = bisect_right(entries, rest)
-            if at < len(entries) and entries[at].startswith(rest):
+            at = bisect_right(self._entries, rest)
+            if at < len(self._entries) and self._entries[at].startswith(rest):
                 found.append(begin)
         return found
 
@@ -249,12 +250,6 @@ class QwenTokenizer:
                 return set()
             common &= {0, *accumulate(map(len, parts))}
         return common
-
-    @cached_property
-    def _entries(self) -> tuple[int, list[str]]:
-        """The length of the longest entry of the vocabulary, and all of them in order."""
-        entries = sorted(self._tokenizer.get_vocab(with_added_tokens=False))
-        return max(map(len, entries)), entries
 
 
 class TextDecoder:
