@@ -1,0 +1,152 @@
+"""LlamaIndex's chat messages, read as guardkit's: what is to be judged in them, at which stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    CitableBlock,
+    CitationBlock,
+    ContentBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from pydantic import BaseModel
+
+from guardkit import Message
+
+_ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant"}
+_CALL_KEYS = ("tool_calls", "function_call")
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_delta")
+# Keys of additional_kwargs that hold no text of the conversation, and so survive a rewriting.
+SILENT_KEYS = frozenset((
+    "tool_call_id", "name", "id", "type", "role", "index", "finish_reason", "stop_reason", "model", "status",
+    "created", "is_error",
+))  # fmt: skip
+
+
+def read(message: ChatMessage) -> Message:
+    """All that a message holds, as a guardkit message."""
+    reading = _Reading()
+    reading.blocks(message.blocks)
+    for key, value in message.additional_kwargs.items():
+        if key in _CALL_KEYS:
+            reading.calls += calls_in(value)
+        elif key in _REASONING_KEYS:
+            reading.thoughts += texts_in(value)
+        elif key not in SILENT_KEYS and key != "images":  # images stand in the blocks, too
+            reading.texts += texts_in(value)
+    return Message(
+        _ROLES.get(message.role, message.role.value),
+        "\n".join(filter(None, reading.texts)),
+        "\n".join(filter(None, reading.thoughts)),
+        tuple(reading.calls),
+        tuple(reading.unknown),
+    )
+
+
+def question(messages: Sequence[ChatMessage]) -> list[Message]:
+    """What an answer answers: the last thing that a user said. The context of its judgement."""
+    for message in reversed(messages):
+        if message.role is MessageRole.USER:
+            return [Message("user", read(message).content)]
+    return []
+
+
+def calls_in(value: Any) -> list[str]:
+    """Tool calls of any provider's shape as text: name and arguments."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    return [call for call in map(_call, listed) if call]
+
+
+def calls_of(message: ChatMessage) -> list[str]:
+    """Every tool call of a message, as text, in order; one that stands there twice comes once."""
+    calls = [call_text(b.tool_name, b.tool_kwargs) for b in message.blocks if isinstance(b, ToolCallBlock)]
+    for key in _CALL_KEYS:
+        calls += calls_in(message.additional_kwargs.get(key) or [])
+    return [*dict.fromkeys(calls)]
+
+
+def call_text(name: str, arguments: Any) -> str:
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return f"{name} {arguments}".strip()
+    if arguments in (None, {}, ""):
+        return name
+    return f"{name} {json.dumps(arguments, ensure_ascii=False, default=str)}".strip()
+
+
+def rewritten(message: ChatMessage, text: str) -> ChatMessage:
+    """The message with `text` as all that it holds."""
+    kwargs = {k: v for k, v in message.additional_kwargs.items() if k in SILENT_KEYS}
+    return ChatMessage(role=message.role, blocks=[TextBlock(text=text)], additional_kwargs=kwargs)
+
+
+def digest(message: Message) -> bytes:
+    """The same for the same content, whatever the object."""
+    return hashlib.sha256(repr(message).encode("utf-8", "backslashreplace")).digest()
+
+
+def texts_in(value: Any) -> list[str]:
+    """Every text in a value, in order: keys and values of mappings, items of sequences, fields of models."""
+    return [text for text in _leaves(value) if text.strip()]
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, BaseModel):
+        yield from _leaves(value.model_dump())
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(key) if not isinstance(inner, str) else ()
+            yield from _leaves(inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            yield from _leaves(inner)
+
+
+def _call(call: Any) -> str:
+    if isinstance(call, BaseModel):
+        call = call.model_dump()
+    if not isinstance(call, Mapping):
+        return str(call) if call else ""
+    inner = next((call[k] for k in ("function", "custom") if isinstance(call.get(k), Mapping)), call)
+    arguments = next((inner[k] for k in ("arguments", "args", "input", "kwargs") if inner.get(k)), None)
+    if arguments is None and not inner.get("name"):
+        return " ".join(texts_in(call))  # of no known shape: all of it is judged
+    return call_text(str(inner.get("name") or ""), arguments)
+
+
+class _Reading:
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.thoughts: list[str] = []
+        self.calls: list[str] = []
+        self.unknown: list[str] = []
+
+    def blocks(self, blocks: Iterable[ContentBlock]) -> None:
+        for block in blocks:
+            if isinstance(block, TextBlock):
+                self.texts.append(block.text)
+            elif isinstance(block, ThinkingBlock):
+                self.thoughts.append(block.content or "")
+            elif isinstance(block, ToolCallBlock):
+                self.calls.append(call_text(block.tool_name, block.tool_kwargs))
+            elif isinstance(block, CitableBlock):
+                self.texts += [block.title, block.source]
+                self.blocks(block.content)
+            elif isinstance(block, CitationBlock):
+                self.texts += [block.title, block.source]
+                self.blocks([block.cited_content])
+            elif not isinstance(block, CachePoint):
+                self.unknown.append(block.block_type)
