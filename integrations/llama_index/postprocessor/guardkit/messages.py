@@ -22,14 +22,16 @@ from pydantic import BaseModel
 
 from guardkit import Message
 
+ASSISTANT = (MessageRole.ASSISTANT, MessageRole.CHATBOT, MessageRole.MODEL)
 _ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant"}
-_CALL_KEYS = ("tool_calls", "function_call")
+CALL_KEYS = ("tool_calls", "function_call")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_delta")
 # Keys of additional_kwargs that hold no text of the conversation, and so survive a rewriting.
 SILENT_KEYS = frozenset((
     "tool_call_id", "name", "id", "type", "role", "index", "finish_reason", "stop_reason", "model", "status",
     "created", "is_error",
 ))  # fmt: skip
+_READ_APART = {*SILENT_KEYS, *CALL_KEYS, "images"}  # images stand in the blocks, too
 
 
 def read(message: ChatMessage) -> Message:
@@ -37,17 +39,15 @@ def read(message: ChatMessage) -> Message:
     reading = _Reading()
     reading.blocks(message.blocks)
     for key, value in message.additional_kwargs.items():
-        if key in _CALL_KEYS:
-            reading.calls += calls_in(value)
-        elif key in _REASONING_KEYS:
+        if key in _REASONING_KEYS:
             reading.thoughts += texts_in(value)
-        elif key not in SILENT_KEYS and key != "images":  # images stand in the blocks, too
+        elif key not in _READ_APART:
             reading.texts += texts_in(value)
     return Message(
         _ROLES.get(message.role, message.role.value),
         "\n".join(filter(None, reading.texts)),
         "\n".join(filter(None, reading.thoughts)),
-        tuple(reading.calls),
+        tuple(calls_of(message)),
         tuple(reading.unknown),
     )
 
@@ -69,7 +69,7 @@ def calls_in(value: Any) -> list[str]:
 def calls_of(message: ChatMessage) -> list[str]:
     """Every tool call of a message, as text, in order; one that stands there twice comes once."""
     calls = [call_text(b.tool_name, b.tool_kwargs) for b in message.blocks if isinstance(b, ToolCallBlock)]
-    for key in _CALL_KEYS:
+    for key in CALL_KEYS:
         calls += calls_in(message.additional_kwargs.get(key) or [])
     return [*dict.fromkeys(calls)]
 
@@ -108,7 +108,7 @@ def _leaves(value: Any) -> Iterator[str]:
         yield from _leaves(value.model_dump())
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(key) if not isinstance(inner, str) else ()
+            yield from _leaves(key)
             yield from _leaves(inner)
     elif isinstance(value, list | tuple | set | frozenset):
         for inner in value:
@@ -131,7 +131,6 @@ class _Reading:
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.thoughts: list[str] = []
-        self.calls: list[str] = []
         self.unknown: list[str] = []
 
     def blocks(self, blocks: Iterable[ContentBlock]) -> None:
@@ -140,13 +139,11 @@ class _Reading:
                 self.texts.append(block.text)
             elif isinstance(block, ThinkingBlock):
                 self.thoughts.append(block.content or "")
-            elif isinstance(block, ToolCallBlock):
-                self.calls.append(call_text(block.tool_name, block.tool_kwargs))
             elif isinstance(block, CitableBlock):
                 self.texts += [block.title, block.source]
                 self.blocks(block.content)
             elif isinstance(block, CitationBlock):
                 self.texts += [block.title, block.source]
                 self.blocks([block.cited_content])
-            elif not isinstance(block, CachePoint):
+            elif not isinstance(block, CachePoint | ToolCallBlock):
                 self.unknown.append(block.block_type)

@@ -48,12 +48,13 @@ class GuardNodePostprocessor(GuardComponent, BaseNodePostprocessor):
 
     def screen(self, nodes: Sequence[NodeWithScore]) -> Screening:
         """The nodes that remain and what was decided about each."""
-        return run(self._screen(nodes))
+        return run(self.steps(nodes))
 
     async def ascreen(self, nodes: Sequence[NodeWithScore]) -> Screening:
-        return await arun(self._screen(nodes))
+        return await arun(self.steps(nodes))
 
-    def _screen(self, nodes: Sequence[NodeWithScore]) -> Steps[Screening]:
+    def steps(self, nodes: Sequence[NodeWithScore]) -> Steps[Screening]:
+        """`screen` as steps, for parts that are driven sync and async."""
         rules = NodeRules(self.guard, self.on_block, self.media, self.batch_size)
         decisions = yield from rules.screen([n.node for n in nodes])
         kept = [

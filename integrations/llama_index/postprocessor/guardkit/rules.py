@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import Field
 from llama_index.postprocessor.guardkit.steps import Steps
@@ -49,20 +49,20 @@ class GuardEvent(BaseEvent):
 
 def report(decision: Decision, where: str, outcome: str) -> None:
     """Say what was done about a text: an instrumentation event and a log line, both without the text."""
-    verdict = decision.verdict
-    _dispatcher.event(
-        GuardEvent(
-            where=where,
-            outcome=outcome,
-            action=decision.action.value,
-            stage=decision.stage.value,
-            judged=decision.judged,
-            rule=decision.rule,
-            severity=verdict.severity.value if verdict else None,
-            categories=[c.value for c in verdict.categories] if verdict else [],
-        )
-    )
+    _dispatcher.event(GuardEvent(where=where, outcome=outcome, rule=decision.rule, **described(decision)))
     _log.info("%s %s: %s", where, outcome, decision)
+
+
+def described(decision: Decision) -> dict[str, Any]:
+    """A decision for metadata: JSON-ready, without text."""
+    verdict = decision.verdict
+    return {
+        "action": decision.action.value,
+        "stage": decision.stage.value,
+        "judged": decision.judged,
+        "severity": verdict.severity.value if verdict else None,
+        "categories": [c.value for c in verdict.categories] if verdict else [],
+    }
 
 
 def worst(decisions: Sequence[Decision]) -> Decision:
