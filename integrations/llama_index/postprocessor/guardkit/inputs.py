@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.postprocessor.guardkit.messages import ASSISTANT, digest, read, rewritten
 from llama_index.postprocessor.guardkit.rules import Rules, redacted, report
 from llama_index.postprocessor.guardkit.steps import Steps
@@ -36,6 +36,8 @@ class Inputs:
         asked = [i for i, message in enumerate(messages) if wants(message)]
         decisions, new = yield from self._decide(rules, [messages[i] for i in asked])
         last_answer = max((i for i, m in enumerate(messages) if m.role in ASSISTANT), default=-1)
+        if rules.exit_behavior == "end" and any(_was_withheld(m, rules) for m in messages[last_answer + 1 :]):
+            return out, True
         for i, decision, is_new in zip(asked, decisions, new, strict=True):
             where = f"message {i} ({messages[i].role.value})"
             if decision.action is Action.flag and is_new:
@@ -98,3 +100,8 @@ class Inputs:
             self._known[key] = decision
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
+
+
+def _was_withheld(message: ChatMessage, rules: Rules) -> bool:
+    """Whether this is what a `GuardMemory` kept of a blocked question: there is nothing left to answer."""
+    return message.role is MessageRole.USER and message.content == rules.violation_message

@@ -142,12 +142,16 @@ class GuardedFunctionTool(GuardedTool, FunctionTool):
     def __init__(self, tool: FunctionTool, rules: Rules, check_tool_calls: bool, check_tool_results: bool):
         self.__dict__.update(tool.__dict__)
         super().__init__(tool, rules, check_tool_calls, check_tool_results)
-        # Whoever reaches for the function itself gets one that is guarded, too.
-        self._real_fn = self._fn = wraps(tool.real_fn)(lambda *args, **kwargs: self.call(*args, **kwargs).raw_output)
-        self._async_fn = wraps(tool.real_fn)(self._aplain)
 
-    async def _aplain(self, *args: Any, **kwargs: Any) -> Any:
-        return (await self.acall(*args, **kwargs)).raw_output
+        # Whoever reaches for the function itself gets one that is guarded, too.
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.call(*args, **kwargs).raw_output
+
+        async def acall(*args: Any, **kwargs: Any) -> Any:
+            return (await self.acall(*args, **kwargs)).raw_output
+
+        self._real_fn = self._fn = wraps(tool.real_fn)(call)
+        self._async_fn = wraps(tool.real_fn)(acall)
 
 
 def judged_output(rules: Rules, output: ToolOutput, where: str) -> Steps[ToolOutput | None]:
