@@ -83,7 +83,8 @@ async def run_agent(
     except GuardViolation as error:
         result = error
     except Exception as error:
-        assert "iterations" in str(error), error
+        if "iterations" not in str(error):
+            raise
         result = error
     return events, result, memory.get_all(), {k: str(v) for k, v in ctx.to_dict().items()}
 
@@ -118,6 +119,16 @@ def test_nothing_flagged_leaves_an_agent(kind: str, streaming: bool, surface: st
         assert VIOLATION in str([e for e in events if isinstance(e, ToolCallResult)])
     if exit_behavior == "error" and surface in ("prompt", "answer", "tool call"):
         assert isinstance(result, GuardViolation)
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_the_guard_the_same_run_leaks(kind: str, surface: str):
+    agent, _ = agent_of(kind, surface, 7, "end", True, FakeGuard())
+    prompt = f"please {FLAGGED}" if surface == "prompt" else "please look"
+    found = asyncio.run(run_agent(agent, prompt, FakeGuard()))
+    with pytest.raises(AssertionError):
+        check_no_trace(found, "everything")
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -36,8 +36,11 @@ class Inputs:
         asked = [i for i, message in enumerate(messages) if wants(message)]
         decisions, new = yield from self._decide(rules, [messages[i] for i in asked])
         last_answer = max((i for i, m in enumerate(messages) if m.role in ASSISTANT), default=-1)
-        if rules.exit_behavior == "end" and any(_was_withheld(m, rules) for m in messages[last_answer + 1 :]):
-            return out, True
+        question = next((m for m in reversed(messages[last_answer + 1 :]) if m.role is MessageRole.USER), None)
+        # What a `GuardMemory` kept of a blocked question: there is nothing left to answer.
+        if question and wants(question) and question.content == rules.violation_message:
+            if rules.exit_behavior == "end":
+                return out, True
         for i, decision, is_new in zip(asked, decisions, new, strict=True):
             where = f"message {i} ({messages[i].role.value})"
             if decision.action is Action.flag and is_new:
@@ -100,8 +103,3 @@ class Inputs:
             self._known[key] = decision
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-
-
-def _was_withheld(message: ChatMessage, rules: Rules) -> bool:
-    """Whether this is what a `GuardMemory` kept of a blocked question: there is nothing left to answer."""
-    return message.role is MessageRole.USER and message.content == rules.violation_message

@@ -18,7 +18,7 @@ from llama_index.core.base.response.schema import (
     StreamingResponse,
 )
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.prompts.mixin import PromptMixinType
+from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.types import TokenAsyncGen, TokenGen
@@ -80,8 +80,14 @@ class GuardQueryEngine(BaseQueryEngine):
         self._nodes_guarded = hasattr(query_engine, "_node_postprocessors")
         BaseQueryEngine.__init__(self, callback_manager or getattr(query_engine, "callback_manager", None))
 
+    def _get_prompts(self) -> PromptDictType:
+        return self._engine._get_prompts()
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        self._engine._update_prompts(prompts)
+
     def _get_prompt_modules(self) -> PromptMixinType:
-        return {"query_engine": self._engine}
+        return self._engine._get_prompt_modules()
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         query, refusal = run(self._input(query_bundle))
