@@ -38,9 +38,9 @@ class Inputs:
         last_answer = max((i for i, m in enumerate(messages) if m.role in ASSISTANT), default=-1)
         question = next((m for m in reversed(messages[last_answer + 1 :]) if m.role is MessageRole.USER), None)
         # What a `GuardMemory` kept of a blocked question: there is nothing left to answer.
-        if question and wants(question) and question.content == rules.violation_message:
-            if rules.exit_behavior == "end":
-                return out, True
+        withheld = question is not None and wants(question) and question.content == rules.violation_message
+        if withheld and rules.exit_behavior == "end":
+            return out, True
         for i, decision, is_new in zip(asked, decisions, new, strict=True):
             where = f"message {i} ({messages[i].role.value})"
             if decision.action is Action.flag and is_new:

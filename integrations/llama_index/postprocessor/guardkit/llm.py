@@ -18,12 +18,9 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
-    ContentBlock,
     LLMMetadata,
     MessageRole,
     TextBlock,
-    ThinkingBlock,
-    ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 from llama_index.core.callbacks import CallbackManager
@@ -34,7 +31,7 @@ from llama_index.core.llms.loading import load_llm
 from llama_index.core.tools.types import BaseTool
 from llama_index.postprocessor.guardkit.guards import GuardComponent, Source, resolve
 from llama_index.postprocessor.guardkit.inputs import Inputs
-from llama_index.postprocessor.guardkit.messages import CALL_KEYS, question, read, rewritten
+from llama_index.postprocessor.guardkit.messages import parts_of, question, read, without
 from llama_index.postprocessor.guardkit.rules import (
     VIOLATION_MESSAGE,
     ExitBehavior,
@@ -45,7 +42,7 @@ from llama_index.postprocessor.guardkit.rules import (
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 from llama_index.postprocessor.guardkit.streaming import ChatStream, numbers, usage_of
 
-from guardkit import Action, Decision, Guard, Message
+from guardkit import Action, Decision, Guard
 
 _T = TypeVar("_T")
 
@@ -291,7 +288,7 @@ class GuardedLLM(GuardComponent, LLM):
         if not self.check_output:
             return clean
         message = read(response.message)
-        parts = [*_parts(message)]
+        parts = parts_of(message)
         context = question(messages)
         decisions: list[Decision] = yield partial(self.guard.decide_batch, [[*context, part] for part in parts])
         rules = self._rules
@@ -309,12 +306,12 @@ class GuardedLLM(GuardComponent, LLM):
             if decision.action is Action.redact and not part.tool_calls and not part.unjudgeable:
                 text = yield from redacted(self.guard, part.reasoning or part.content, decision.stage)
                 report(decision, where, "redacted")
-                clean.message = _without(clean.message, part, text)
+                clean.message = without(clean.message, part, text)
                 continue
             rules.violated(decision, where)
             if self.exit_behavior == "end":
                 return self._refusal(clean.raw)
-            clean.message = _without(clean.message, part, self.violation_message)
+            clean.message = without(clean.message, part, self.violation_message)
         return clean
 
     def _refusal(self, raw: Any = None) -> ChatResponse:
@@ -365,34 +362,6 @@ class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM):
             response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
         )
         return found
-
-
-def _parts(message: Message) -> list[Message]:
-    """The parts of an answer as messages of their own, so that each gets its own decision; never empty."""
-    parts = [Message("assistant", reasoning=message.reasoning)] if message.reasoning else []
-    parts += [Message("assistant", tool_calls=(call,)) for call in message.tool_calls]
-    parts += [Message("assistant", unjudgeable=(kind,)) for kind in message.unjudgeable]
-    if message.content or not parts:
-        parts.append(Message("assistant", message.content))
-    return parts
-
-
-def _without(message: ChatMessage, part: Message, text: str) -> ChatMessage:
-    """The message with `text` in the place of one part. Extras of the provider go: they may repeat that part."""
-    kwargs = rewritten(message, "").additional_kwargs
-    blocks: list[ContentBlock]
-    if part.tool_calls:  # a call without its siblings may not be what was meant: none is made
-        blocks = [b for b in message.blocks if not isinstance(b, ToolCallBlock)]
-        return ChatMessage(role=message.role, blocks=[*blocks, TextBlock(text=text)], additional_kwargs=kwargs)
-    kwargs |= {k: v for k, v in message.additional_kwargs.items() if k in CALL_KEYS}
-    if part.reasoning:
-        blocks = [b for b in message.blocks if not isinstance(b, ThinkingBlock)]
-    elif part.unjudgeable:
-        blocks = [b for b in message.blocks if b.block_type not in part.unjudgeable]
-    else:
-        known = (ThinkingBlock, ToolCallBlock)
-        blocks = [TextBlock(text=text), *(b for b in message.blocks if isinstance(b, known))]
-    return ChatMessage(role=message.role, blocks=blocks, additional_kwargs=kwargs)
 
 
 def _cleaned(response: ChatResponse) -> ChatResponse:

@@ -91,6 +91,34 @@ def rewritten(message: ChatMessage, text: str) -> ChatMessage:
     return ChatMessage(role=message.role, blocks=[TextBlock(text=text)], additional_kwargs=kwargs)
 
 
+def parts_of(message: Message) -> list[Message]:
+    """The parts of an answer as messages of their own, so that each gets its own decision; never empty."""
+    parts = [Message("assistant", reasoning=message.reasoning)] if message.reasoning else []
+    parts += [Message("assistant", tool_calls=(call,)) for call in message.tool_calls]
+    parts += [Message("assistant", unjudgeable=(kind,)) for kind in message.unjudgeable]
+    if message.content or not parts:
+        parts.append(Message("assistant", message.content))
+    return parts
+
+
+def without(message: ChatMessage, part: Message, text: str) -> ChatMessage:
+    """The message with `text` in the place of one part. Extras of the provider go: they may repeat that part."""
+    kwargs = rewritten(message, "").additional_kwargs
+    blocks: list[ContentBlock]
+    if part.tool_calls:  # a call without its siblings may not be what was meant: none is made
+        blocks = [b for b in message.blocks if not isinstance(b, ToolCallBlock)]
+        return ChatMessage(role=message.role, blocks=[*blocks, TextBlock(text=text)], additional_kwargs=kwargs)
+    kwargs |= {k: v for k, v in message.additional_kwargs.items() if k in CALL_KEYS}
+    if part.reasoning:
+        blocks = [b for b in message.blocks if not isinstance(b, ThinkingBlock)]
+    elif part.unjudgeable:
+        blocks = [b for b in message.blocks if b.block_type not in part.unjudgeable]
+    else:
+        known = (ThinkingBlock, ToolCallBlock)
+        blocks = [TextBlock(text=text), *(b for b in message.blocks if isinstance(b, known))]
+    return ChatMessage(role=message.role, blocks=blocks, additional_kwargs=kwargs)
+
+
 def digest(message: Message) -> bytes:
     """The same for the same content, whatever the object."""
     return hashlib.sha256(repr(message).encode("utf-8", "backslashreplace")).digest()
