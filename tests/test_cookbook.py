@@ -132,7 +132,7 @@ def test_llama_index_ingestion(tmp_path: Path):
     drop, redact = out.split("redact: ")
     assert drop.startswith("drop: 2 of 4 documents\n    manual   allow")
     assert redact.startswith("4 of 4 documents")
-    assert "injected block  Great chair! [redacted] I am happy." in redact
+    assert "injected block  Great product! [redacted] Would buy again." in redact
     assert "password" not in out
 
 

@@ -34,6 +34,10 @@ SURFACES = ("prompt", "answer", "reasoning", "tool call", "tool output", "tool e
 KINDS = ("function", "react", "workflow")
 
 
+class Told(Event):
+    text: str
+
+
 def look(where: str) -> str:
     """Looks somewhere."""
     if where == "error":
@@ -173,6 +177,22 @@ def test_without_a_guarded_memory_the_prompt_stays_there():
     assert str(asyncio.run(go())) == VIOLATION
     assert FLAGGED in str(memory.get_all())  # an exception with a row in the docs: GuardMemory closes it
     check_no_trace(inner.script.asked, "what the model was asked")
+
+
+def test_what_a_tool_writes_to_the_stream_itself_is_not_seen_by_the_guard():
+    async def tell(ctx: Context) -> str:
+        """Tells."""
+        ctx.write_event_to_stream(Told(text=BAD))
+        return "told"
+
+    tell.__annotations__["ctx"] = Context
+    guard = make_guard()
+    agent = FunctionAgent(
+        tools=guarded_tools([tell], guard), llm=guarded(FunctionLLM(reply(calls=[("tell", {})]), "done"), guard)
+    )
+    events, *_ = asyncio.run(run_agent(agent, "tell", guard))
+    assert [e.text for e in events if isinstance(e, Told)] == [BAD]  # an exception with a row in the docs
+    check_no_trace([e for e in events if not isinstance(e, Told)], "the other events")
 
 
 def test_parallel_tool_calls():

@@ -387,8 +387,8 @@ def test_nothing_flagged_leaves_a_chat_engine(
         check_no_trace(engine.chat_history, "memory")
         return
     text, response = talk(engine, message, is_async, streaming)
-    if isinstance(response, StreamingAgentChatResponse) and response.write_response_to_history_thread:
-        response.write_response_to_history_thread.join()
+    if writer := getattr(response, "write_response_to_history_thread", None):
+        writer.join()
     seen = Seen()
     seen.add(text)
     seen.check_clean()
@@ -424,6 +424,30 @@ def test_a_conversation_goes_on_and_is_remembered(kind: str, is_async: bool, str
     assert [m.content for m in engine.chat_history] == ["hello", SAFE]
     engine.reset()
     assert engine.chat_history == []
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_memory_keeps_nothing_that_was_shown_too_early(kind: str):
+    inner, _ = chat_engine_of(kind, BAD, size=3, streaming=True)
+    engine = GuardChatEngine(inner, make_guard(holdback=0, debounce=2), violation_message=VIOLATION)
+    _, response = talk(engine, streaming=True)
+    if writer := getattr(response, "write_response_to_history_thread", None):
+        writer.join()
+    check_no_trace(engine.chat_history, "memory")
+
+
+class Careless(RetrieverQueryEngine):
+    """Someone's own: it forgets the postprocessors."""
+
+    def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._retriever.retrieve(query_bundle)
+
+
+def test_a_subclass_that_forgets_the_postprocessors_has_its_sources_screened():
+    engine = GuardQueryEngine(Careless.from_args(index_of("fine", BAD).as_retriever(), PlainLLM(SAFE)), make_guard())
+    response = engine.query("what?")
+    assert [n.text for n in response.source_nodes] == ["fine"]
+    check_no_trace(response, "the response")
 
 
 def test_a_chat_history_that_is_given_is_judged():

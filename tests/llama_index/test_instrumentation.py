@@ -9,8 +9,11 @@ from typing import Any
 
 from llama_index.core.agent.workflow import FunctionAgent, ReActAgent
 from llama_index.core.chat_engine import SimpleChatEngine
-from llama_index.postprocessor.guardkit import GuardEventHandler, Observation
+from llama_index.core.instrumentation.events.llm import LLMChatEndEvent
+from llama_index.postprocessor.guardkit import GuardEventHandler, Observation, guarded
 from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.base import BaseEvent
+from llama_index_instrumentation.event_handlers import BaseEventHandler
 
 from guardkit.testing import FakeGuard
 from tests.leaks import BAD, FLAGGED, check_no_trace, make_guard
@@ -88,3 +91,22 @@ def test_a_failing_sink_or_guard_does_no_harm():
     with observed(guard=FakeGuard({"crash": RuntimeError("boom")}), sink=sink) as handler:
         assert PlainLLM("crash").chat([user("hello")]).message.content == "crash"
     assert not all(r.decision.judged for r in handler.records)
+
+
+class Everything(BaseEventHandler):
+    events: list[Any] = []  # noqa: RUF012
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
+        self.events.append(event)
+
+
+def test_instrumentation_sees_what_the_inner_llm_says():
+    """An exception with a row in the docs: the dispatcher is global, and the inner LLM reports to it."""
+    everything, root = Everything(), get_dispatcher()
+    root.add_event_handler(everything)
+    try:
+        guarded(PlainLLM(BAD), make_guard()).chat([user("hello")])
+    finally:
+        root.event_handlers.remove(everything)
+    ends = [e for e in everything.events if isinstance(e, LLMChatEndEvent)]
+    assert [FLAGGED in str(e.response) for e in ends] == [True, False]  # the inner one's, the guarded one's

@@ -17,6 +17,7 @@ from llama_index.postprocessor.guardkit import GuardedLLM, guarded
 from guardkit import GuardViolation
 from guardkit.testing import FakeGuard
 from tests.leaks import (
+    AFTER_MARK,
     BAD,
     FLAGGED,
     SAFE,
@@ -246,6 +247,15 @@ def test_a_cancelled_stream_shows_nothing_more_and_closes_its_source():
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(read())
     assert len(shown) == 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_hold_back_that_is_too_short_shows_what_it_declares(size: int):
+    llm = guarded(PlainLLM(BAD, size=size), make_guard(holdback=0, debounce=2), violation_message=VIOLATION)
+    chunks = call(llm, "stream_chat")
+    shown = "".join(chunk.delta or "" for chunk in chunks)
+    assert shown.count(AFTER_MARK) <= 2  # of the token that completes the run of two
+    check_no_trace(chunks[-1], "the last message")
 
 
 def test_leaving_a_stream_early_closes_its_source():

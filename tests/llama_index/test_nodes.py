@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import pickle
 import subprocess
@@ -258,6 +259,11 @@ def test_a_guard_is_made_once_and_mistakes_are_named():
 
 def own_guard() -> Guard:
     return make_guard()
+
+
+def test_deep_copies_share_the_guard():
+    for made in (GuardTransform(guard=make_guard()), GuardNodePostprocessor(guard=make_guard())):
+        assert copy.deepcopy(made).guard is made.guard
 
 
 def test_pickling():

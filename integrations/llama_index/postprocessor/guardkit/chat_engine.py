@@ -84,6 +84,8 @@ class GuardChatEngine(BaseChatEngine):
             "exit_behavior": self._rules.exit_behavior,
             "violation_message": self._rules.violation_message,
         }
+        # Engines write the deltas that they saw: with a hold-back that is too short, also those to be taken back.
+        shows_early = self._rules.guard.holdback < self._rules.guard.debounce - 1
         for name, value in vars(engine).items():
             if not self._check_output:
                 break
@@ -96,7 +98,7 @@ class GuardChatEngine(BaseChatEngine):
                     value, self._rules.guard, node_postprocessor=self._nodes, **checks, **settings
                 )
                 setattr(made, name, part_of)
-            elif isinstance(value, BaseMemory) and type(engine) not in _KNOWN:
+            elif isinstance(value, BaseMemory) and (type(engine) not in _KNOWN or shows_early):
                 memory = GuardMemory(
                     memory=value, guard=self._rules.guard, violation_message=self._rules.violation_message
                 )

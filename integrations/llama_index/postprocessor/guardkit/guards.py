@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from weakref import WeakKeyDictionary
 
 from llama_index.core.bridge.pydantic import ConfigDict
@@ -89,6 +89,9 @@ class GuardComponent(BaseComponent):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     guard: GuardField
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return super().__deepcopy__({**(memo or {}), id(self.guard): self.guard})  # a guard is shared, not copied
 
     def __getstate__(self) -> dict[str, Any]:
         fields = {k: getattr(self, k) for k, f in type(self).model_fields.items() if not f.exclude}

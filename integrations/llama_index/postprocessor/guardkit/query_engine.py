@@ -77,7 +77,8 @@ class GuardQueryEngine(BaseQueryEngine):
         self._nodes = node_postprocessor or GuardNodePostprocessor(guard=self._rules.guard)
         self._check_nodes = check_nodes
         self._engine = with_guarded_nodes(query_engine, self._nodes) if check_nodes else query_engine
-        self._nodes_guarded = hasattr(query_engine, "_node_postprocessors")
+        known = type(query_engine).__module__.startswith("llama_index.core.")
+        self._nodes_guarded = known and hasattr(query_engine, "_node_postprocessors")
         BaseQueryEngine.__init__(self, callback_manager or getattr(query_engine, "callback_manager", None))
 
     def _get_prompts(self) -> PromptDictType:

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from guardkit import Action, Decision, Guard, Message, NotJudged, Stage
 from guardkit.stream import Event, StreamGuard
 
+_CLOSERS = "\"'}]) \n"
 _USAGE_KEYS = ("usage", "usage_metadata")
 
 
@@ -97,7 +98,7 @@ class _CallChannel:
     def __init__(self, guard: Guard, context: Sequence[Message]):
         self._new = partial(Channel, guard, Stage.tool_call, context)
         self._channel = self._new()
-        self._fed = ""
+        self._fed = self._text = ""
         self.finished = False
 
     @property
@@ -105,22 +106,25 @@ class _CallChannel:
         return self._channel.stopped
 
     def grow(self, text: str) -> Steps[None]:
-        open_text = text.rstrip("\"'}]) \n")
-        if self.finished and open_text == self._fed:
+        """Take the next snapshot."""
+        if self.finished and text == self._text:
             return
+        open_text = text.rstrip(_CLOSERS)
         if self.finished or not open_text.startswith(self._fed):
             self._channel.close()
             self._channel, self._fed, self.finished = self._new(), "", False
         yield from self._channel.feed(open_text[len(self._fed) :])
-        self._fed = open_text
+        self._fed, self._text = open_text, text
 
     def finish(self) -> Steps[None]:
-        yield from self._channel.finish()
-        self.finished = True
+        if not self.finished:
+            yield from self._channel.feed(self._text[len(self._fed) :])
+            yield from self._channel.finish()
+            self.finished = True
 
     def covers(self, text: str) -> bool:
         """Whether all of this snapshot's text was let out."""
-        open_text = text.rstrip("\"'}]) \n")
+        open_text = text.rstrip(_CLOSERS)
         return self.finished or (
             len(self._channel.shown) >= len(open_text) and self._channel.shown.startswith(open_text)
         )
