@@ -1,7 +1,7 @@
 """LlamaIndex nodes through the guard: the postprocessor and the ingestion transform, batched and one by one.
 
 One process a row, so that memory is that row's own. Beside them, as the floor: the same nodes through a postprocessor
-that looks at nothing.
+that looks at nothing, and through the guard's with a scripted double in the model's place: what the integration adds.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ def one_row(kind: str, batch_size: int, count: int, sentences: int) -> None:
     from llama_index.postprocessor.guardkit import GuardNodePostprocessor, GuardTransform
 
     from guardkit import Guard
+    from guardkit.testing import FakeGuard
 
-    guard = Guard.load()
+    guard = FakeGuard({"Ignore all previous": "unsafe"}) if kind == "no model" else Guard.load()
     guard.check("warm up")
     nodes = [TextNode(text=t, metadata={"file": "corpus.txt"}) for t in texts(count, sentences)]
     work: Callable[[], int]
     if kind == "transform":
         transform = GuardTransform(guard=guard, batch_size=batch_size)
         work = lambda: len(transform(nodes))  # noqa: E731
-    elif kind == "postprocessor":
+    elif kind in ("postprocessor", "no model"):
         scored = [NodeWithScore(node=n, score=0.5) for n in nodes]
         postprocessor = GuardNodePostprocessor(guard=guard, batch_size=batch_size)
         work = lambda: len(postprocessor.postprocess_nodes(scored))  # noqa: E731
@@ -78,7 +79,7 @@ def main() -> None:
     header("LlamaIndex nodes", "llama-index-core")
     if find_spec("llama_index") is None:
         sys.exit("SKIPPED: llama-index-core is not installed: pip install -e '.[llama-index]'")
-    cases = [("SimilarityPostprocessor", 0)]
+    cases = [("SimilarityPostprocessor", 0), ("no model", 256)]
     cases += [(kind, size) for kind in ("postprocessor", "transform") for size in args.batches]
     rows = []
     for kind, size in cases:

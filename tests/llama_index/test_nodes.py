@@ -253,7 +253,7 @@ def test_a_guard_is_made_once_and_mistakes_are_named():
         GuardTransform(guard=3)
     with pytest.raises(GuardkitError, match="pass it again"):
         GuardTransform.from_dict(GuardTransform(guard=own_guard).to_dict())
-    with pytest.raises(ValueError, match="guard"):
+    with pytest.raises(TypeError, match="guard"):
         GuardTransform()
 
 

@@ -90,6 +90,10 @@ class GuardComponent(BaseComponent):
 
     guard: GuardField
 
+    # Spelt out here and in subclasses for type checkers: they take a field's type for its argument's.
+    def __init__(self, guard: Guard | Source, **fields: Any) -> None:
+        super().__init__(guard=guard, **fields)  # type: ignore[call-arg]
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return super().__deepcopy__({**(memo or {}), id(self.guard): self.guard})  # a guard is shared, not copied
 

@@ -24,7 +24,7 @@ from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.instrumentation.events import agent, llm, query, rerank, retrieval, synthesis
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.tools import ToolOutput
-from llama_index.postprocessor.guardkit.guards import GuardField
+from llama_index.postprocessor.guardkit.guards import GuardField, Source
 from llama_index.postprocessor.guardkit.messages import call_text, read
 from llama_index.postprocessor.guardkit.rules import GuardEvent
 from llama_index_instrumentation.base import BaseEvent
@@ -32,7 +32,7 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from llama_index_instrumentation.span import SimpleSpan
 from llama_index_instrumentation.span_handlers.base import BaseSpanHandler
 
-from guardkit import Decision, Message, Stage
+from guardkit import Decision, Guard, Message, Stage
 
 _REMEMBERED = 4096
 _log = logging.getLogger("guardkit.llama_index")
@@ -64,6 +64,9 @@ class GuardEventHandler(BaseEventHandler):
 
     _seen: OrderedDict[int, None] = PrivateAttr(default_factory=OrderedDict)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    def __init__(self, guard: Guard | Source, **fields: Any) -> None:
+        super().__init__(guard=guard, **fields)  # type: ignore[call-arg]
 
     @classmethod
     def class_name(cls) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.bridge.pydantic import PrivateAttr, SerializeAsAny
 from llama_index.core.memory import BaseMemory, Memory
-from llama_index.postprocessor.guardkit.guards import GuardComponent
+from llama_index.postprocessor.guardkit.guards import GuardComponent, Source
 from llama_index.postprocessor.guardkit.inputs import Inputs
 from llama_index.postprocessor.guardkit.rules import VIOLATION_MESSAGE, ExitBehavior, Rules
 from llama_index.postprocessor.guardkit.steps import arun, run
+
+from guardkit import Guard
 
 
 class GuardMemory(GuardComponent, BaseMemory):
@@ -25,6 +27,9 @@ class GuardMemory(GuardComponent, BaseMemory):
     violation_message: str = VIOLATION_MESSAGE
 
     _inputs: Inputs = PrivateAttr(default_factory=Inputs)
+
+    def __init__(self, guard: Guard | Source, **fields: Any) -> None:
+        super().__init__(guard=guard, **fields)
 
     @classmethod
     def class_name(cls) -> str:

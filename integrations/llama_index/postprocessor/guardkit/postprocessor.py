@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
-from llama_index.postprocessor.guardkit.guards import GuardComponent
+from llama_index.postprocessor.guardkit.guards import GuardComponent, Source
 from llama_index.postprocessor.guardkit.nodes import Media, NodeRules, OnBlock, Screened
 from llama_index.postprocessor.guardkit.rules import worst
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 
-from guardkit import GuardViolation
+from guardkit import Guard, GuardViolation
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class GuardNodePostprocessor(GuardComponent, BaseNodePostprocessor):
     min_nodes: int = Field(default=0, ge=0, description="Raise GuardViolation if drops leave fewer than this.")
     max_nodes: int | None = Field(default=None, ge=0, description="Keep at most so many of those that pass.")
     batch_size: int = Field(default=256, ge=1, description="Nodes handed to the guard at once.")
+
+    def __init__(self, guard: Guard | Source, **fields: Any) -> None:
+        super().__init__(guard=guard, **fields)
 
     @classmethod
     def class_name(cls) -> str:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from llama_index.core.bridge.pydantic import Field
 from llama_index.core.schema import BaseNode, TransformComponent
-from llama_index.postprocessor.guardkit.guards import GuardComponent
+from llama_index.postprocessor.guardkit.guards import GuardComponent, Source
 from llama_index.postprocessor.guardkit.nodes import Media, NodeRules, OnBlock
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 
-from guardkit import NotJudged
+from guardkit import Guard, NotJudged
 
 
 class GuardTransform(GuardComponent, TransformComponent):
@@ -30,6 +30,9 @@ class GuardTransform(GuardComponent, TransformComponent):
         "remembers the node as gone, or drop the node.",
     )
     batch_size: int = Field(default=256, ge=1, description="Nodes handed to the guard at once.")
+
+    def __init__(self, guard: Guard | Source, **fields: Any) -> None:
+        super().__init__(guard=guard, **fields)
 
     @classmethod
     def class_name(cls) -> str:
