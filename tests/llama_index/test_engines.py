@@ -306,6 +306,8 @@ class Custom(BaseChatEngine):
 
     def _with_sources(self, response: Any) -> Any:
         response.source_nodes = self._nodes
+        if isinstance(response, AgentChatResponse):
+            response.metadata = {"pages": [n.text for n in self._nodes], "turn": 1}
         response.sources = [ToolOutput("retriever", content=str(self._nodes), raw_input={}, raw_output=self._nodes)]
         return response
 
@@ -395,6 +397,7 @@ def test_nothing_flagged_leaves_a_chat_engine(
     check_no_trace(engine.chat_history, "memory")
     check_no_trace(inner.chat_history, "the given engine's memory")
     check_no_trace([response.response, response.sources, response.source_nodes], "the response")
+    check_no_trace(getattr(response, "metadata", None), "the response's metadata")
     assert isinstance(response, StreamingAgentChatResponse if streaming else AgentChatResponse)
     if kind != "custom":  # what an engine hides it has read already; its sources are screened all the same
         check_no_trace(llm.script.asked, "what the model was asked")

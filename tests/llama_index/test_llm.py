@@ -207,6 +207,18 @@ def test_redaction_keeps_the_rest():
     assert text_of(llm.chat([user("how are you?")])) == "All is well. [redacted] Good bye."
 
 
+@pytest.mark.parametrize("how", ["chat", "stream_chat"])
+def test_what_a_provider_keeps_beside_the_reasoning_is_judged(how: str):
+    for aside, passes in (({"signature": "abc="}, True), ({"summary": f"so {BAD}"}, False)):
+        block = ThinkingBlock(content="let me think", additional_information=aside)
+        said = ChatMessage(role="assistant", blocks=[block, TextBlock(text="fine")])
+        inner = FunctionLLM(said, size=5)
+        responses = call(guarded(inner, make_guard(), violation_message=VIOLATION), how)
+        check_no_trace(responses, how)
+        if how == "chat":
+            assert (text_of(responses[-1]) == "fine") is passes
+
+
 def test_images_follow_on_error():
     said = ChatMessage(role="assistant", blocks=[TextBlock(text="see"), ImageBlock(url="http://localhost/a.png")])
     assert text_of(guarded(PlainLLM(said), make_guard(), violation_message=VIOLATION).chat([user("hi")])) == VIOLATION

@@ -126,6 +126,11 @@ def test_flagging_instead_of_dropping_is_a_choice():
         Node(text_resource=MediaResource(text=FLAGGED), image_resource=MediaResource(url="http://localhost/a.png")),
         IndexNode(text="a table", index_id="t", obj=TextNode(text=f"| {FLAGGED} |")),
         IndexNode(text="a table", index_id="t", obj=f"| {FLAGGED} |"),
+        IndexNode(text="a table", index_id="t", obj={"rows": [[FLAGGED]]}),
+        TextNode(
+            text="fine",
+            relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id="d", metadata={"title": FLAGGED})},
+        ),
         TextNode(text="a summary", metadata={"table_df": f"{{'0': {{'a': '{FLAGGED}'}}}}", "table_summary": "s"}),
     ],
     ids=lambda n: n.class_name(),

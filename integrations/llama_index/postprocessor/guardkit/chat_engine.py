@@ -35,7 +35,7 @@ from llama_index.postprocessor.guardkit.inputs import Inputs
 from llama_index.postprocessor.guardkit.llm import guarded
 from llama_index.postprocessor.guardkit.memory import GuardMemory
 from llama_index.postprocessor.guardkit.postprocessor import GuardNodePostprocessor
-from llama_index.postprocessor.guardkit.query_engine import GuardQueryEngine, with_guarded_nodes
+from llama_index.postprocessor.guardkit.query_engine import GuardQueryEngine, passable_metadata, with_guarded_nodes
 from llama_index.postprocessor.guardkit.rules import VIOLATION_MESSAGE, ExitBehavior, Rules
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 from llama_index.postprocessor.guardkit.streaming import TextStream
@@ -189,7 +189,10 @@ class GuardChatEngine(BaseChatEngine):
         text = response.response
         if self._check_output:
             text, _ = yield from self._rules.text(text, Stage.response, "answer", [Message("user", message)])
-        return replace(response, response=text, **sources)
+        metadata = response.metadata
+        if metadata is not None and self._check_nodes:
+            metadata = yield from passable_metadata(self._rules, metadata)
+        return replace(response, response=text, metadata=metadata, **sources)
 
     def _sources(self, response: AGENT_CHAT_RESPONSE_TYPE) -> Steps[dict[str, Any]]:
         if not self._check_nodes:

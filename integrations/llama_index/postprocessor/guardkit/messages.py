@@ -119,6 +119,11 @@ def without(message: ChatMessage, part: Message, text: str) -> ChatMessage:
     return ChatMessage(role=message.role, blocks=blocks, additional_kwargs=kwargs)
 
 
+def said_aside(block: ThinkingBlock) -> list[str]:
+    """Texts that a provider keeps beside the reasoning, such as summaries. Signatures have no blanks."""
+    return [text for text in texts_in(block.additional_information) if " " in text]
+
+
 def digest(message: Message) -> bytes:
     """The same for the same content, whatever the object."""
     return hashlib.sha256(repr(message).encode("utf-8", "backslashreplace")).digest()
@@ -166,7 +171,7 @@ class _Reading:
             if isinstance(block, TextBlock):
                 self.texts.append(block.text)
             elif isinstance(block, ThinkingBlock):
-                self.thoughts.append(block.content or "")
+                self.thoughts += [block.content or "", *said_aside(block)]
             elif isinstance(block, CitableBlock):
                 self.texts += [block.title, block.source]
                 self.blocks(block.content)

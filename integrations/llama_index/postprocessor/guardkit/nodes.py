@@ -90,6 +90,8 @@ class NodeRules:
             items.append(node.obj)
         elif isinstance(node, IndexNode) and isinstance(node.obj, BaseNode):
             items += self._items(node.obj)
+        elif isinstance(node, IndexNode) and isinstance(node.obj, dict | list):
+            items.append("\n".join(_texts(node.obj)))
         if self.media == "on_error":
             items += [[Message("user", unjudgeable=(kind,))] for kind in _media(node)]
         return items
@@ -150,6 +152,12 @@ def _hidden_metadata(node: BaseNode) -> Iterator[tuple[str, str]]:
             continue
         for text in _texts(value):
             yield key, text
+    own = set(_texts(node.metadata))
+    for related in node.relationships.values():
+        for info in related if isinstance(related, list) else [related]:
+            for text in _texts(info.metadata):
+                if text not in own:  # mostly copies of the node's own
+                    yield "related", text
 
 
 def _texts(value: Any) -> Iterator[str]:

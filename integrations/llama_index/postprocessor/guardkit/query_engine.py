@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -200,14 +200,7 @@ class GuardQueryEngine(BaseQueryEngine):
             nodes = screening.nodes
             kept = {n.node_id: n.metadata for n in nodes}
             metadata = {k: kept.get(k, v) for k, v in metadata.items() if k in kept or k not in ids}
-        others = {k: "\n".join(texts) for k, v in metadata.items() if k not in ids and (texts := texts_in(v))}
-        if others:
-            items = list(others.values())
-            found: list[Decision] = yield partial(self._rules.guard.decide_batch, items, stage=Stage.document)
-            for key, decision in zip(others, found, strict=True):
-                if decision.action.stops:
-                    report(decision, f"metadata '{key}' of the answer", "dropped")
-                    del metadata[key]
+        metadata = yield from passable_metadata(self._rules, metadata, ids)
         return replace(response, source_nodes=nodes, metadata=metadata if response.metadata is not None else None)
 
     def _whole(self, query: QueryBundle, response: RESPONSE_TYPE) -> Steps[RESPONSE_TYPE]:
@@ -285,6 +278,19 @@ def with_guarded_nodes(engine: _E, postprocessor: GuardNodePostprocessor) -> _E:
         elif isinstance(value, dict) and any(isinstance(v, BaseQueryEngine) for v in value.values()):
             setattr(made, name, {k: _if_engine(v, postprocessor) for k, v in value.items()})
     return made
+
+
+def passable_metadata(rules: Rules, metadata: dict[str, Any], known: Set[str] = frozenset()) -> Steps[dict[str, Any]]:
+    """An answer's metadata without the keys under which something is blocked. known: keys that were judged before."""
+    others = {k: "\n".join(texts) for k, v in metadata.items() if k not in known and (texts := texts_in(v))}
+    if not others:
+        return metadata
+    items = list(others.values())
+    found: list[Decision] = yield partial(rules.guard.decide_batch, items, stage=Stage.document)
+    bad = {key: decision for key, decision in zip(others, found, strict=True) if decision.action.stops}
+    for key, decision in bad.items():
+        report(decision, f"metadata '{key}' of the answer", "dropped")
+    return {k: v for k, v in metadata.items() if k not in bad}
 
 
 def _if_engine(value: Any, postprocessor: GuardNodePostprocessor) -> Any:

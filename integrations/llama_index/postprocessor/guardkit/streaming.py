@@ -17,7 +17,7 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
-from llama_index.postprocessor.guardkit.messages import CALL_KEYS, SILENT_KEYS, calls_of, read
+from llama_index.postprocessor.guardkit.messages import CALL_KEYS, SILENT_KEYS, calls_of, read, said_aside
 from llama_index.postprocessor.guardkit.rules import Rules, report
 from llama_index.postprocessor.guardkit.steps import Steps
 from pydantic import BaseModel
@@ -307,7 +307,7 @@ class ChatStream:
     def _thinking_block(self, message: ChatMessage, thought: str, final: bool) -> ThinkingBlock:
         """As the source has it (it may be signed) where all of it was let out, else what was let out."""
         blocks = [b for b in message.blocks if isinstance(b, ThinkingBlock)]
-        if final and len(blocks) == 1 and blocks[0].content == thought:
+        if final and len(blocks) == 1 and blocks[0].content == thought and not said_aside(blocks[0]):
             return blocks[0]
         return ThinkingBlock(content=thought)
 
