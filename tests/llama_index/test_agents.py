@@ -155,6 +155,38 @@ def test_what_passes_arrives_complete_once_and_in_order(kind: str, size: int):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_agent_streams_are_live(kind: str):
+    guard = make_guard(holdback=2)
+    agent, inner = agent_of(kind, "none", 3, "end", True, guard)
+
+    async def early() -> int:
+        handler, count = agent.run(user_msg="please look", memory=ChatMemoryBuffer.from_defaults()), 0
+        async for event in handler.stream_events():
+            if isinstance(event, AgentStream) and event.delta:
+                count += not inner.script.sources[-1].done
+        await handler
+        return count
+
+    assert asyncio.run(early()) > 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "settings",
+    [{"script": {"please": RuntimeError("boom")}}, {"delay": 0.5, "timeout": 0.05}],
+    ids=["raises", "hangs"],
+)
+def test_a_guard_that_fails_or_hangs_ends_the_run(kind: str, settings: Any):
+    guard = FakeGuard(**settings)
+    agent, inner = agent_of(kind, "none", 7, "end", True, guard)
+    events, result, memory, _ = asyncio.run(run_agent(agent, "please look", guard))
+    assert str(result) == VIOLATION
+    assert inner.script.asked == []
+    assert [e.delta for e in events if isinstance(e, AgentStream)] == [VIOLATION]
+    assert all((m.content or "").endswith(VIOLATION) for m in memory)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_start_of_a_run_holds_the_prompt(kind: str):
     """An exception: LlamaIndex stores the prompt in the run's own state before any part of the agent is asked. What
     closes it is to judge it before the run."""
