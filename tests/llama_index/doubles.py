@@ -68,7 +68,8 @@ def provider_calls(blocks: Sequence[Any]) -> dict[str, Any]:
 class Script:
     """The replies of one model, in order (the last one again and again), what it was asked, what it has sent."""
 
-    def __init__(self, replies: Sequence[Reply], size: int):
+    def __init__(self, replies: Sequence[Reply], size: int, escaped: bool = False):
+        self.escaped = escaped  # whether tool calls stream as ASCII, with escapes
         self.replies, self.size = deque(replies), size
         self.asked: list[list[ChatMessage]] = []
         self.sources: list[Source] = []
@@ -107,7 +108,7 @@ class Script:
                 yield self._chunk([*blocks, TextBlock(text=text)], piece)
             blocks = [*blocks, TextBlock(text=text)] if text else blocks
             for call in calls:
-                arguments = json.dumps(call.tool_kwargs, ensure_ascii=False)
+                arguments = json.dumps(call.tool_kwargs, ensure_ascii=self.escaped)
                 for end in range(self.size, len(arguments), self.size):
                     part = call.model_copy(update={"tool_kwargs": arguments[:end]})
                     yield self._chunk([*blocks, part], "")
@@ -139,9 +140,9 @@ class PlainLLM(LLM):
     chat_model: bool = True
     _script: Script = PrivateAttr()
 
-    def __init__(self, *replies: Reply, size: int = 5, **kwargs: Any):
+    def __init__(self, *replies: Reply, size: int = 5, escaped: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
-        self._script = Script(replies or ("Fine, thank you.",), size)
+        self._script = Script(replies or ("Fine, thank you.",), size, escaped)
 
     @classmethod
     def class_name(cls) -> str:

@@ -13,6 +13,7 @@ from llama_index.core.llms import LLM, MockLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.postprocessor.guardkit import GuardedLLM, guarded
+from llama_index.postprocessor.guardkit.messages import call_text
 
 from guardkit import GuardViolation
 from guardkit.testing import FakeGuard
@@ -145,6 +146,24 @@ def test_reasoning_text_and_tool_calls_pass_together(how: str, size: int):
     partial = [c for c in chunks[:-1] if any(isinstance(b, ToolCallBlock) for b in c.message.blocks)]
     if size < 10:
         assert partial, "tool calls came only at the end"
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("how", ["stream_chat", "astream_chat"])
+def test_escapes_in_streamed_tool_calls_hide_nothing(how: str, size: int):
+    said = reply(calls=[("send", {"body": f'a "quoted"\nline {BAD}' + " §§" * 30})])
+    llm = guarded(FunctionLLM(said, size=size, escaped=True), make_guard(), violation_message=VIOLATION)
+    responses = call(llm, how)
+    check_no_trace(responses, how)
+    assert text_of(responses[-1]) == VIOLATION
+
+
+def test_calls_as_text():
+    for arguments in ('{"a": "x\\u00b6', '{"a": "x\\u00b6\\', '{"a": "x\\u00b6\\u00'):
+        assert call_text("send", arguments) == 'send {"a": "x\u00b6'
+    assert call_text("send", {"a": 'say "hi"\n\\o/'}) == 'send {"a": "say "hi"\n\\o/"}'
+    assert call_text("send", "{}") == "send"
+    assert call_text("send", "plain words") == "send plain words"
 
 
 @pytest.mark.parametrize("how", CALLS)

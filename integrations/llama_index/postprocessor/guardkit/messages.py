@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,9 @@ SILENT_KEYS = frozenset((
     "tool_call_id", "name", "id", "type", "role", "index", "finish_reason", "stop_reason", "model", "status",
     "created", "is_error",
 ))  # fmt: skip
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.S)
+_CUT_ESCAPE = re.compile(r"((?:^|[^\\])(?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?$")
 _READ_APART = {*SILENT_KEYS, *CALL_KEYS, "images"}  # images stand in the blocks, too
 
 
@@ -75,14 +79,25 @@ def calls_of(message: ChatMessage) -> list[str]:
 
 
 def call_text(name: str, arguments: Any) -> str:
+    """A call as text. Arguments may be a JSON string that is still growing; the text grows with it."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
         except ValueError:
-            return f"{name} {arguments}".strip()
+            return f"{name} {_unescaped(arguments)}".strip()
     if arguments in (None, {}, ""):
         return name
-    return f"{name} {json.dumps(arguments, ensure_ascii=False, default=str)}".strip()
+    return f"{name} {_unescaped(json.dumps(arguments, ensure_ascii=False, default=str))}".strip()
+
+
+def _unescaped(source: str) -> str:
+    """JSON source with its escapes read, so that none hides a word; an escape that is cut off is left out."""
+    return _ESCAPE.sub(_read_escape, _CUT_ESCAPE.sub(r"\1", source))
+
+
+def _read_escape(match: re.Match[str]) -> str:
+    code = match[1]
+    return chr(int(code[1:], 16)) if len(code) > 1 else _ESCAPES.get(code, code)
 
 
 def rewritten(message: ChatMessage, text: str) -> ChatMessage:
