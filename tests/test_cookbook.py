@@ -27,7 +27,17 @@ def run(*args: str | Path, cwd: Path) -> str:
 
 def test_every_program_has_a_test():
     programs = {path.stem for path in COOKBOOK.glob("*.py")}
-    assert programs == {"audit", "check_log", "own_policy", "reasoning", "stream_answer"}
+    assert programs == {
+        "audit",
+        "check_log",
+        "llama_index_agent",
+        "llama_index_chat",
+        "llama_index_ingestion",
+        "llama_index_rag",
+        "own_policy",
+        "reasoning",
+        "stream_answer",
+    }
     assert programs <= {name.removeprefix("test_") for name in globals()}
 
 
@@ -78,6 +88,52 @@ def test_audit(tmp_path: Path):
     assert [record["action"] for record in records] == ["allow", "block", "block"]
     assert [record["judged"] for record in records] == [True, True, False]
     assert "bomb" not in out
+
+
+@pytest.fixture
+def llama_index():
+    pytest.importorskip("llama_index.core")
+
+
+@pytest.mark.usefixtures("llama_index")
+def test_llama_index_rag(tmp_path: Path):
+    out = run(COOKBOOK / "llama_index_rag.py", cwd=tmp_path)
+    assert "without a guard, the model reads the injection: True" in out
+    assert "with the postprocessor: False" in out
+    assert "dropped  poisoned  unsafe" in out
+    assert "with the guarded engine: False\n    sources: hours, returns\n" in out
+    assert "'action': 'block', 'stage': 'prompt'" in out
+
+
+@pytest.mark.usefixtures("llama_index")
+def test_llama_index_chat(tmp_path: Path):
+    shown, memory = run(COOKBOOK / "llama_index_chat.py", cwd=tmp_path).split("what the memory keeps:")
+    good, bad, attack = shown.strip().split("\n\nuser: ")
+    assert good.endswith("keep the leaves dry.")
+    assert bad.endswith("This was withheld by a safety check.")
+    assert attack.endswith("assistant: This was withheld by a safety check.")
+    assert "shell company" not in shown + memory
+    assert "bomb" not in memory
+    assert memory.count("user:") == 2
+
+
+@pytest.mark.usefixtures("llama_index")
+def test_llama_index_agent(tmp_path: Path):
+    out = run(COOKBOOK / "llama_index_agent.py", cwd=tmp_path)
+    assert "assistant: The page says: Weather in Oslo" in out
+    assert "read_page({'name': 'prices'}) -> This was withheld by a safety check." in out
+    assert "in the stream or the memory: True" not in out
+    assert "passwords" not in out
+
+
+@pytest.mark.usefixtures("llama_index")
+def test_llama_index_ingestion(tmp_path: Path):
+    out = run(COOKBOOK / "llama_index_ingestion.py", cwd=tmp_path)
+    drop, redact = out.split("redact: ")
+    assert drop.startswith("drop: 2 of 4 documents\n    manual   allow")
+    assert redact.startswith("4 of 4 documents")
+    assert "injected block  Great product! [redacted] Would buy again." in redact
+    assert "password" not in out
 
 
 def readme_blocks() -> list[str]:

@@ -1,0 +1,412 @@
+"""`guarded(llm, guard)`: any LLM in, the same interface out, with nothing unsafe going in or coming out.
+
+Agents, workflows, engines and programs that use the result are guarded at prompts, reasoning, answers and tool calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import LLM, ToolSelection
+from llama_index.core.llms.loading import load_llm
+from llama_index.core.tools.types import BaseTool
+from llama_index.postprocessor.guardkit.guards import GuardComponent, Source, resolve
+from llama_index.postprocessor.guardkit.inputs import Inputs
+from llama_index.postprocessor.guardkit.messages import parts_of, question, read, without
+from llama_index.postprocessor.guardkit.rules import (
+    VIOLATION_MESSAGE,
+    ExitBehavior,
+    Rules,
+    redacted,
+    report,
+)
+from llama_index.postprocessor.guardkit.steps import Steps, arun, run
+from llama_index.postprocessor.guardkit.streaming import ChatStream, numbers, usage_of
+
+from guardkit import Action, Decision, Guard
+
+_T = TypeVar("_T")
+
+
+def guarded(
+    llm: LLM,
+    guard: Guard | Source,
+    *,
+    exit_behavior: ExitBehavior = "end",
+    violation_message: str = VIOLATION_MESSAGE,
+    check_input: bool = True,
+    check_output: bool = True,
+    check_tool_results: bool = True,
+    check_system: bool = False,
+) -> GuardedLLM:
+    """An LLM like `llm` whose prompts, reasoning, answers and tool calls are judged; a `FunctionCallingLLM` stays one.
+
+    exit_behavior: "error" raises `GuardViolation`; "end" answers with `violation_message`, without tool calls;
+    "replace" puts it in the place of the blocked part alone. Streams leave with the guard's hold-back. check_system:
+    system messages are the application's own unless it says that they are not.
+    """
+    if not isinstance(llm, LLM):
+        raise TypeError(f"guarded takes a llama_index LLM, not {type(llm).__name__}")
+    kind = GuardedFunctionCallingLLM if isinstance(llm, FunctionCallingLLM) else GuardedLLM
+    return kind(
+        llm=llm,
+        guard=resolve(guard),
+        exit_behavior=exit_behavior,
+        violation_message=violation_message,
+        check_input=check_input,
+        check_output=check_output,
+        check_tool_results=check_tool_results,
+        check_system=check_system,
+        callback_manager=llm.callback_manager,
+        system_prompt=llm.system_prompt,
+        messages_to_prompt=llm.messages_to_prompt,
+        completion_to_prompt=llm.completion_to_prompt,
+        output_parser=llm.output_parser,
+        pydantic_program_mode=llm.pydantic_program_mode,
+        query_wrapper_prompt=llm.query_wrapper_prompt,
+    )
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Judged input: what may be sent to the LLM, or the answer to give without asking it."""
+
+    messages: list[ChatMessage]
+    refusal: ChatResponse | None = None
+
+
+class GuardedLLM(GuardComponent, LLM):
+    """Made by `guarded`."""
+
+    llm: SerializeAsAny[LLM]
+    exit_behavior: ExitBehavior = "end"
+    violation_message: str = VIOLATION_MESSAGE
+    check_input: bool = Field(default=True, description="Judge prompts and earlier answers.")
+    check_output: bool = Field(default=True, description="Judge reasoning, answers and tool calls.")
+    check_tool_results: bool = Field(default=True, description="Judge tool messages.")
+    check_system: bool = Field(default=False, description="Judge system messages.")
+
+    _inner: Any = PrivateAttr()  # an LLM; Any, since only a FunctionCallingLLM has the tool methods
+    _inputs: Inputs = PrivateAttr(default_factory=Inputs)
+
+    def model_post_init(self, context: Any, /) -> None:
+        super().model_post_init(context)
+        # The inner LLM's callbacks would see what was not judged; those of this one see what was.
+        self._inner = self.llm.model_copy(update={"callback_manager": CallbackManager([])})
+
+    @field_validator("llm", mode="before")
+    @classmethod
+    def _load(cls, given: Any) -> Any:
+        return load_llm(given) if isinstance(given, dict) else given
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "guarded_llm"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return self.llm.metadata
+
+    def __getattr__(self, name: str) -> Any:
+        """Settings of the inner LLM (model, temperature, ...) can be read; its methods would go past the guard."""
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]
+        except AttributeError:
+            if not name.startswith("_") and name != "llm":
+                value = getattr(self.llm, name, None)
+                if value is not None and not callable(value):
+                    return value
+            raise
+
+    # -- the four calls, sync and async: input judged, the inner LLM asked, output judged
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return self._ask(messages, partial(self._inner.chat, **kwargs))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await self._aask(messages, partial(self._inner.achat, **kwargs))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        return self._stream(messages, partial(self._inner.stream_chat, **kwargs))
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        return await self._astream(messages, partial(self._inner.astream_chat, **kwargs))
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        def ask(messages: Sequence[ChatMessage]) -> ChatResponse:
+            return _as_chat(self._inner.complete(_as_prompt(messages), formatted=formatted, **kwargs))
+
+        return _as_completion(self._ask(_as_messages(prompt), ask))
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        async def ask(messages: Sequence[ChatMessage]) -> ChatResponse:
+            return _as_chat(await self._inner.acomplete(_as_prompt(messages), formatted=formatted, **kwargs))
+
+        return _as_completion(await self._aask(_as_messages(prompt), ask))
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        def ask(messages: Sequence[ChatMessage]) -> ChatResponseGen:
+            source = self._inner.stream_complete(_as_prompt(messages), formatted=formatted, **kwargs)
+            return (_as_chat(chunk) for chunk in source)
+
+        chunks = self._stream(_as_messages(prompt), ask)
+        return (_as_completion(chunk) for chunk in chunks)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        async def ask(messages: Sequence[ChatMessage]) -> ChatResponseAsyncGen:
+            source = await self._inner.astream_complete(_as_prompt(messages), formatted=formatted, **kwargs)
+            return _amapped(source, _as_chat)
+
+        return _amapped(await self._astream(_as_messages(prompt), ask), _as_completion)
+
+    def _ask(
+        self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], ChatResponse]
+    ) -> ChatResponse:
+        ready = run(self._input(messages))
+        if ready.refusal:
+            return ready.refusal
+        return run(self._output(ready.messages, ask(ready.messages)))
+
+    async def _aask(
+        self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], Awaitable[ChatResponse]]
+    ) -> ChatResponse:
+        ready = await arun(self._input(messages))
+        if ready.refusal:
+            return ready.refusal
+        return await arun(self._output(ready.messages, await ask(ready.messages)))
+
+    def _stream(
+        self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], ChatResponseGen]
+    ) -> ChatResponseGen:
+        ready = run(self._input(messages))
+        if ready.refusal:
+            return (refusal for refusal in [ready.refusal])
+        return self._released(ready.messages, ask(ready.messages))
+
+    async def _astream(
+        self,
+        messages: Sequence[ChatMessage],
+        ask: Callable[[Sequence[ChatMessage]], Awaitable[ChatResponseAsyncGen]],
+    ) -> ChatResponseAsyncGen:
+        ready = await arun(self._input(messages))
+        if ready.refusal:
+            return _alisted([ready.refusal])
+        return self._areleased(ready.messages, await ask(ready.messages))
+
+    def _released(self, messages: Sequence[ChatMessage], source: ChatResponseGen) -> ChatResponseGen:
+        if not self.check_output:
+            yield from (_cleaned(chunk) for chunk in source)
+            return
+        stream, last = ChatStream(self._rules, question(messages)), None
+        try:
+            for chunk in source:
+                for last in run(stream.take(chunk)):
+                    yield last
+                if stream.stopped:
+                    break
+            else:
+                for last in run(stream.end()):
+                    yield last
+            stream.conclude()
+            if last is not None and stream.stopped is None:
+                self._inputs.remember(last.message)
+        finally:
+            stream.close()
+            if isinstance(source, Generator):
+                source.close()
+
+    async def _areleased(self, messages: Sequence[ChatMessage], source: ChatResponseAsyncGen) -> ChatResponseAsyncGen:
+        if not self.check_output:
+            async for chunk in source:
+                yield _cleaned(chunk)
+            return
+        stream, last = ChatStream(self._rules, question(messages)), None
+        try:
+            async for chunk in source:
+                for last in await arun(stream.take(chunk)):
+                    yield last
+                if stream.stopped:
+                    break
+            else:
+                for last in await arun(stream.end()):
+                    yield last
+            stream.conclude()
+            if last is not None and stream.stopped is None:
+                self._inputs.remember(last.message)
+        finally:
+            stream.close()
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+
+    # -- decisions
+
+    @property
+    def _rules(self) -> Rules:
+        return Rules(self.guard, self.exit_behavior, self.violation_message)
+
+    def _input(self, messages: Sequence[ChatMessage]) -> Steps[_Ready]:
+        out, refused = yield from self._inputs.judge(self._rules, messages, self._wants)
+        return _Ready(out, self._refusal() if refused else None)
+
+    def _wants(self, message: ChatMessage) -> bool:
+        if message.role in (MessageRole.SYSTEM, MessageRole.DEVELOPER):
+            return self.check_system
+        if message.role in (MessageRole.TOOL, MessageRole.FUNCTION):
+            return self.check_tool_results
+        return self.check_input
+
+    def _output(self, messages: Sequence[ChatMessage], response: ChatResponse) -> Steps[ChatResponse]:
+        """Judge every part of a whole answer, each at its own stage."""
+        clean = _cleaned(response)
+        if not self.check_output:
+            return clean
+        message = read(response.message)
+        parts = parts_of(message)
+        context = question(messages)
+        decisions: list[Decision] = yield partial(self.guard.decide_batch, [[*context, part] for part in parts])
+        rules = self._rules
+        bad = [(p, d) for p, d in zip(parts, decisions, strict=True) if d.action is not Action.allow]
+        for _, decision in bad:
+            if decision.action is Action.flag:
+                report(decision, f"answer ({decision.stage.value})", "flagged")
+        bad = [(p, d) for p, d in bad if d.action.stops]
+        if not bad:
+            self._inputs.remember(response.message)
+            return clean
+        clean.logprobs = None
+        for part, decision in bad:
+            where = f"answer ({decision.stage.value})"
+            if decision.action is Action.redact and not part.tool_calls and not part.unjudgeable:
+                text = yield from redacted(self.guard, part.reasoning or part.content, decision.stage)
+                report(decision, where, "redacted")
+                clean.message = without(clean.message, part, text)
+                continue
+            rules.violated(decision, where)
+            if self.exit_behavior == "end":
+                return self._refusal(clean.raw)
+            clean.message = without(clean.message, part, self.violation_message)
+        return clean
+
+    def _refusal(self, raw: Any = None) -> ChatResponse:
+        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=self.violation_message)])
+        return ChatResponse(message=message, delta=self.violation_message, raw=raw)
+
+
+class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM):
+    """Made by `guarded` from a `FunctionCallingLLM`."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "guarded_function_calling_llm"
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        prepared: dict[str, Any] = self._inner._prepare_chat_with_tools_compat(
+            tools,
+            user_msg=user_msg,
+            chat_history=chat_history,
+            verbose=verbose,
+            allow_parallel_tool_calls=allow_parallel_tool_calls,
+            tool_required=tool_required,
+            **kwargs,
+        )
+        return prepared
+
+    def _validate_chat_with_tools_response(
+        self, response: ChatResponse, tools: Sequence[BaseTool], allow_parallel_tool_calls: bool = False, **kwargs: Any
+    ) -> ChatResponse:
+        checked: ChatResponse = self._inner._validate_chat_with_tools_response(
+            response, tools, allow_parallel_tool_calls=allow_parallel_tool_calls, **kwargs
+        )
+        return checked
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        found: list[ToolSelection] = self._inner.get_tool_calls_from_response(
+            response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
+        )
+        return found
+
+
+def _cleaned(response: ChatResponse) -> ChatResponse:
+    """Without what may hold more than was judged: of `raw` and of the extras only counts remain."""
+    return response.model_copy(
+        update={"raw": usage_of(response.raw), "additional_kwargs": numbers(response.additional_kwargs)}
+    )
+
+
+def _as_messages(prompt: str) -> list[ChatMessage]:
+    return [ChatMessage(role=MessageRole.USER, content=prompt)]
+
+
+def _as_prompt(messages: Sequence[ChatMessage]) -> str:
+    return messages[-1].content or ""
+
+
+def _as_chat(response: CompletionResponse) -> ChatResponse:
+    return ChatResponse(
+        message=ChatMessage(role=MessageRole.ASSISTANT, content=response.text),
+        raw=response.raw,
+        delta=response.delta,
+        logprobs=response.logprobs,
+        additional_kwargs=response.additional_kwargs,
+    )
+
+
+def _as_completion(response: ChatResponse) -> CompletionResponse:
+    return CompletionResponse(
+        text=response.message.content or "",
+        raw=response.raw,
+        delta=response.delta,
+        logprobs=response.logprobs,
+        additional_kwargs=response.additional_kwargs,
+    )
+
+
+async def _amapped(source: AsyncGenerator[Any, None], change: Callable[[Any], _T]) -> AsyncGenerator[_T, None]:
+    try:
+        async for item in source:
+            yield change(item)
+    finally:
+        await source.aclose()
+
+
+async def _alisted(items: Sequence[ChatResponse]) -> ChatResponseAsyncGen:
+    for item in items:
+        yield item

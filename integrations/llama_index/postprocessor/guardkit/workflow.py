@@ -1,0 +1,77 @@
+"""`guard_step`: a step for your own workflows, between the event that carries a text and the step that uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.schema import BaseNode, NodeWithScore
+from llama_index.core.workflow import Event, StopEvent, Workflow, step
+from llama_index.postprocessor.guardkit.guards import Source, resolve
+from llama_index.postprocessor.guardkit.inputs import Inputs
+from llama_index.postprocessor.guardkit.nodes import NodeRules
+from llama_index.postprocessor.guardkit.postprocessor import GuardNodePostprocessor
+from llama_index.postprocessor.guardkit.rules import VIOLATION_MESSAGE, ExitBehavior, Rules
+from llama_index.postprocessor.guardkit.steps import Steps, arun
+
+from guardkit import Action, Guard, GuardkitError, Stage
+
+
+def guard_step(
+    workflow: type[Workflow],
+    guard: Guard | Source,
+    *,
+    takes: type[Event],
+    gives: type[Event],
+    field: str,
+    stage: Stage | str = Stage.prompt,
+    exit_behavior: ExitBehavior = "end",
+    violation_message: str = VIOLATION_MESSAGE,
+    name: str | None = None,
+) -> None:
+    """Add a step to a workflow class: it takes an event, judges one field, and gives an event with the same fields.
+
+    field: holds a text, a chat message or a list of them, or a list of nodes; stage: what a text is judged as. On a
+    violation the step raises `GuardViolation` ("error"), ends the workflow with ``StopEvent(result=violation_message)``
+    ("end"), or goes on with the message in the text's place ("replace"). Nodes that are blocked are left out.
+    """
+    judge = _Judge(Rules(resolve(guard), exit_behavior, violation_message), Stage(stage), field)
+
+    async def guard_field(ev: Any) -> Any:
+        values = {k: getattr(ev, k) for k in type(ev).model_fields} | dict(ev.items())
+        if field not in values:
+            raise GuardkitError(f"{type(ev).__name__} has no field '{field}'; it has {', '.join(values) or 'none'}")
+        values[field], ends = await arun(judge.steps(values[field]))
+        return StopEvent(result=violation_message) if ends else gives(**values)
+
+    guard_field.__annotations__ = {"ev": takes, "return": gives | StopEvent}
+    guard_field.__name__ = name or f"guard_{takes.__name__}_{field}"
+    guard_field.__qualname__ = guard_field.__name__
+    step(workflow=workflow)(guard_field)
+
+
+class _Judge:
+    def __init__(self, rules: Rules, stage: Stage, field: str):
+        self._rules, self._stage, self._field = rules, stage, field
+        self._inputs = Inputs()
+
+    def steps(self, value: Any) -> Steps[tuple[Any, bool]]:
+        """The value as it may go on, and whether the workflow is to end here."""
+        if isinstance(value, str):
+            text, decision = yield from self._rules.text(value, self._stage, f"field '{self._field}'")
+            return text, decision.action is Action.block and self._rules.exit_behavior == "end"
+        if isinstance(value, ChatMessage):
+            messages, ends = yield from self._inputs.judge(self._rules, [value], lambda _: True)
+            return messages[0], ends
+        if isinstance(value, Sequence) and all(isinstance(v, ChatMessage) for v in value):
+            return (yield from self._inputs.judge(self._rules, value, lambda _: True))
+        if isinstance(value, Sequence) and all(isinstance(v, NodeWithScore) for v in value):
+            screening = yield from GuardNodePostprocessor(guard=self._rules.guard).steps(value)
+            return screening.nodes, False
+        if isinstance(value, Sequence) and all(isinstance(v, BaseNode) for v in value):
+            screened = yield from NodeRules(self._rules.guard).screen(value)
+            return [s.node for s in screened if s.node is not None], False
+        raise GuardkitError(
+            f"field '{self._field}' must hold a text, chat messages or nodes, not {type(value).__name__}"
+        )
