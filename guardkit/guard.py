@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from guardkit.audit import Audit, Sink
 from guardkit.batch import Item, Judging, Outcome
-from guardkit.errors import GuardkitError, GuardViolation, MessageError, NotJudged
+from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
 from guardkit.models.base import StreamModel
@@ -22,6 +22,9 @@ from guardkit.models.registry import DEFAULT_MODEL, load_model
 from guardkit.policy import DEFAULT_POLICY, Action, Decision, Policy, parse_on_error
 from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
 from guardkit.verdict import Stage, Verdict
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import Runnable
 
 MAX_HANGING = 16  # model calls that may be under way under a timeout
 _T = TypeVar("_T")
@@ -188,6 +191,23 @@ class Guard:
     ) -> AsyncStreamGuard:
         """The async twin of `stream`."""
         return AsyncStreamGuard(self.stream(messages, stage=stage, holdback=holdback, debounce=debounce))
+
+    # -- LangChain
+
+    def as_runnable(self, **settings: Any) -> Runnable[Any, Any]:
+        """This guard as a step of a LangChain chain; `settings` are those of `langchain_guardkit.GuardRunnable`."""
+        try:
+            from langchain_guardkit import GuardRunnable
+        except ImportError as error:
+            raise MissingExtra("Guard.as_runnable()", "langchain") from error
+        return GuardRunnable(self, **settings)
+
+    def __or__(self, other: Any) -> Runnable[Any, Any]:
+        return self.as_runnable() | other
+
+    def __call__(self, value: object) -> NoReturn:
+        # LangChain makes a step of any callable, so `chain | guard` ends here: as a function it could not stream.
+        raise TypeError("a Guard is no step of a chain by itself: write `chain | guard.as_runnable()`")
 
     # -- shared with streams and integrations
 
