@@ -6,7 +6,9 @@ else, so that one of them in what a consumer, a state or a checkpoint holds is a
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -32,22 +34,57 @@ def cut(text: str, size: int) -> list[str]:
 
 
 class Source:
-    """A scripted stream that knows how far it has been read: `sent` characters, `done` at its end."""
+    """A scripted stream that knows how far it has been read: `sent` characters, `done` at its end.
 
-    def __init__(self, text: str, size: int):
+    pause: half-way through it waits until `Seen.add` has reported all that a guard with the hold-back `pause` must
+    have let out by then. That makes "while the source is still sending" certain where source and consumer run in
+    threads of their own; a guard that lets nothing out in time fails with an AssertionError.
+    """
+
+    def __init__(self, text: str, size: int, pause: int | None = None):
         self.text, self.pieces = text, cut(text, size)
         self.sent = 0
         self.done = False
+        self.pause = pause
+        self._enough = threading.Event()
 
     def __iter__(self) -> Iterator[str]:
-        for piece in self.pieces:
+        for i, piece in enumerate(self.pieces):
+            if self._waits_at(i) and not self._enough.wait(20):
+                raise AssertionError("the source waited for its text in vain")
             self.sent += len(piece)
             yield piece
         self.done = True
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        for piece in self:
+        for i, piece in enumerate(self.pieces):
+            if self._waits_at(i) and not await asyncio.to_thread(self._enough.wait, 20):
+                raise AssertionError("the source waited for its text in vain")
+            self.sent += len(piece)
             yield piece
+        self.done = True
+
+    def shown(self, text: str) -> None:
+        if self.pause is not None and self.behind(len(text), self._sent_before(self._middle)) <= self.lag(self.pause):
+            self._enough.set()
+
+    def behind(self, shown: int, sent: int) -> int:
+        """Tokens that were sent and not shown."""
+        return len(self.text[shown:sent].split())
+
+    def lag(self, holdback: int) -> int:
+        """Tokens that may be sent and not shown: those held back, an unfinished one, and those of the last piece."""
+        return holdback + 1 + max(len(p.split()) for p in self.pieces)
+
+    @property
+    def _middle(self) -> int:
+        return len(self.pieces) // 2
+
+    def _sent_before(self, i: int) -> int:
+        return sum(map(len, self.pieces[:i]))
+
+    def _waits_at(self, i: int) -> bool:
+        return self.pause is not None and i > 0 and i == self._middle and not self._enough.is_set()
 
 
 class Seen:
@@ -66,6 +103,7 @@ class Seen:
         if self.source is not None:
             self.sent.append(self.source.sent)
             self.early += not self.source.done
+            self.source.shown(self.text)
 
     @property
     def text(self) -> str:
@@ -81,16 +119,18 @@ class Seen:
         assert self.text == text
 
     def check_live(self, holdback: int) -> None:
-        """Text came while the source was sending, never more than `holdback` tokens and an unfinished one behind."""
+        """Text came while the source was sending, never more than `holdback` tokens and an unfinished one behind.
+
+        For a source and a consumer in step; where each runs in a thread of its own, let the source pause.
+        """
         assert self.source is not None
-        text, shown, lag = self.source.text, 0, []
+        shown, behind = 0, []
         for piece, sent in zip(self.pieces, self.sent, strict=True):
-            lag.append(len(text[shown:sent].split()))
+            behind.append(self.source.behind(shown, sent))
             shown += len(piece)
-        if len(self.source.pieces) > 1 and len(text.split()) > holdback + 2:
+        if len(self.source.pieces) > 1 and len(self.source.text.split()) > holdback + 2:
             assert self.early, "nothing came before the source had ended"
-        size = max(len(p.split()) for p in self.source.pieces)
-        assert max(lag, default=0) <= holdback + 1 + size, lag
+        assert max(behind, default=0) <= self.source.lag(holdback), behind
 
 
 def strings_in(value: Any, _seen: set[int] | None = None) -> Iterator[str]:

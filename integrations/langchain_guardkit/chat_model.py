@@ -17,16 +17,17 @@ from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, PrivateAttr
 
-from guardkit import Decision, Guard, GuardkitError, Stage
+from guardkit import Guard, GuardkitError, Stage
 from langchain_guardkit.enforcing import (
     VIOLATION_MESSAGE,
     Enforcement,
     ExitBehavior,
+    Judged,
     summary,
 )
 from langchain_guardkit.messages import MessageGuard
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks, guard_chunks
-from langchain_guardkit.unobserved import asteps_unobserved, steps_unobserved, unobserved
+from langchain_guardkit.unobserved import asteps_unobserved, steps_unobserved, unobserved, without_own_callbacks
 
 Bound = Runnable[LanguageModelInput, Any]
 
@@ -41,7 +42,7 @@ class GuardedChatModel(BaseChatModel):
     stages: what is judged (all). holdback: tokens that a stream holds back, the guard's own by default.
     exit_behavior: "error" raises `GuardViolation`; "end" and "replace" answer with the violation message (with
     "replace", an unsafe prompt is replaced and the model is asked all the same). A blocked message's
-    ``response_metadata["guardkit"]`` says why.
+    ``response_metadata["guardkit"]`` says why. judged: a memory of what passed, to share between models.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -61,6 +62,7 @@ class GuardedChatModel(BaseChatModel):
         violation_message: str = VIOLATION_MESSAGE,
         stages: frozenset[Stage] = frozenset(Stage),
         holdback: int | None = None,
+        judged: Judged | None = None,
     ):
         if not isinstance(model, BaseChatModel):
             raise TypeError(
@@ -70,7 +72,7 @@ class GuardedChatModel(BaseChatModel):
         enforcement = Enforcement(guard, exit_behavior, violation_message)
         # `cache` stays off here: the wrapped model keeps its own, and what comes out of it is judged like the rest.
         super().__init__(
-            inner=model.model_copy(update={"callbacks": None}),
+            inner=without_own_callbacks(model),
             enforcement=enforcement,
             stages=stages,
             holdback=holdback,
@@ -83,7 +85,7 @@ class GuardedChatModel(BaseChatModel):
             disable_streaming=model.disable_streaming,
             profile=model.profile,
         )
-        self._messages = MessageGuard(enforcement, stages)
+        self._messages = MessageGuard(enforcement, stages, judged)
 
     def __getattr__(self, name: str) -> Any:
         """What a chat model has beyond the common interface, such as its name, is read from the wrapped one."""
@@ -105,7 +107,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> ChatResult:
         admitted, refusal = self._messages.admit(messages)
         if refusal is not None:
-            return _result(self._refused(refusal))
+            return _result(self.enforcement.refusal(summary(refusal)))
         with unobserved():
             result = self.inner._generate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
         return self._judge(admitted, result)
@@ -119,7 +121,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> ChatResult:
         admitted, refusal = await asyncio.to_thread(self._messages.admit, messages)
         if refusal is not None:
-            return _result(self._refused(refusal))
+            return _result(self.enforcement.refusal(summary(refusal)))
         with unobserved():
             result = await self.inner._agenerate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
         return await asyncio.to_thread(self._judge, admitted, result)
@@ -148,7 +150,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         admitted, refusal = self._messages.admit(messages)
         if refusal is not None:
-            yield ChatGenerationChunk(message=_as_chunk(self._refused(refusal)))
+            yield ChatGenerationChunk(message=_as_chunk(self.enforcement.refusal(summary(refusal))))
             return
         if not _overrides(self.inner, "_stream"):
             with unobserved():
@@ -169,7 +171,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         admitted, refusal = await asyncio.to_thread(self._messages.admit, messages)
         if refusal is not None:
-            yield ChatGenerationChunk(message=_as_chunk(self._refused(refusal)))
+            yield ChatGenerationChunk(message=_as_chunk(self.enforcement.refusal(summary(refusal))))
             return
         if not (_overrides(self.inner, "_astream") or _overrides(self.inner, "_stream")):
             with unobserved():
@@ -184,12 +186,8 @@ class GuardedChatModel(BaseChatModel):
 
     def _flow(self, messages: Sequence[BaseMessage]) -> ChunkFlow:
         context = self._messages.context(messages)
-        return ChunkFlow(self.enforcement, context, self.stages & OUTPUT_STAGES, self.holdback)
-
-    def _refused(self, decision: Decision) -> AIMessage:
-        return AIMessage(
-            content=self.enforcement.text(decision), response_metadata={"guardkit": summary(decision)}
-        )
+        stages = self.stages & OUTPUT_STAGES
+        return ChunkFlow(self.enforcement, context, stages, self.holdback, self._messages.judged)
 
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
         return self.inner._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
@@ -216,7 +214,7 @@ class GuardedChatModel(BaseChatModel):
         def swap(part: Any) -> Any:
             if isinstance(part, BaseChatModel):
                 found.append(part)
-                return self.model_copy(update={"inner": part.model_copy(update={"callbacks": None})})
+                return self.model_copy(update={"inner": without_own_callbacks(part)})
             if isinstance(part, RunnableBinding):
                 return part.model_copy(update={"bound": swap(part.bound)})
             if isinstance(part, RunnableSequence):

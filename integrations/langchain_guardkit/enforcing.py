@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
 
-from guardkit import Action, Decision, Guard, GuardkitError, GuardViolation, Message
+from guardkit import Action, Category, Decision, Guard, GuardkitError, GuardViolation, Message, Stage
 
 ExitBehavior = Literal["error", "end", "replace"]
 VIOLATION_MESSAGE = "This content was withheld by a safety guard ({stage}: {categories})."
@@ -60,16 +60,21 @@ class Enforcement:
 
     def text(self, decision: Decision) -> str:
         """The violation message. It holds nothing of the text."""
-        verdict = decision.verdict
-        values = {
-            "stage": decision.stage.value,
-            "severity": verdict.severity.value if verdict else "not judged",
-            "categories": (", ".join(c.label for c in verdict.categories) or "unsafe") if verdict else "not judged",
-        }
+        return self.text_of(summary(decision))
+
+    def text_of(self, details: Mapping[str, Any]) -> str:
+        """The violation message for a decision's summary."""
+        severity = details["severity"] or "not judged"
+        categories = ", ".join(Category(c).label for c in details["categories"])
+        values = {"stage": details["stage"], "severity": severity, "categories": categories or severity}
         text = self.violation_message
         for key, value in values.items():
             text = text.replace(f"{{{key}}}", value)
         return text
+
+    def refusal(self, details: Mapping[str, Any]) -> AIMessage:
+        """The violation message as an answer of its own."""
+        return AIMessage(content=self.text_of(details), response_metadata={METADATA_KEY: dict(details)})
 
     def scrubbed(self, message: _M, decision: Decision) -> _M | AIMessage:
         """A message in the place of a blocked one: its id, name and usage, and the violation message."""
@@ -109,34 +114,57 @@ def worst(decisions: Sequence[Decision]) -> Decision:
     return max(decisions, key=lambda d: (d.action, not d.judged, d.verdict is not None and d.verdict.severity))
 
 
-def was_withheld(message: BaseMessage) -> bool:
-    """Whether a guard put its violation message in this message's place (or at its end, in a stream)."""
+def withheld(message: BaseMessage) -> dict[str, Any] | None:
+    """Where a guard put its violation message in this message's place, or at its end in a stream: why."""
     found = message.response_metadata.get(METADATA_KEY)
-    return isinstance(found, dict) and found.get("action") in ("block", "redact")
+    return found if isinstance(found, dict) and found.get("action") in ("block", "redact") else None
 
 
 class Judged:
-    """Which texts were found to pass lately, so that none is judged twice: digests only, bounded, thread-safe."""
+    """Which texts passed lately, so that none is judged twice: digests only, bounded, thread-safe.
+
+    scope: what else the verdict depended on, such as the messages that an answer belongs to.
+    """
 
     def __init__(self, size: int = 4096):
         self._size = size
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def has(self, message: Message) -> bool:
-        digest = self._digest(message)
+    def fresh(self, message: Message, scope: str = "") -> Message | None:
+        """The message with only the parts that are not known to pass; None where nothing is left."""
+        known = {(p.stage, p.text) for p in message.parts() if p.text is not None and self._has(p.stage, p.text, scope)}
+        content = "" if (message.stage, message.content) in known else message.content
+        reasoning = "" if (Stage.reasoning, message.reasoning) in known else message.reasoning
+        calls = tuple(call for call in message.tool_calls if (Stage.tool_call, call) not in known)
+        if not (content or reasoning or calls or message.unjudgeable):
+            return None
+        return replace(message, content=content, reasoning=reasoning, tool_calls=calls)
+
+    def passed(self, message: Message, scope: str = "") -> None:
+        for part in message.parts():
+            if part.text:
+                self.add(part.stage, part.text, scope)
+
+    def add(self, stage: Stage, text: str, scope: str = "") -> None:
+        with self._lock:
+            self._known[_digest(stage, text, scope)] = None
+            while len(self._known) > self._size:
+                self._known.popitem(last=False)
+
+    def _has(self, stage: Stage, text: str, scope: str) -> bool:
+        digest = _digest(stage, text, scope)
         with self._lock:
             if digest not in self._known:
                 return False
             self._known.move_to_end(digest)
             return True
 
-    def add(self, message: Message) -> None:
-        with self._lock:
-            self._known[self._digest(message)] = None
-            while len(self._known) > self._size:
-                self._known.popitem(last=False)
 
-    @staticmethod
-    def _digest(message: Message) -> bytes:
-        return hashlib.sha256(repr(message).encode("utf-8", "surrogatepass")).digest()
+def _digest(stage: Stage, text: str, scope: str) -> bytes:
+    return hashlib.sha256(repr((stage.value, text, scope)).encode("utf-8", "surrogatepass")).digest()
+
+
+def scope_of(context: Sequence[Message]) -> str:
+    """The scope of what is judged after `context`."""
+    return hashlib.sha256(repr(context).encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,7 +8,7 @@ from typing import TypeVar
 from langchain_core.messages import AIMessage, BaseMessage
 
 from guardkit import Action, Decision, Message, MessageError, Stage
-from langchain_guardkit.enforcing import Enforcement, Judged
+from langchain_guardkit.enforcing import Enforcement, Judged, scope_of
 from langchain_guardkit.reading import read, select
 
 INPUT_STAGES = frozenset((Stage.prompt, Stage.tool_output, Stage.document))
@@ -47,16 +47,17 @@ class MessageGuard:
             except MessageError as error:
                 found.append((i, self.enforcement.guard.not_judged(str(error), Stage.prompt, None)))
                 continue
-            if wanted is not None and not self.judged.has(wanted):
+            wanted = wanted and self.judged.fresh(wanted)
+            if wanted is not None:
                 fresh.append((i, wanted))
         decisions = self.enforcement.guard.decide_batch([[message] for _, message in fresh])
         for (_, message), decision in zip(fresh, decisions, strict=True):
             if decision.action is Action.allow:
-                self.judged.add(message)
+                self.judged.passed(message)
         return sorted([*found, *((i, d) for (i, _), d in zip(fresh, decisions, strict=True))], key=lambda pair: pair[0])
 
     def admit(self, messages: list[BaseMessage]) -> tuple[list[BaseMessage], Decision | None]:
-        """What may go into the model, and the decision that ends the call instead. Raises `GuardViolation` ("error")."""
+        """What may go into the model, and the decision that ends the call instead. "error" raises `GuardViolation`."""
         admitted = list(messages)
         for i, decision in self.decide_input(messages):
             if not decision.action.stops:
@@ -70,18 +71,23 @@ class MessageGuard:
     def judge_answers(
         self, messages: Sequence[BaseMessage], answers: Sequence[_M]
     ) -> list[tuple[_M | AIMessage, Decision | None]]:
-        """Each answer to `messages` with None, or a scrubbed one with the decision. Raises `GuardViolation` ("error")."""
+        """Each answer to `messages` with None, or a scrubbed one with its decision. "error" raises `GuardViolation`."""
         context = self.context(messages)
+        scope = scope_of(context)
         index = len(messages)
-        results: list[tuple[_M | AIMessage, Decision | None]] = []
-        asked: list[list[Message] | None] = []
+        asked: list[Message | None] = []
         for answer in answers:
             wanted = select(read(answer, index), self.stages)
-            asked.append(None if wanted is None else [*context, wanted])
-        decisions = iter(self.enforcement.guard.decide_batch([a for a in asked if a is not None]))
-        for answer, wanted_item in zip(answers, asked, strict=True):
-            decision = None if wanted_item is None else next(decisions)
-            if decision is None or not decision.action.stops:
+            asked.append(wanted and self.judged.fresh(wanted, scope))
+        decisions = iter(self.enforcement.guard.decide_batch([[*context, a] for a in asked if a is not None]))
+        results: list[tuple[_M | AIMessage, Decision | None]] = []
+        for answer, wanted in zip(answers, asked, strict=True):
+            decision = None if wanted is None else next(decisions)
+            if decision is None or wanted is None or not decision.action.stops:
+                if wanted is not None and decision is not None and decision.action is Action.allow:
+                    self.judged.passed(wanted, scope)
+                    for call in wanted.tool_calls:
+                        self.judged.add(Stage.tool_call, call)  # as a tool is asked: without what came before
                 results.append((answer, None))
                 continue
             self.enforcement.raise_if_error(decision, index)

@@ -27,7 +27,8 @@ _ROLES = {
 _CHAT_ROLES = frozenset(("user", "assistant", "system", "developer", "tool", "model"))
 # Parts of `additional_kwargs` that the core reads itself, each at its own stage.
 CORE_KEYS = frozenset((
-    "reasoning_content", "reasoning", "thinking", "reasoning_details", "tool_calls", "function_call", "refusal", "audio",
+    "reasoning_content", "reasoning", "thinking", "reasoning_details", "tool_calls", "function_call", "refusal",
+    "audio",
 ))  # fmt: skip
 # Identifiers and encrypted state: no text of the conversation.
 _SILENT_KEYS = frozenset(("id", "index", "type", "role", "signature", "thought_signature", "encrypted_content"))

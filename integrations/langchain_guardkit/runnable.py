@@ -80,9 +80,7 @@ class GuardRunnable(Runnable[Any, Any]):
     ) -> list[Any]:
         """All inputs in one batch of the guard; a violation in one leaves the others alone."""
         configs = [self._marked(c) for c in get_config_list(config, len(inputs))]
-        return self._batch_with_config(
-            self._judge_many, inputs, configs, return_exceptions=return_exceptions, **kwargs
-        )
+        return self._batch_with_config(self._judge_many, inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
     async def abatch(
         self,
@@ -136,9 +134,7 @@ class GuardRunnable(Runnable[Any, Any]):
     async def atransform(
         self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        async for chunk in self._atransform_stream_with_config(
-            input, self._atransform, self._marked(config), **kwargs
-        ):
+        async for chunk in self._atransform_stream_with_config(input, self._atransform, self._marked(config), **kwargs):
             yield chunk
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:

@@ -18,7 +18,7 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 
 from guardkit import Decision, Guard, Message, NotJudged, Stage, StreamGuard, Verdict
-from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, summary, worst
+from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, Judged, scope_of, summary, worst
 from langchain_guardkit.reading import CORE_KEYS, as_text, block_of, texts_in
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
@@ -62,6 +62,7 @@ class TextFlow:
         self.stage = stage
         self.arguments = ArgumentsReader()
         self.received = self.released = 0
+        self.texts: list[str] = []
         self._guard = guard
         self._stream: StreamGuard | None = None
         self._fault: Decision | None = None
@@ -81,6 +82,7 @@ class TextFlow:
 
     def push(self, text: str) -> Decision | None:
         self.received += len(text)
+        self.texts.append(text)
         return self._step(lambda stream: stream.feed(text))
 
     def finish(self) -> Decision | None:
@@ -180,7 +182,7 @@ class ChunkFlow:
     """Judges one streamed message. `push` and `finish` return what may go out, as (message, generation info).
 
     stages: which parts are judged; the others pass. `decision` is set once a violation has ended the message; then
-    `ending` gives the last chunk, or raises.
+    `ending` gives the last chunk, or raises. judged: is told what passed.
     """
 
     def __init__(
@@ -189,8 +191,10 @@ class ChunkFlow:
         context: Sequence[Message] = (),
         stages: frozenset[Stage] = OUTPUT_STAGES,
         holdback: int | None = None,
+        judged: Judged | None = None,
     ):
         self._enforcement, self._context, self._stages, self._holdback = enforcement, context, stages, holdback
+        self._judged = judged
         self._flows: dict[tuple[str, Any], TextFlow] = {}
         self._current: TextFlow | None = None
         self._queue: deque[_Entry] = deque()
@@ -220,6 +224,10 @@ class ChunkFlow:
         """The message is complete: judge the tails and release them."""
         for flow in self._flows.values():
             self.decision = self.decision or flow.finish()
+        if self.decision is None and self._judged is not None:
+            scope = scope_of(self._context)
+            for flow in self._flows.values():
+                self._judged.add(flow.stage, "".join(flow.texts), scope)
         return self._pump()
 
     @property

@@ -8,13 +8,20 @@ from typing import TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
+from pydantic import BaseModel
 
 _T = TypeVar("_T")
+_C = TypeVar("_C", bound=BaseModel)
 
 
 def without_callbacks(config: RunnableConfig | None) -> RunnableConfig:
     """A config with everything but its callbacks."""
     return {**config, "callbacks": []} if config else {"callbacks": []}
+
+
+def without_own_callbacks(component: _C) -> _C:
+    """The component without the callbacks that it was made with; itself, where it has none."""
+    return component.model_copy(update={"callbacks": None}) if component.callbacks else component  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -78,7 +78,10 @@ def settle(enforcement: Enforcement, value: Any, leaves: Sequence[Leaf], decisio
         return _ended(enforcement, value, *ends[0])
     return rebuilt(
         value,
-        [scrub(enforcement, leaf, d) if d.action.stops else leaf.value for leaf, d in zip(leaves, decisions, strict=True)],
+        [
+            scrub(enforcement, leaf, d) if d.action.stops else leaf.value
+            for leaf, d in zip(leaves, decisions, strict=True)
+        ],
     )
 
 
