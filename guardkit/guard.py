@@ -200,7 +200,8 @@ class Guard:
             from langchain_guardkit import GuardRunnable
         except ImportError as error:
             raise MissingExtra("Guard.as_runnable()", "langchain") from error
-        return GuardRunnable(self, **settings)
+        runnable: Runnable[Any, Any] = GuardRunnable(self, **settings)
+        return runnable
 
     def __or__(self, other: Any) -> Runnable[Any, Any]:
         return self.as_runnable() | other

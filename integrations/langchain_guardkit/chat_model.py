@@ -30,6 +30,7 @@ from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks
 from langchain_guardkit.unobserved import asteps_unobserved, steps_unobserved, unobserved, without_own_callbacks
 
 Bound = Runnable[LanguageModelInput, Any]
+_SHARED = ("callbacks", "tags", "metadata", "verbose", "output_version", "disable_streaming", "profile")
 
 
 class GuardedChatModel(BaseChatModel):
@@ -71,20 +72,14 @@ class GuardedChatModel(BaseChatModel):
             )
         enforcement = Enforcement(guard, exit_behavior, violation_message)
         # `cache` stays off here: the wrapped model keeps its own, and what comes out of it is judged like the rest.
-        super().__init__(
-            inner=without_own_callbacks(model),
-            enforcement=enforcement,
-            stages=stages,
-            holdback=holdback,
-            cache=False,
-            callbacks=model.callbacks,
-            tags=model.tags,
-            metadata=model.metadata,
-            verbose=model.verbose,
-            output_version=model.output_version,
-            disable_streaming=model.disable_streaming,
-            profile=model.profile,
-        )
+        fields: dict[str, Any] = {
+            "inner": without_own_callbacks(model),
+            "enforcement": enforcement,
+            "stages": stages,
+            "holdback": holdback,
+            "cache": False,
+        }
+        super().__init__(**fields, **{name: getattr(model, name) for name in _SHARED})
         self._messages = MessageGuard(enforcement, stages, judged)
 
     def __getattr__(self, name: str) -> Any:

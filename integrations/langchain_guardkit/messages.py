@@ -51,9 +51,9 @@ class MessageGuard:
             if wanted is not None:
                 fresh.append((i, wanted))
         decisions = self.enforcement.guard.decide_batch([[message] for _, message in fresh])
-        for (_, message), decision in zip(fresh, decisions, strict=True):
+        for (_, asked), decision in zip(fresh, decisions, strict=True):
             if decision.action is Action.allow:
-                self.judged.passed(message)
+                self.judged.passed(asked)
         return sorted([*found, *((i, d) for (i, _), d in zip(fresh, decisions, strict=True))], key=lambda pair: pair[0])
 
     def admit(self, messages: list[BaseMessage]) -> tuple[list[BaseMessage], Decision | None]:

@@ -121,13 +121,13 @@ class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage | ExtendedModelResponse[Any]:
-        return self._after(request, handler(self._with_guarded_model(request)))
+        return cast(ModelResponse[Any], self._after(request, handler(self._with_guarded_model(request))))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | AIMessage | ExtendedModelResponse[Any]:
         response = await handler(self._with_guarded_model(request))
-        return await asyncio.to_thread(self._after, request, response)
+        return cast(ModelResponse[Any], await asyncio.to_thread(self._after, request, response))
 
     def _with_guarded_model(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         output = self.stages & OUTPUT_STAGES
@@ -170,7 +170,7 @@ class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             kept = {"id": message.id, "name": message.name, "usage_metadata": message.usage_metadata}
             return refusal.model_copy(update=kept), True
         ((answer, decision),) = self._output.judge_answers(messages, [message])
-        return cast(AIMessage, answer), decision is not None
+        return answer, decision is not None
 
     # -- around the tools: name and arguments before, output after
 
@@ -198,7 +198,7 @@ class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             return None
         message = Message("assistant", tool_calls=(call_text(request.tool_call["name"], request.tool_call["args"]),))
         fresh = self._judged.fresh(message)
-        decision = fresh and self.enforcement.guard.decide([fresh])
+        decision = None if fresh is None else self.enforcement.guard.decide([fresh])
         if decision is not None and decision.action is Action.allow:
             self._judged.passed(message)
         return decision
