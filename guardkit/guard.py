@@ -204,7 +204,8 @@ class Guard:
         return runnable
 
     def __or__(self, other: Any) -> Runnable[Any, Any]:
-        return self.as_runnable() | other
+        chain: Runnable[Any, Any] = self.as_runnable() | other
+        return chain
 
     def __call__(self, value: object) -> NoReturn:
         # LangChain makes a step of any callable, so `chain | guard` ends here: as a function it could not stream.

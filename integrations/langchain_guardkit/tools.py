@@ -15,7 +15,7 @@ from pydantic import ConfigDict, PrivateAttr
 from guardkit import Action, Decision, Guard, Message, Stage
 from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, Judged
 from langchain_guardkit.reading import as_text, read, select, texts_in
-from langchain_guardkit.unobserved import unobserved, without_callbacks, without_own_callbacks
+from langchain_guardkit.unobserved import unobserved, without_observers, without_own_callbacks
 
 TOOL_OUTPUT = frozenset((Stage.tool_output,))
 
@@ -145,7 +145,7 @@ class GuardedTool(BaseTool):
     def _run(self, tool_input: Any, tool_call_id: str | None, config: RunnableConfig) -> Any:
         try:
             with unobserved():
-                output = self.inner.invoke(self._call(tool_input, tool_call_id), without_callbacks(config))
+                output = self.inner.invoke(self._call(tool_input, tool_call_id), without_observers(config))
         except Exception as error:
             if _passes(error):
                 raise
@@ -156,7 +156,7 @@ class GuardedTool(BaseTool):
     async def _arun(self, tool_input: Any, tool_call_id: str | None, config: RunnableConfig) -> Any:
         try:
             with unobserved():
-                output = await self.inner.ainvoke(self._call(tool_input, tool_call_id), without_callbacks(config))
+                output = await self.inner.ainvoke(self._call(tool_input, tool_call_id), without_observers(config))
         except Exception as error:
             if _passes(error):
                 raise

@@ -14,9 +14,17 @@ _T = TypeVar("_T")
 _C = TypeVar("_C", bound=BaseModel)
 
 
-def without_callbacks(config: RunnableConfig | None) -> RunnableConfig:
-    """A config with everything but its callbacks."""
-    return {**config, "callbacks": []} if config else {"callbacks": []}
+# How LangGraph hands its stream and its checkpointer to a graph inside a graph. A guarded tool that runs a graph would
+# stream and store that graph's text, unjudged, beside its own judged output.
+_INHERITED = ("__pregel_stream", "__pregel_checkpointer")
+
+
+def without_observers(config: RunnableConfig | None) -> RunnableConfig:
+    """A config without its callbacks, and without the stream and the checkpointer of a surrounding graph."""
+    if not config:
+        return {"callbacks": []}
+    configurable = {k: v for k, v in (config.get("configurable") or {}).items() if k not in _INHERITED}
+    return {**config, "callbacks": [], "configurable": configurable}
 
 
 def without_own_callbacks(component: _C) -> _C:
@@ -26,8 +34,8 @@ def without_own_callbacks(component: _C) -> _C:
 
 @contextmanager
 def unobserved() -> Iterator[None]:
-    """In here, runnables inherit the surrounding config without its callbacks."""
-    token = var_child_runnable_config.set(without_callbacks(var_child_runnable_config.get()))
+    """In here, runnables inherit the surrounding config without its observers."""
+    token = var_child_runnable_config.set(without_observers(var_child_runnable_config.get()))
     try:
         yield
     finally:
