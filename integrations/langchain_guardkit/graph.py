@@ -56,11 +56,12 @@ def guard_node(
 
 
 def guard_route(passed: str, blocked: str = "__end__", *, key: str = "messages") -> Callable[[Any], str]:
-    """A conditional edge: to `blocked` where a guard withheld the last message, else to `passed`."""
+    """A conditional edge: to `blocked` where the last message is a guard's refusal, else to `passed`."""
 
     def route(state: Any) -> str:
         messages = _messages(state, key)
-        return blocked if messages and withheld(messages[-1]) is not None else passed
+        refused = bool(messages) and isinstance(messages[-1], AIMessage) and withheld(messages[-1]) is not None
+        return blocked if refused else passed
 
     return route
 

@@ -247,7 +247,12 @@ class _ValueFlow:
 def annotate(run: Any, decision: Decision) -> None:
     """Put a decision on a run: its tags and metadata, as tracers and event streams see them at the run's end."""
     run.metadata[METADATA_KEY] = summary(decision)
-    run.tags.append(f"{METADATA_KEY}:{decision.action.value}")
+    tag = f"{METADATA_KEY}:{decision.action.value}"
+    run.tags.append(tag)
+    for handler in run.handlers:  # tracers keep a copy of the tags
+        traced = getattr(handler, "run_map", {}).get(str(run.run_id))
+        if tag not in (getattr(traced, "tags", None) or (tag,)):
+            traced.tags.append(tag)
 
 
 def _stage(stage: Stage | str | None) -> Stage | None:

@@ -29,7 +29,9 @@ def without_observers(config: RunnableConfig | None) -> RunnableConfig:
 
 def without_own_callbacks(component: _C) -> _C:
     """The component without the callbacks that it was made with; itself, where it has none."""
-    return component.model_copy(update={"callbacks": None}) if component.callbacks else component  # type: ignore[attr-defined]
+    if getattr(component, "callbacks", None):
+        return component.model_copy(update={"callbacks": None})
+    return component
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class ScriptedModel(BaseChatModel):
     """Gives its replies in turn, the last one for ever. `size`: characters a chunk. `sources`: what it has sent."""
 
     replies: list[AIMessage]
+    model_name: str = "scripted"
     size: int = 7
     blocks: bool = False  # content as a list of blocks, reasoning among them, as some providers give it
     fails_after: int | None = None  # chunks

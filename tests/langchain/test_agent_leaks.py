@@ -76,15 +76,26 @@ def test_nothing_flagged_is_seen_or_kept(surface: str, stage: str, behavior: str
 @pytest.mark.parametrize("surface", AGENT_SURFACES)
 def test_an_unsafe_prompt_reaches_neither_the_model_nor_the_current_state(surface: str, behavior: str) -> None:
     agent = Agent("prompt", behavior, 7)
+    seen: list[Any] = []
+
+    def watch() -> None:
+        for item in AGENT_SURFACES[surface](agent.graph, agent.input, CONFIG):
+            seen.append(item)
+
     if behavior == "error" and not surface.endswith("events v3"):
         with pytest.raises(GuardViolation, match="message 0: block: prompt"):
-            list(AGENT_SURFACES[surface](agent.graph, agent.input, CONFIG))
+            watch()
     else:
-        list(AGENT_SURFACES[surface](agent.graph, agent.input, CONFIG))
+        watch()
     check_no_trace(agent.model.asked, "what the model was asked")
     assert len(agent.model.asked) == (1 if behavior == "replace" else 0)
     if behavior != "error":
         check_no_trace(agent.messages, "current state")
+    if "events" in surface:
+        return  # these show each run's input, the graph's own first: see test_exceptions.py
+    values = [item for mode, item in seen if mode == "values"]
+    check_no_trace(values[1:], "values after the input")
+    check_no_trace([item for item in seen if item[0] != "values"], "streams")
 
 
 @pytest.mark.parametrize("size", SIZES)

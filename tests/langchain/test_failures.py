@@ -100,11 +100,14 @@ def test_a_guard_that_hangs_is_left_after_its_timeout(stage: str, run_async: boo
         async for item in graph.astream(value, CONFIG, stream_mode=["messages", "updates"]):
             seen.append(item)
 
-    with pytest.raises(GuardViolation, match="not judged"):
+    def run() -> None:
         if run_async:
             asyncio.run(arun())
         else:
-            seen += graph.stream(value, CONFIG, stream_mode=["messages", "updates"])
+            seen.extend(graph.stream(value, CONFIG, stream_mode=["messages", "updates"]))
+
+    with pytest.raises(GuardViolation, match="not judged"):
+        run()
     check_no_trace(seen, "streams")
 
 
@@ -163,8 +166,7 @@ def test_a_source_that_fails_keeps_what_was_held_back() -> None:
         inner = ScriptedModel(replies=[reply(BAD)], size=size, fails_after=len(BAD) // size - 2)
         seen: list[Any] = []
         with pytest.raises((ConnectionError, GuardViolation)):
-            for chunk in GuardedChatModel(inner, make_guard()).stream("x"):
-                seen.append(chunk)
+            seen.extend(GuardedChatModel(inner, make_guard()).stream("x"))
         check_no_trace(seen, "chunks")
 
 
@@ -173,8 +175,8 @@ def test_errors_name_stage_and_index() -> None:
     with pytest.raises(GuardViolation, match="message 2: block: prompt is unsafe") as caught:
         GuardRunnable(make_guard()).invoke(messages)
     assert caught.value.message_index == 2  # type: ignore[attr-defined]
-    with pytest.raises(GuardViolation, match="message 1: block: prompt was not judged.*image"):
-        image = {"type": "image", "url": "x"}
+    image = {"type": "image", "url": "x"}
+    with pytest.raises(GuardViolation, match=r"message 1: block: prompt was not judged.*image"):
         GuardRunnable(make_guard()).invoke([HumanMessage("fine"), HumanMessage([image])])  # type: ignore[list-item]
     with pytest.raises(GuardViolation, match="message 1: block: document"):
         GuardDocumentTransformer(make_guard(), on_unsafe="error").transform_documents([Document(SAFE), Document(BAD)])
