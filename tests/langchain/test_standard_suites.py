@@ -17,9 +17,9 @@ from langchain_guardkit import GuardedChatModel, GuardRetriever
 from tests.langchain.scripted import ScriptedModel, reply
 from tests.leaks import SAFE, make_guard
 
-for suite in (ChatModelIntegrationTests, RetrieversIntegrationTests):
-    for name, test in inspect.getmembers(suite, inspect.iscoroutinefunction):
-        setattr(suite, name, pytest.mark.asyncio(test))  # the suites leave that to a setting
+for _suite in (ChatModelIntegrationTests, RetrieversIntegrationTests):
+    for _name, _coroutine in inspect.getmembers(_suite, inspect.iscoroutinefunction):
+        setattr(_suite, _name, pytest.mark.asyncio(_coroutine))  # the suites leave that to a setting
 
 
 class Guarded(GuardedChatModel):
