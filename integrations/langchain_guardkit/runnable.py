@@ -251,8 +251,9 @@ def annotate(run: Any, decision: Decision) -> None:
     run.tags.append(tag)
     for handler in run.handlers:  # tracers keep a copy of the tags
         traced = getattr(handler, "run_map", {}).get(str(run.run_id))
-        if tag not in (getattr(traced, "tags", None) or (tag,)):
-            traced.tags.append(tag)
+        tags = getattr(traced, "tags", None)
+        if isinstance(tags, list) and tag not in tags:
+            tags.append(tag)
 
 
 def _stage(stage: Stage | str | None) -> Stage | None:
