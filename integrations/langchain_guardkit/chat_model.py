@@ -27,7 +27,7 @@ from langchain_guardkit.enforcing import (
 )
 from langchain_guardkit.messages import MessageGuard
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks, guard_chunks
-from langchain_guardkit.unobserved import asteps_unobserved, steps_unobserved, unobserved, without_own_callbacks
+from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved, without_own_callbacks
 
 Bound = Runnable[LanguageModelInput, Any]
 _SHARED = ("callbacks", "tags", "metadata", "verbose", "output_version", "disable_streaming", "profile")
@@ -103,7 +103,7 @@ class GuardedChatModel(BaseChatModel):
         admitted, refusal = self._messages.admit(messages)
         if refusal is not None:
             return _result(self.enforcement.refusal(summary(refusal)))
-        with unobserved():
+        with Unobserved():
             result = self.inner._generate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
         return self._judge(admitted, result)
 
@@ -117,7 +117,7 @@ class GuardedChatModel(BaseChatModel):
         admitted, refusal = await asyncio.to_thread(self._messages.admit, messages)
         if refusal is not None:
             return _result(self.enforcement.refusal(summary(refusal)))
-        with unobserved():
+        with Unobserved():
             result = await self.inner._agenerate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
         return await asyncio.to_thread(self._judge, admitted, result)
 
@@ -148,7 +148,7 @@ class GuardedChatModel(BaseChatModel):
             yield ChatGenerationChunk(message=_as_chunk(self.enforcement.refusal(summary(refusal))))
             return
         if not _overrides(self.inner, "_stream"):
-            with unobserved():
+            with Unobserved():
                 result = self.inner._generate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
             source: Iterator[ChatGenerationChunk] = iter(_as_chunks(result))
         else:
@@ -169,7 +169,7 @@ class GuardedChatModel(BaseChatModel):
             yield ChatGenerationChunk(message=_as_chunk(self.enforcement.refusal(summary(refusal))))
             return
         if not (_overrides(self.inner, "_astream") or _overrides(self.inner, "_stream")):
-            with unobserved():
+            with Unobserved():
                 result = await self.inner._agenerate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
             source: AsyncIterator[ChatGenerationChunk] = _aiter(_as_chunks(result))
         else:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, PrivateAttr
 from guardkit import Action, Decision, Guard, GuardkitError, Stage
 from langchain_guardkit.enforcing import METADATA_KEY, VIOLATION_MESSAGE, Enforcement, MessageViolation, summary, worst
 from langchain_guardkit.reading import texts_in
-from langchain_guardkit.unobserved import unobserved, without_own_callbacks
+from langchain_guardkit.unobserved import Unobserved, without_own_callbacks
 
 OnUnsafe = Literal["drop", "flag", "redact", "error"]
 
@@ -97,13 +97,13 @@ class GuardRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        with unobserved():
+        with Unobserved():
             documents = self.inner.invoke(query, **kwargs)
         return self._transformer.transform_documents(documents)
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        with unobserved():
+        with Unobserved():
             documents = await self.inner.ainvoke(query, **kwargs)
         return await self._transformer.atransform_documents(documents)

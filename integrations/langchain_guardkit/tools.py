@@ -15,7 +15,7 @@ from pydantic import ConfigDict, PrivateAttr
 from guardkit import Action, Decision, Guard, Message, Stage
 from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, Judged
 from langchain_guardkit.reading import as_text, read, select, texts_in
-from langchain_guardkit.unobserved import unobserved, without_observers, without_own_callbacks
+from langchain_guardkit.unobserved import Unobserved, without_observers, without_own_callbacks
 
 TOOL_OUTPUT = frozenset((Stage.tool_output,))
 
@@ -144,7 +144,7 @@ class GuardedTool(BaseTool):
 
     def _run(self, tool_input: Any, tool_call_id: str | None, config: RunnableConfig) -> Any:
         try:
-            with unobserved():
+            with Unobserved():
                 output = self.inner.invoke(self._call(tool_input, tool_call_id), without_observers(config))
         except Exception as error:
             if _passes(error):
@@ -155,7 +155,7 @@ class GuardedTool(BaseTool):
 
     async def _arun(self, tool_input: Any, tool_call_id: str | None, config: RunnableConfig) -> Any:
         try:
-            with unobserved():
+            with Unobserved():
                 output = await self.inner.ainvoke(self._call(tool_input, tool_call_id), without_observers(config))
         except Exception as error:
             if _passes(error):
@@ -165,9 +165,18 @@ class GuardedTool(BaseTool):
         return await asyncio.to_thread(self._output.settle, output)
 
     def _call(self, tool_input: Any, tool_call_id: str | None) -> Any:
+        if isinstance(tool_input, dict):
+            tool_input = {name: _unobserved_runtime(value) for name, value in tool_input.items()}
         if tool_call_id is None:
             return tool_input
         return {"name": self.name, "args": tool_input, "id": tool_call_id, "type": "tool_call"}
+
+
+def _unobserved_runtime(value: Any) -> Any:
+    """LangGraph's injected runtime without the observers in its config; any other argument as it is."""
+    if type(value).__name__ == "ToolRuntime":
+        return replace(value, config=without_observers(value.config))
+    return value
 
 
 def _arguments(goto: Any) -> list[Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
@@ -34,22 +34,36 @@ def without_own_callbacks(component: _C) -> _C:
     return component
 
 
-@contextmanager
-def unobserved() -> Iterator[None]:
-    """In here, runnables inherit the surrounding config without its observers."""
-    token = var_child_runnable_config.set(without_observers(var_child_runnable_config.get()))
-    try:
-        yield
-    finally:
-        var_child_runnable_config.reset(token)
+class Unobserved:
+    """In here, runnables inherit the config that surrounded the making of this, without its observers.
+
+    Can be entered again and again, not nested: generators enter it for each step.
+    """
+
+    def __init__(self) -> None:
+        self._config = without_observers(var_child_runnable_config.get())
+        # LangGraph's channel for a tool's partial output, where it is loaded: only judged output leaves a guarded tool.
+        self._partial = getattr(sys.modules.get("langgraph.pregel._tools"), "_tool_call_writer", None)
+        self._token: Any = None
+        self._silenced: Any = None
+
+    def __enter__(self) -> None:
+        self._token = var_child_runnable_config.set(self._config)
+        if self._partial is not None:
+            self._silenced = self._partial.set(None)
+
+    def __exit__(self, *error: object) -> None:
+        if self._partial is not None:
+            self._partial.reset(self._silenced)
+        var_child_runnable_config.reset(self._token)
 
 
 def steps_unobserved(source: Iterator[_T]) -> Iterator[_T]:
     """Each step of a generator, unobserved; closing this closes it."""
-    done = object()
+    done, quiet = object(), Unobserved()
     try:
         while True:
-            with unobserved():
+            with quiet:
                 item = next(source, done)
             if item is done:
                 return
@@ -61,9 +75,10 @@ def steps_unobserved(source: Iterator[_T]) -> Iterator[_T]:
 
 
 async def asteps_unobserved(source: AsyncIterator[_T]) -> AsyncIterator[_T]:
+    quiet = Unobserved()
     try:
         while True:
-            with unobserved():
+            with quiet:
                 try:
                     item = await anext(source)
                 except StopAsyncIteration:

@@ -1,9 +1,7 @@
 """`GuardMiddleware` in agents: state, tools, people, sub-agents, structured output, and other middlewares."""
 
-from __future__ import annotations
-
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from langchain.agents import create_agent
@@ -16,15 +14,19 @@ from langchain.agents.middleware import (
     ToolRetryMiddleware,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain.tools import ToolRuntime
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
-from langchain_core.tools import tool
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.prebuilt import InjectedState
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
 from guardkit import GuardViolation
 from langchain_guardkit import GuardedChatModel, GuardMiddleware
 from tests.langchain.scripted import ScriptedModel, looking_tool, reply
+from tests.langchain.surfaces import AGENT_SURFACES
 from tests.leaks import BAD, FLAGGED, SAFE, VIOLATION, check_no_trace, make_guard
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
@@ -329,6 +331,29 @@ def test_artifacts_and_tool_errors_are_judged() -> None:
     check_no_trace(caught.value, "error")
     assert caught.value.__cause__ is None
     check_no_trace([saver.storage, saver.writes, saver.blobs], "checkpoints")
+
+
+def test_injected_arguments_work_and_carry_no_observers() -> None:
+    leaky = RunnableLambda(lambda _: BAD)
+
+    @tool
+    def look(
+        query: str,
+        runtime: ToolRuntime,
+        state: Annotated[Any, InjectedState],
+        call_id: Annotated[str, InjectedToolCallId],
+        config: RunnableConfig,
+    ) -> str:
+        """Run something by every config that a tool can get hold of."""
+        for given in (runtime.config, config, None):
+            leaky.invoke("x", given)
+        runtime.emit_output_delta(BAD)
+        return f"{query} {len(state['messages'])} {call_id} {runtime.tool_call_id}"
+
+    for surface in ("astream_events v1", "astream_events v2", "astream_events v3", "stream_events v3", "astream_log"):
+        graph = agent([reply(query="q"), reply("done")], [look])
+        check_no_trace(list(AGENT_SURFACES[surface](graph, ask("hello"), CONFIG)), surface)
+        assert texts(graph)[2] == "q 2 call-1 call-1"
 
 
 # -- other middlewares
