@@ -195,12 +195,13 @@ class Guard:
     # -- LangChain
 
     def as_runnable(self, **settings: Any) -> Runnable[Any, Any]:
-        """This guard as a step of a LangChain chain; `settings` are those of `langchain_guardkit.GuardRunnable`."""
+        """This guard as a step of a LangChain chain; `settings` are those of `GuardRunnable`. Raises `MissingExtra`."""
         try:
-            from langchain_guardkit import GuardRunnable
+            import langchain_guardkit as integration
+
+            runnable: Runnable[Any, Any] = integration.GuardRunnable(self, **settings)
         except ImportError as error:
             raise MissingExtra("Guard.as_runnable()", "langchain") from error
-        runnable: Runnable[Any, Any] = GuardRunnable(self, **settings)
         return runnable
 
     def __or__(self, other: Any) -> Runnable[Any, Any]:

@@ -123,7 +123,7 @@ def readme_blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
 
 
-@pytest.mark.parametrize("block", readme_blocks(), ids=["check", "stream"])
+@pytest.mark.parametrize("block", readme_blocks(), ids=["check", "stream", "langchain"])
 def test_readme(block: str, tmp_path: Path):
     program = tmp_path / "block.py"
     program.write_text(block, encoding="utf-8")

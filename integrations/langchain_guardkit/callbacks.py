@@ -16,9 +16,10 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 
 from guardkit import Decision, Guard, Message, Stage
 from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, MessageViolation, summary, worst
+from langchain_guardkit.growing import StringFlow
 from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
 from langchain_guardkit.reading import as_text, call_text, read
-from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, StringFlow
+from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow
 from langchain_guardkit.values import decide_leaves, leaves_of
 
 

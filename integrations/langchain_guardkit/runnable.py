@@ -19,7 +19,8 @@ from langchain_guardkit.enforcing import (
     summary,
     worst,
 )
-from langchain_guardkit.streaming import ChunkFlow, StringFlow
+from langchain_guardkit.growing import StringFlow
+from langchain_guardkit.streaming import ChunkFlow
 from langchain_guardkit.values import decide_leaves, leaves_of, settle
 
 
