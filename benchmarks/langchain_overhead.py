@@ -54,37 +54,43 @@ class Words(BaseChatModel):
             yield chunk
 
 
-def drain(chain: Any) -> float:
-    start = time.perf_counter()
+def drain(chain: Any) -> None:
     for _ in chain.stream("hello"):
         pass
-    return time.perf_counter() - start
 
 
-def adrain(chain: Any) -> float:
-    async def consume() -> float:
-        start = time.perf_counter()
+def adrain(chain: Any) -> None:
+    async def consume() -> None:
         async for _ in chain.astream("hello"):
             pass
-        return time.perf_counter() - start
 
-    return asyncio.run(consume())
+    asyncio.run(consume())
 
 
-def call(chain: Any) -> float:
-    start = time.perf_counter()
+def call(chain: Any) -> None:
     chain.invoke("hello")
-    return time.perf_counter() - start
 
 
-def in_turns(measure: Callable[[Any], float], chains: dict[str, Any], runs: int) -> dict[str, float]:
-    """The median seconds of each chain; they take turns, so that a busy moment hits all alike."""
-    found: dict[str, list[float]] = {name: [] for name in chains}
+def in_turns(measure: Callable[[Any], object], chains: dict[str, Any], runs: int) -> dict[str, tuple[float, float]]:
+    """The median seconds of each chain, (wall, CPU); they take turns, so that a busy moment hits all alike."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in chains}
     for _ in range(runs + 1):
         for name, chain in chains.items():
             gc.collect()
-            found[name].append(measure(chain))
-    return {name: median(times[1:]) for name, times in found.items()}  # without the first, which warms up
+            wall, cpu = time.perf_counter(), time.process_time()
+            measure(chain)
+            found[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    # Without the first run, which warms up.
+    return {name: (median([w for w, _ in t[1:]]), median([c for _, c in t[1:]])) for name, t in found.items()}
+
+
+def added(times: dict[str, tuple[float, float]], scale: float) -> list[list[str]]:
+    """A row for each chain: wall time, and what the guard adds to the bare chain's wall and CPU time."""
+    bare = times["bare"]
+    return [
+        [name, f"{wall * scale:.0f}", f"{(wall - bare[0]) * scale:.0f}", f"{(cpu - bare[1]) * scale:.0f}"]
+        for name, (wall, cpu) in times.items()
+    ]
 
 
 def overhead(title: str, make: Callable[..., Guard], model: Words, runs: int) -> None:
@@ -93,25 +99,21 @@ def overhead(title: str, make: Callable[..., Guard], model: Words, runs: int) ->
     chains = {
         "bare": model,
         "GuardedChatModel": GuardedChatModel(model, guard),
-        "model | GuardRunnable": model | GuardRunnable(guard),
+        "then GuardRunnable": model | GuardRunnable(guard),
     }
     rows = []
     for surface, measure in (("stream", drain), ("astream", adrain)):
-        times = in_turns(measure, chains, runs)
-        for name, seconds in times.items():
-            added = seconds - times["bare"]
-            rows.append([surface, name, f"{seconds / tokens * 1e6:.1f}", f"{added / tokens * 1e6:.1f}"])
+        rows += [[surface, *row] for row in added(in_turns(measure, chains, runs), 1e6 / tokens)]
     print(f"## Time a token, {title}, {tokens} tokens\n")
-    table(["surface", "chain", "us a token", "added by the guard, us a token"], rows)
+    table(["surface", "chain", "us a token", "added", "added, CPU"], rows)
     short = Words(pieces=model.pieces[:20])
-    calls = in_turns(
-        call,
-        {"bare": short, "GuardedChatModel": GuardedChatModel(short, guard), "guard": short | GuardRunnable(guard)},
-        runs * 10,
-    )
-    rows = [[name, f"{s * 1e6:.0f}", f"{(s - calls['bare']) * 1e6:.0f}"] for name, s in calls.items()]
+    chains = {
+        "bare": short,
+        "GuardedChatModel": GuardedChatModel(short, guard),
+        "then GuardRunnable": short | GuardRunnable(guard),
+    }
     print(f"## Time a call (`invoke`, an answer of 20 words), {title}\n")
-    table(["chain", "us a call", "added, us"], rows)
+    table(["chain", "us a call", "added", "added, CPU"], added(in_turns(call, chains, runs * 10), 1e6))
 
 
 def first_token(title: str, make: Callable[..., Guard], model: Words, runs: int) -> None:
@@ -119,18 +121,13 @@ def first_token(title: str, make: Callable[..., Guard], model: Words, runs: int)
     chains = {"bare": model} | {f"hold-back {h}": GuardedChatModel(model, make(holdback=h)) for h in HOLDBACKS}
     sent: dict[str, int] = {}
 
-    def first(name: str) -> float:
-        start = time.perf_counter()
+    def first(name: str) -> None:
         stream = chains[name].stream("hello")
         next(c for c in stream if c.content)
-        taken = time.perf_counter() - start
         sent[name] = model.sent
-        stream.close()
-        return taken
 
-    times = in_turns(first, {name: name for name in chains}, runs * 5)
-    for name, seconds in times.items():
-        rows.append([name, f"{seconds * 1e6:.0f}", str(sent[name])])
+    for name, (wall, _) in in_turns(first, {name: name for name in chains}, runs * 5).items():
+        rows.append([name, f"{wall * 1e6:.0f}", str(sent[name])])
     print(f"## Time to the first token, {title}\n")
     table(["chain", "us", "chunks the model had sent"], rows)
 

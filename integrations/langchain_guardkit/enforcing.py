@@ -166,5 +166,6 @@ def _digest(stage: Stage, text: str, scope: str) -> bytes:
 
 
 def scope_of(context: Sequence[Message]) -> str:
-    """The scope of what is judged after `context`."""
-    return hashlib.sha256(repr(context).encode("utf-8", "surrogatepass")).hexdigest()
+    """The scope of what is judged after `context`: the conversation, whatever system message comes with it."""
+    conversation = [message for message in context if message.role != "system"]
+    return hashlib.sha256(repr(conversation).encode("utf-8", "surrogatepass")).hexdigest()

@@ -131,7 +131,8 @@ class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
 
     def _with_guarded_model(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         output = self.stages & OUTPUT_STAGES
-        if not output or isinstance(request.model, GuardedChatModel):
+        guarded = isinstance(request.model, GuardedChatModel) and output <= request.model.stages
+        if not output or guarded:
             return request
         model = GuardedChatModel(
             request.model,

@@ -201,7 +201,7 @@ class _ValueFlow:
             self._flow = self._start(chunk)
         flow = self._flow
         if flow is None:
-            self._whole = [self._whole[0] + chunk] if self._whole else [chunk]
+            self._whole = [_added(self._whole[0], chunk)] if self._whole else [chunk]
             return []
         if isinstance(flow, StringFlow) and isinstance(chunk, str):
             if flow.empty and self._stage is None:
@@ -243,6 +243,14 @@ class _ValueFlow:
         if isinstance(chunk, AIMessageChunk):
             return ChunkFlow(self._runnable.enforcement, holdback=self._runnable.holdback)
         return None
+
+
+def _added(whole: Any, chunk: Any) -> Any:
+    """As LangChain adds up a stream: chunks that do not add up replace each other, as a JSON parser's do."""
+    try:
+        return whole + chunk
+    except TypeError:
+        return chunk
 
 
 def annotate(run: Any, decision: Decision) -> None:

@@ -62,6 +62,21 @@ def test_only_what_is_new_is_judged() -> None:
     assert guard.model.calls - before - second == second  # a longer history costs nothing
 
 
+def test_a_streamed_answer_is_judged_once() -> None:
+    def calls(system: str | None) -> int:
+        guard = make_guard()
+        graph = create_agent(
+            ScriptedModel(replies=[reply(SAFE)]), [], middleware=[GuardMiddleware(guard)], system_prompt=system
+        )
+        list(graph.stream(ask("hello"), stream_mode="messages"))
+        return guard.model.calls
+
+    guard = make_guard()
+    guard.decide("hello")
+    list(GuardedChatModel(ScriptedModel(replies=[reply(SAFE)]), guard).stream([AIMessage("x")]))
+    assert calls(None) == calls("be kind") == guard.model.calls
+
+
 def test_a_scrubbed_prompt_stays_scrubbed_in_the_next_turn() -> None:
     graph = agent([reply("one")])
     graph.invoke(ask(BAD), CONFIG)

@@ -12,10 +12,10 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
-from langchain_core.output_parsers import StrOutputParser
+from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from pydantic import BaseModel
 
@@ -163,6 +163,18 @@ def test_langchains_own_ways_with_a_runnable() -> None:
     assert guard.with_config(run_name="mine").invoke("fine") == "fine"
     assert "fake" in repr(guard)
     assert list((RunnableLambda(lambda x: x) | guard).map().batch([["a"], ["b"]])) == [["a"], ["b"]]
+
+
+def test_streams_of_other_values_are_judged_when_they_are_complete() -> None:
+    for text in ("fine", BAD):
+        model = ScriptedModel(replies=[reply(f'{{"a": "{text}", "b": 1}}')], size=3)
+        chain = model | JsonOutputParser() | GuardRunnable(make_guard(), exit_behavior="replace")
+        assert list(chain.stream("x")) == [{"a": text if text == "fine" else "This content was withheld by a safety "
+                                            "guard (prompt: Violent).", "b": 1}]  # fmt: skip
+        parallel = RunnableParallel(one=model | StrOutputParser(), two=RunnableLambda(lambda _: 2))
+        streamed = list((parallel | GuardRunnable(make_guard(), exit_behavior="replace")).stream("x"))
+        assert len(streamed) == 1
+        check_no_trace(streamed, "parallel")
 
 
 def test_the_core_object_in_a_chain() -> None:
