@@ -63,8 +63,7 @@ def test_nothing_flagged_is_seen_or_kept(surface: str, stage: str, behavior: str
             assert behavior == "error"
             check_no_trace(violation, "error")
         else:
-            # The third version of events hands an error to whoever asks for the output, not to the event stream.
-            assert behavior != "error" or surface.endswith("events v3")
+            assert behavior != "error"
             check_no_trace(agent.messages, "state")
             if behavior != "error":
                 assert any(VIOLATION in str(message.content) for message in agent.messages)
@@ -82,7 +81,7 @@ def test_an_unsafe_prompt_reaches_neither_the_model_nor_the_current_state(surfac
         for item in AGENT_SURFACES[surface](agent.graph, agent.input, CONFIG):
             seen.append(item)
 
-    if behavior == "error" and not surface.endswith("events v3"):
+    if behavior == "error":
         with pytest.raises(GuardViolation, match="message 0: block: prompt"):
             watch()
     else:

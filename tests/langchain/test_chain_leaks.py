@@ -259,3 +259,37 @@ def test_violation_text_has_its_placeholders_filled() -> None:
     )
     assert chain.invoke("hello").content == "response/unsafe/Violent"
     assert VIOLATION not in chain.invoke("hello").content
+
+
+def test_what_a_cache_holds_is_judged_each_time() -> None:
+    from langchain_core.caches import InMemoryCache
+
+    inner = model("answer", 7, cache=InMemoryCache())
+    for _ in range(2):
+        for behavior in ("end", "error"):
+            guarded = GuardedChatModel(inner, make_guard(), exit_behavior=behavior)  # type: ignore[arg-type]
+            check_no_trace(run(CHAIN_SURFACES["invoke"], PROMPT | guarded, behavior, {"question": "x"}), "cached")
+    assert len(inner.asked) == 1
+
+
+@pytest.mark.parametrize("text", [SAFE, BAD])
+@pytest.mark.parametrize("call", ["invoke", "stream"])
+def test_the_newer_form_of_content_blocks(call: str, text: str) -> None:
+    for size in SIZES:
+        answer = reply(text, reasoning="thinking", query="a query")
+        plain = ScriptedModel(replies=[answer], size=size, output_version="v1")
+        guarded = GuardedChatModel(
+            ScriptedModel(replies=[answer], size=size, output_version="v1"), make_guard(), exit_behavior="end"
+        )
+        got = [guarded.invoke("x")] if call == "invoke" else list(guarded.stream("x"))
+        if text == BAD:
+            check_no_trace(got, "blocks")
+            continue
+        expected = [plain.invoke("x")] if call == "invoke" else list(plain.stream("x"))
+        whole, wanted = got[0], expected[0]
+        for chunk in got[1:]:
+            whole = whole + chunk
+        for chunk in expected[1:]:
+            wanted = wanted + chunk
+        assert whole.text == wanted.text
+        assert whole.tool_calls == wanted.tool_calls
