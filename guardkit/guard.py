@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from guardkit.audit import Audit, Sink
 from guardkit.batch import Item, Judging, Outcome
-from guardkit.errors import GuardkitError, GuardViolation, MessageError, NotJudged
+from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
 from guardkit.models.base import Scores, Session, StreamModel, Tokens
@@ -23,6 +23,9 @@ from guardkit.models.registry import DEFAULT_MODEL, load_model
 from guardkit.policy import DEFAULT_POLICY, Action, Decision, Policy, parse_on_error
 from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
 from guardkit.verdict import Stage, Verdict
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import Runnable
 
 UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word
 MAX_WAITING = 64  # async checks that are judged at the same time
@@ -38,7 +41,8 @@ class Guard:
     holdback, debounce: the defaults of `stream`. normalize: whether `check` also judges the de-obfuscated view, for
     models that ask for it. then, when: a second, stronger model that `check` and `decide` ask where the first one's
     probability of "not safe" lies in the band `when` (ends included), or where the first one fails; streams are judged
-    by the first alone. The verdict's `model` says who judged. audit: a callable or a JSONL path that gets a record of every decision and stream.
+    by the first alone. The verdict's `model` says who judged. audit: a callable or a JSONL path that gets a record of
+    every decision and stream.
     """
 
     def __init__(
@@ -205,6 +209,26 @@ class Guard:
     ) -> AsyncStreamGuard:
         """The async twin of `stream`."""
         return AsyncStreamGuard(self.stream(messages, stage=stage, holdback=holdback, debounce=debounce))
+
+    # -- LangChain
+
+    def as_runnable(self, **settings: Any) -> Runnable[Any, Any]:
+        """This guard as a step of a LangChain chain; `settings` are those of `GuardRunnable`. Raises `MissingExtra`."""
+        try:
+            import langchain_guardkit as integration
+
+            runnable: Runnable[Any, Any] = integration.GuardRunnable(self, **settings)
+        except ImportError as error:
+            raise MissingExtra("Guard.as_runnable()", "langchain") from error
+        return runnable
+
+    def __or__(self, other: Any) -> Runnable[Any, Any]:
+        chain: Runnable[Any, Any] = self.as_runnable() | other
+        return chain
+
+    def __call__(self, value: object) -> NoReturn:
+        # LangChain makes a step of any callable, so `chain | guard` ends here: as a function it could not stream.
+        raise TypeError("a Guard is no step of a chain by itself: write `chain | guard.as_runnable()`")
 
     # -- shared with streams and integrations
 

@@ -5,6 +5,7 @@ guard = FakeGuard({"forbidden words": "unsafe", "hmm": "controversial", "crash":
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,12 @@ class _FakeSession(Session):
         self._model, self._tail, self._worst = model, "", 0
 
     def append(self, tokens: Tokens) -> Scores:
-        self._model.called()
+        if self._model._delay:
+            time.sleep(self._model._delay)
+        return self._append(tokens)
+
+    def _append(self, tokens: Tokens) -> Scores:
+        self._model.calls += 1
         levels = []
         for i in tokens.ids:
             start = len(self._tail)
@@ -110,6 +116,14 @@ class _FakeSession(Session):
             levels.append(self._worst)
             self._tail = self._tail[-self._model.longest - 1 :] if self._model.longest else ""
         return self._model.scores(levels, 8)
+
+    native_async = True
+
+    async def aappend(self, tokens: Tokens) -> Scores:
+        model = self._model
+        if model._delay:
+            await asyncio.sleep(model._delay)
+        return self._append(tokens)
 
     def peek(self, tokens: Tokens) -> Scores:
         before = self._tail, self._worst

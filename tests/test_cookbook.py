@@ -27,17 +27,9 @@ def run(*args: str | Path, cwd: Path) -> str:
 
 def test_every_program_has_a_test():
     programs = {path.stem for path in COOKBOOK.glob("*.py")}
-    assert programs == {
-        "audit",
-        "check_log",
-        "llama_index_agent",
-        "llama_index_chat",
-        "llama_index_ingestion",
-        "llama_index_rag",
-        "own_policy",
-        "reasoning",
-        "stream_answer",
-    }
+    langchain = {f"langchain_{name}" for name in ("agent", "chain", "rag", "reasoning", "streaming")}
+    llama_index = {f"llama_index_{name}" for name in ("agent", "chat", "ingestion", "rag")}
+    assert programs == {"audit", "check_log", "own_policy", "reasoning", "stream_answer"} | langchain | llama_index
     assert programs <= {name.removeprefix("test_") for name in globals()}
 
 
@@ -88,6 +80,44 @@ def test_audit(tmp_path: Path):
     assert [record["action"] for record in records] == ["allow", "block", "block"]
     assert [record["judged"] for record in records] == [True, True, False]
     assert "bomb" not in out
+
+
+def test_langchain_chain(tmp_path: Path):
+    answer, blocked, batch = run(COOKBOOK / "langchain_chain.py", cwd=tmp_path).splitlines()
+    assert answer.startswith("answer: Dark soil")
+    assert blocked == "blocked at prompt: Violent"
+    assert batch == "['I cannot help with that.', 'What do tomatoes need?']"
+
+
+def test_langchain_streaming(tmp_path: Path):
+    good, *bad = run(COOKBOOK / "langchain_streaming.py", cwd=tmp_path).split("\n\n")
+    assert good.endswith("have a good week.")
+    assert "".join(bad).count("[withheld]") == 2
+    assert "invoices" not in "".join(bad)
+
+
+def test_langchain_rag(tmp_path: Path):
+    out = run(COOKBOOK / "langchain_rag.py", cwd=tmp_path)
+    assert "retrieved: ['hours', 'prices']" in out
+    assert "redacted: ['The garden', '[withheld]', 'Tickets co']" in out
+    assert "answer: At nine." in out
+
+
+def test_langchain_agent(tmp_path: Path):
+    bonn, end, replace = run(COOKBOOK / "langchain_agent.py", cwd=tmp_path).split("\nRome")
+    assert "Take a coat" in bonn
+    assert end.count("[withheld]") == 2
+    assert "Take a coat" in replace
+    for part in (bonn, end, replace):
+        assert "injected text in streams: False, in checkpoints: False" in part
+
+
+def test_langchain_reasoning(tmp_path: Path):
+    fine, unsafe = run(COOKBOOK / "langchain_reasoning.py", cwd=tmp_path).strip().split("\n\n", 1)
+    assert "65 of 65" in fine
+    assert "It is Paris." in fine
+    assert "stopped at: reasoning" in unsafe
+    assert "Paris" not in unsafe
 
 
 @pytest.fixture

@@ -1,0 +1,109 @@
+"""Retrieved documents: those that are unsafe or carry injected instructions are dropped, flagged or redacted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import BaseDocumentTransformer, Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable
+from pydantic import ConfigDict, PrivateAttr
+
+from guardkit import Action, Decision, Guard, GuardkitError, Stage
+from langchain_guardkit.enforcing import METADATA_KEY, VIOLATION_MESSAGE, Enforcement, MessageViolation, summary, worst
+from langchain_guardkit.reading import texts_in
+from langchain_guardkit.unobserved import Unobserved, without_own_callbacks
+
+OnUnsafe = Literal["drop", "flag", "redact", "error"]
+
+
+class GuardDocumentTransformer(BaseDocumentTransformer):
+    """Judges documents, content and metadata, in one batch.
+
+    on_unsafe: what happens to a document that the policy blocks: "drop" leaves it out, "redact" puts the violation
+    message in the place of its text (and drops metadata that is itself at fault), "flag" keeps it as it is, marked, and
+    "error" raises `GuardViolation`. A document that the policy only flags is kept and marked. The mark is
+    ``metadata["guardkit"]``. Order is kept, and what is safe goes through unchanged.
+    """
+
+    def __init__(self, guard: Guard, *, on_unsafe: OnUnsafe = "drop", violation_message: str = VIOLATION_MESSAGE):
+        if on_unsafe not in get_args(OnUnsafe):
+            raise GuardkitError(f"unknown on_unsafe '{on_unsafe}'; known: {', '.join(get_args(OnUnsafe))}")
+        self._enforcement = Enforcement(guard, "error" if on_unsafe == "error" else "replace", violation_message)
+        self._on_unsafe = on_unsafe
+
+    def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
+        abouts = ["\n".join(texts_in(document.metadata)) for document in documents]
+        texts = [document.page_content for document in documents] + abouts
+        asked = [i for i, text in enumerate(texts) if text.strip()]
+        decided = self._enforcement.guard.decide_batch([texts[i] for i in asked], stage=Stage.document)
+        by_text = dict(zip(asked, decided, strict=True))
+        kept = []
+        for i, document in enumerate(documents):
+            settled = self._settle(document, by_text.get(i), by_text.get(len(documents) + i), i)
+            if settled is not None:
+                kept.append(settled)
+        return kept
+
+    async def atransform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
+        return await asyncio.to_thread(self.transform_documents, documents, **kwargs)
+
+    def _settle(self, document: Document, text: Decision | None, about: Decision | None, index: int) -> Document | None:
+        found = [decision for decision in (text, about) if decision is not None]
+        if not found or (decision := worst(found)).action is Action.allow:
+            return document
+        mark = {METADATA_KEY: summary(decision)}
+        if not decision.action.stops or self._on_unsafe == "flag":
+            return document.model_copy(update={"metadata": {**document.metadata, **mark}})
+        if self._on_unsafe == "error" and decision.action is Action.block:
+            raise MessageViolation(decision, index)
+        if self._on_unsafe == "drop" and decision.action is Action.block:
+            return None
+        content = document.page_content
+        if text is not None and text.action.stops:
+            content = self._enforcement.text(text)
+        metadata = {} if about is not None and about.action.stops else document.metadata
+        return document.model_copy(update={"page_content": content, "metadata": {**metadata, **mark}})
+
+
+class GuardRetriever(BaseRetriever):
+    """A retriever whose documents are judged before anything sees them; see `GuardDocumentTransformer`.
+
+    The wrapped retriever runs unobserved, so events and tracers see this one's judged documents alone.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    inner: Any
+    _transformer: GuardDocumentTransformer = PrivateAttr()
+
+    def __init__(
+        self,
+        retriever: Runnable[str, list[Document]],
+        guard: Guard,
+        *,
+        on_unsafe: OnUnsafe = "drop",
+        violation_message: str = VIOLATION_MESSAGE,
+    ):
+        fields: dict[str, Any] = {"inner": retriever}
+        if isinstance(retriever, BaseRetriever):
+            fields = {"inner": without_own_callbacks(retriever), "tags": retriever.tags, "metadata": retriever.metadata}
+        super().__init__(**fields)
+        self._transformer = GuardDocumentTransformer(guard, on_unsafe=on_unsafe, violation_message=violation_message)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        with Unobserved():
+            documents = self.inner.invoke(query, **kwargs)
+        return self._transformer.transform_documents(documents)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        with Unobserved():
+            documents = await self.inner.ainvoke(query, **kwargs)
+        return await self._transformer.atransform_documents(documents)

@@ -1,0 +1,71 @@
+"""For graphs of your own: a node that judges the state's messages, and the edge that follows its decision."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.runnables import Runnable, RunnableLambda
+
+from guardkit import Guard, Stage
+from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, summary, withheld
+from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
+from langchain_guardkit.streaming import OUTPUT_STAGES
+
+
+def guard_node(
+    guard: Guard,
+    *,
+    exit_behavior: ExitBehavior = "end",
+    violation_message: str = VIOLATION_MESSAGE,
+    stages: frozenset[Stage] = frozenset(Stage),
+    key: str = "messages",
+) -> Runnable[Any, dict[str, Any]]:
+    """A node that judges the messages under `key`: all input that it has not judged before, and a last answer.
+
+    Offending messages are replaced, by id, with the violation message. With "end" an answer that says so is added
+    where an input offends, for `guard_route` to follow. Text that a node streams is seen before any node after it
+    runs: give that node a `GuardedChatModel`.
+    """
+    enforcement = Enforcement(guard, exit_behavior, violation_message)
+    inputs = MessageGuard(enforcement, stages & INPUT_STAGES)
+    outputs = MessageGuard(enforcement, stages & OUTPUT_STAGES, inputs.judged)
+
+    def judge(state: Any) -> dict[str, Any]:
+        messages = _messages(state, key)
+        update: list[BaseMessage] = []
+        for i, decision in inputs.decide_input(messages):
+            if not decision.action.stops:
+                continue
+            enforcement.raise_if_error(decision, i)
+            update.append(enforcement.scrubbed(messages[i], decision))
+            if enforcement.behavior(decision) == "end":
+                return {key: [*update, enforcement.refusal(summary(decision))]}
+        if messages and isinstance(messages[-1], AIMessage) and withheld(messages[-1]) is None:
+            ((answer, decision_),) = outputs.judge_answers(messages[:-1], messages[-1:])
+            if decision_ is not None:
+                update.append(answer)
+        return {key: update}
+
+    async def ajudge(state: Any) -> dict[str, Any]:
+        return await asyncio.to_thread(judge, state)
+
+    return RunnableLambda(judge, ajudge, name="guard")
+
+
+def guard_route(passed: str, blocked: str = "__end__", *, key: str = "messages") -> Callable[[Any], str]:
+    """A conditional edge: to `blocked` where the last message is a guard's refusal, else to `passed`."""
+
+    def route(state: Any) -> str:
+        messages = _messages(state, key)
+        refused = bool(messages) and isinstance(messages[-1], AIMessage) and withheld(messages[-1]) is not None
+        return blocked if refused else passed
+
+    return route
+
+
+def _messages(state: Any, key: str) -> Sequence[BaseMessage]:
+    found = state if isinstance(state, list) else state[key] if isinstance(state, Mapping) else getattr(state, key)
+    return convert_to_messages(found)

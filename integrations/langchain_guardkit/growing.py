@@ -1,0 +1,151 @@
+"""One text that grows: how much of it was received, how much may go out, and what ends it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from guardkit import Decision, Guard, Message, NotJudged, Stage, StreamGuard, Verdict
+from langchain_guardkit.enforcing import Enforcement
+
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|.)?", re.DOTALL)
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+class ArgumentsReader:
+    """JSON arguments that arrive in pieces, with the escapes in their strings undone: what a tool will read."""
+
+    def __init__(self) -> None:
+        self._pending = ""
+
+    def push(self, raw: str) -> str:
+        text = self._pending + raw
+        self._pending = ""
+        if "\\" not in text:
+            return text
+        out, at = [], 0
+        for match in _ESCAPE.finditer(text):
+            out.append(text[at : match.start()])
+            at = match.end()
+            body = match[1]
+            if at == len(text) and (body is None or (body[0] == "u" and len(body) < 5)):
+                self._pending = match[0]  # the rest of the escape is still to come
+            elif body is not None:
+                out.append(chr(int(body[1:], 16)) if len(body) == 5 else _ESCAPED.get(body, body))
+        return "".join([*out, text[at:]])
+
+
+class TextFlow:
+    """One text of a message: how much of it was received, and how much of that may go out.
+
+    Each step returns the decision that ends the text, if one does; a fault of the guard is such a decision too.
+    """
+
+    def __init__(self, guard: Guard, context: Sequence[Message], stage: Stage, holdback: int | None):
+        self.stage = stage
+        self.arguments = ArgumentsReader()
+        self.received = self.released = 0
+        self.texts: list[str] = []
+        self._guard = guard
+        self._stream: StreamGuard | None = None
+        self._fault: Decision | None = None
+        try:
+            self._stream = guard.stream(context, stage=stage, holdback=holdback)
+        except NotJudged as error:
+            self._fault = guard.not_judged(str(error), stage, None)
+
+    @property
+    def decision(self) -> Decision | None:
+        """The decision so far."""
+        return self._fault if self._stream is None else self._stream.decision
+
+    @property
+    def shown_early(self) -> int:
+        return 0 if self._stream is None else self._stream.shown_early
+
+    def push(self, text: str) -> Decision | None:
+        self.received += len(text)
+        self.texts.append(text)
+        return self._step(lambda stream: stream.feed(text))
+
+    def finish(self) -> Decision | None:
+        stop = self._step(lambda stream: stream.finish())
+        if stop is None:
+            self.released = self.received
+        return stop
+
+    def settle(self) -> Decision | None:
+        """Another text takes over: release the tail, judged as it stands."""
+        found: list[Verdict] = []
+        stop = self._step(lambda stream: found.append(stream.verdict))
+        if stop is None and found and self._stream is not None and self._stream.judged:
+            decision = self._guard.policy.decide(found[0])
+            stop = decision if decision.action.stops else None
+        if stop is None:
+            self.released = self.received
+        return stop
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _step(self, call: Callable[[StreamGuard], object]) -> Decision | None:
+        stream = self._stream
+        if stream is None:
+            return self._fault
+        try:
+            call(stream)
+        except NotJudged as error:
+            return stream.decision if stream.stopped else self._guard.not_judged(str(error), self.stage, None)
+        # A stop takes back what a short hold-back let out; what was handed on stays handed on.
+        self.released = max(self.released, stream.released)
+        return stream.decision if stream.stopped else None
+
+
+class StringFlow:
+    """Judges one streamed string. `push` and `finish` return what may go out; `decision` and `ending` as in
+    `ChunkFlow`."""
+
+    def __init__(self, enforcement: Enforcement, stage: Stage, holdback: int | None = None):
+        self._enforcement = enforcement
+        self._flow = TextFlow(enforcement.guard, (), stage, holdback)
+        self._text = ""
+        self._out = 0
+        self.decision: Decision | None = None
+
+    @property
+    def decision_so_far(self) -> Decision | None:
+        return self.decision or self._flow.decision
+
+    @property
+    def empty(self) -> bool:
+        return self._flow.received == 0
+
+    def push(self, text: str) -> list[str]:
+        if self.decision is not None:
+            return []
+        self._text += text
+        self.decision = self._flow.push(text)
+        return self._release()
+
+    def stop(self, decision: Decision) -> None:
+        self.decision = decision
+
+    def finish(self) -> list[str]:
+        self.decision = self.decision or self._flow.finish()
+        return self._release()
+
+    def ending(self) -> str:
+        assert self.decision is not None
+        self._enforcement.raise_if_error(self.decision)
+        return ("\n\n" if self._out else "") + self._enforcement.text(self.decision)
+
+    def close(self) -> None:
+        self._text = ""
+        self._flow.close()
+
+    def _release(self) -> list[str]:
+        ready = self._flow.released - self._out
+        text, self._text = self._text[:ready], self._text[ready:]
+        self._out += len(text)
+        return [text] if text else []

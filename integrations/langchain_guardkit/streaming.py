@@ -1,0 +1,285 @@
+"""Message chunks in, judged message chunks out: each whole, in order, and none before its text was judged.
+
+A message has several texts that grow side by side: the answer, the reasoning, the arguments of each tool call. Each is
+a stream of the core's. A chunk waits in one queue until all its texts are released, so order and metadata stay; a
+plain text chunk is cut where the guard's release ends. When another text takes over, the one before it has ended for
+now: its tail is judged as it stands and released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk
+
+from guardkit import Decision, Message, Stage
+from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, Judged, scope_of, summary, worst
+from langchain_guardkit.growing import TextFlow
+from langchain_guardkit.reading import CORE_KEYS, as_text, block_of, texts_in
+
+OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
+_REASONING_BLOCKS = ("reasoning", "thinking")
+_FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content", "extras"))
+Piece = tuple[tuple[str, Any], Stage, str | None]  # which of the message's texts, its stage, the text (None: no text)
+
+
+class _Entry:
+    """A chunk in the queue, and the marks that its texts must reach before it may go."""
+
+    def __init__(self, message: AIMessageChunk, info: dict[str, Any] | None):
+        self.message, self.info = message, info
+        self.marks: list[tuple[TextFlow, int]] = []
+        self.divisible = False
+        self.judged = False  # whether all its texts were handed to the guard
+
+
+class ChunkFlow:
+    """Judges one streamed message. `push` and `finish` return what may go out, as (message, generation info).
+
+    stages: which parts are judged; the others pass. `decision` is set once a violation has ended the message; then
+    `ending` gives the last chunk, or raises. judged: is told what passed.
+    """
+
+    def __init__(
+        self,
+        enforcement: Enforcement,
+        context: Sequence[Message] = (),
+        stages: frozenset[Stage] = OUTPUT_STAGES,
+        holdback: int | None = None,
+        judged: Judged | None = None,
+    ):
+        self._enforcement, self._context, self._stages, self._holdback = enforcement, context, stages, holdback
+        self._judged = judged
+        self._flows: dict[tuple[str, Any], TextFlow] = {}
+        self._current: TextFlow | None = None
+        self._queue: deque[_Entry] = deque()
+        self._last = AIMessageChunk(content="")
+        self._shown = False  # whether any answer text went out
+        self.decision: Decision | None = None
+
+    def push(
+        self, message: AIMessageChunk, info: dict[str, Any] | None = None
+    ) -> list[tuple[AIMessageChunk, dict[str, Any] | None]]:
+        if self.decision is not None:
+            return []
+        self._last = message
+        entry = _Entry(message, info)
+        self._queue.append(entry)
+        pieces = _pieces(message)
+        entry.divisible = len(pieces) == 1 and pieces[0][0] == ("text", None) and isinstance(message.content, str)
+        for key, stage, text in pieces:
+            if stage in self._stages:
+                self._judge(entry, key, stage, text)
+                if self.decision is not None:
+                    break
+        entry.judged = self.decision is None
+        return self._pump()
+
+    def finish(self) -> list[tuple[AIMessageChunk, dict[str, Any] | None]]:
+        """The message is complete: judge the tails and release them."""
+        for flow in self._flows.values():
+            self.decision = self.decision or flow.finish()
+        if self.decision is None and self._judged is not None:
+            scope = scope_of(self._context)
+            for flow in self._flows.values():
+                self._judged.add(flow.stage, "".join(flow.texts), scope)
+        return self._pump()
+
+    @property
+    def decision_so_far(self) -> Decision | None:
+        """The worst decision about the message's texts; None before there is any."""
+        found = [self.decision, *(flow.decision for flow in self._flows.values())]
+        return worst([d for d in found if d is not None]) if any(found) else None
+
+    def ending(self) -> AIMessageChunk:
+        """The last chunk of a message that was stopped. Raises `GuardViolation` where that is the exit behaviour."""
+        assert self.decision is not None
+        self._enforcement.raise_if_error(self.decision)
+        text = ("\n\n" if self._shown else "") + self._enforcement.text(self.decision)
+        details = summary(self.decision)
+        if early := sum(flow.shown_early for flow in self._flows.values()):
+            details["shown_early"] = early  # characters that a hold-back this short let out before they were judged
+        return AIMessageChunk(
+            content=text if isinstance(self._last.content, str) else [{"type": "text", "text": text}],
+            id=self._last.id,
+            name=self._last.name,
+            response_metadata={METADATA_KEY: details},
+            chunk_position="last",
+        )
+
+    def close(self) -> None:
+        self._queue.clear()
+        for flow in self._flows.values():
+            flow.close()
+
+    def _judge(self, entry: _Entry, key: tuple[str, Any], stage: Stage, text: str | None) -> None:
+        guard = self._enforcement.guard
+        if text is None:
+            refusal = guard.not_judged(f"{key[0]} content cannot be judged by {guard.model.name}", stage, None)
+            self.decision = refusal if refusal.action.stops else None
+            return
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._flows[key] = TextFlow(guard, self._context, stage, self._holdback)
+        if self._current is not None and self._current is not flow:
+            self.decision = self._current.settle()
+            if self.decision is not None:
+                return
+        self._current = flow
+        if stage is Stage.tool_call:
+            text = flow.arguments.push(text)
+        entry.marks.append((flow, flow.received + len(text)))
+        self.decision = flow.push(text)
+
+    def _pump(self) -> list[tuple[AIMessageChunk, dict[str, Any] | None]]:
+        out: list[tuple[AIMessageChunk, dict[str, Any] | None]] = []
+        while self._queue:
+            entry = self._queue[0]
+            if entry.judged and all(flow.released >= end for flow, end in entry.marks):
+                out.append((entry.message, entry.info))
+                self._queue.popleft()
+                continue
+            if entry.divisible and entry.marks:
+                self._cut(entry, out)
+            break
+        if self.decision is not None:
+            self._queue.clear()
+        self._shown = self._shown or any(message.content for message, _ in out)
+        return out
+
+    @staticmethod
+    def _cut(entry: _Entry, out: list[tuple[AIMessageChunk, dict[str, Any] | None]]) -> None:
+        """Let the released front of a text chunk go; its metadata stays with the rest, which may repeat its text."""
+        flow, end = entry.marks[0]
+        content = entry.message.content
+        ready = flow.released - (end - len(content))
+        if ready <= 0 or not isinstance(content, str):
+            return
+        bare: dict[str, Any] = {
+            "content": content[:ready],
+            "additional_kwargs": {},
+            "response_metadata": {},
+            "usage_metadata": None,
+            "chunk_position": None,
+        }
+        out.append((entry.message.model_copy(update=bare), None))
+        entry.message = entry.message.model_copy(update={"content": content[ready:]})
+
+
+def _pieces(message: AIMessageChunk) -> list[Piece]:
+    """The texts in a chunk, in order. A call that a provider repeats in several fields comes once."""
+    found: list[Piece] = []
+    content, extra, calls = message.content, message.additional_kwargs, message.tool_call_chunks
+    if extra:
+        found += _extra_pieces(extra)
+    if isinstance(content, str):
+        if content:
+            found.append((("text", None), Stage.response, content))
+    else:
+        for i, block in enumerate(content):
+            found += _block_pieces(i, block)
+    if calls:
+        found += [_call_piece("call", c.get("index"), i, c.get("name"), c.get("args")) for i, c in enumerate(calls)]
+        streamed = {text for key, _, text in found if key[0] == "call"}
+        found = [p for p in found if p[0][0] not in ("block call", "raw call") or p[2] not in streamed]
+    return [piece for piece in found if piece[2] != ""]
+
+
+def _block_pieces(i: int, block: Any) -> Iterator[Piece]:
+    if isinstance(block, str) or block.get("type", "text") == "text":
+        yield ("text", None), Stage.response, block if isinstance(block, str) else str(block.get("text") or "")
+        return
+    if not isinstance(block, Mapping):
+        yield (type(block).__name__, None), Stage.response, None
+        return
+    plain = block_of(block)
+    kind = str(plain.get("type"))
+    if kind == "tool_call":
+        yield _call_piece("block call", block.get("index"), i, plain["name"], plain["args"])
+    elif kind in _REASONING_BLOCKS and not any(value for field, value in block.items() if field not in _FRAME):
+        return  # no text in it: the start of a block, or its signature
+    else:
+        for part in Message.of({"role": "assistant", "content": [plain]}).parts():
+            key = ("text", None) if part.stage is Stage.response and part.text is not None else (part.what, None)
+            yield key, part.stage, part.text
+
+
+def _extra_pieces(extra: Mapping[str, Any]) -> Iterator[Piece]:
+    for key, value in extra.items():
+        if not value:
+            continue
+        if key == "tool_calls" and isinstance(value, list):
+            for i, call in enumerate(value):
+                function = call.get("function") or {}
+                yield _call_piece("raw call", call.get("index"), i, function.get("name"), function.get("arguments"))
+        elif key == "function_call" and isinstance(value, Mapping):
+            yield _call_piece("raw call", None, 0, value.get("name"), value.get("arguments"))
+        elif key in CORE_KEYS:
+            for part in Message.of({"role": "assistant", "content": "", key: value}).parts():
+                if part.text != "":
+                    yield (part.what, None), part.stage, part.text
+        else:
+            for text in texts_in(value):
+                yield (key, None), Stage.response, text
+
+
+def _call_piece(kind: str, index: Any, position: int, name: Any, args: Any) -> Piece:
+    text = as_text(args) if args else ""
+    return (kind, position if index is None else index), Stage.tool_call, f" {name} {text}" if name else text
+
+
+def guard_chunks(source: Iterator[ChatGenerationChunk], flow: ChunkFlow) -> Iterator[ChatGenerationChunk]:
+    """A model's chunks, judged. The source is closed when the guard stops the message or the consumer leaves."""
+    try:
+        for chunk in source:
+            for message, info in flow.push(_chunk_of(chunk), chunk.generation_info):
+                yield _rewrapped(chunk, message, info)
+            if flow.decision is not None:
+                break
+        else:
+            for message, info in flow.finish():
+                yield ChatGenerationChunk(message=message, generation_info=info)
+        if flow.decision is not None:
+            yield ChatGenerationChunk(message=flow.ending())
+    finally:
+        flow.close()
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+async def aguard_chunks(
+    source: AsyncIterator[ChatGenerationChunk], flow: ChunkFlow
+) -> AsyncIterator[ChatGenerationChunk]:
+    """The async twin of `guard_chunks`; the guard runs off the event loop."""
+    try:
+        async for chunk in source:
+            for message, info in await asyncio.to_thread(flow.push, _chunk_of(chunk), chunk.generation_info):
+                yield _rewrapped(chunk, message, info)
+            if flow.decision is not None:
+                break
+        else:
+            for message, info in await asyncio.to_thread(flow.finish):
+                yield ChatGenerationChunk(message=message, generation_info=info)
+        if flow.decision is not None:
+            yield ChatGenerationChunk(message=flow.ending())
+    finally:
+        flow.close()
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
+
+
+def _chunk_of(chunk: ChatGenerationChunk) -> AIMessageChunk:
+    message = chunk.message
+    if not isinstance(message, AIMessageChunk):
+        raise TypeError(f"expected AIMessageChunk from the model's stream, got {type(message).__name__}")
+    return message
+
+
+def _rewrapped(chunk: ChatGenerationChunk, message: AIMessageChunk, info: dict[str, Any] | None) -> ChatGenerationChunk:
+    return chunk if message is chunk.message else ChatGenerationChunk(message=message, generation_info=info)
