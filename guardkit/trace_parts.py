@@ -169,7 +169,7 @@ class Piece:
         n = len(self._starts)
         firsts = self._groups if self._guard.model.stride > 1 else list(range(n))
         spans = []
-        for first, after in zip(firsts, [*firsts[1:], n], strict=True):
+        for first, after in zip(firsts, [*firsts[1:], n][: len(firsts)], strict=True):
             riskiest = min(range(first, after), key=lambda i: self._rows[i][0])
             start = self._starts[first] if first else 0
             end = self._starts[after] if after < n else len(self._text)
@@ -188,7 +188,7 @@ class Piece:
             risks[at] = max(risks[at], 1.0 - self._rows[token][0])
             if self._counted[token]:
                 levels[at] = max(levels[at], self._levels[token])
-        ends = [*starts[1:], len(self._text)]
+        ends = [*starts[1:], len(self._text)][: len(starts)]
         return tuple(
             Sentence(start, end, min(SEVERITIES[level], worst), risk)
             for start, end, level, risk in zip(starts, ends, levels, risks, strict=True)

@@ -160,7 +160,7 @@ def _summary(found: Trace | None) -> str:
 def _part(row: TraceRow, number: int, part: TracePart) -> Iterator[str]:
     about = "".join(f" · {c.label}" for c in part.verdict.categories)
     yield f"<section><h3>{_NAMES[part.stage.value]} {_badge(part.severity.value)}{_text(about)}</h3><p>"
-    yield f"{len(part.sentences):,} sentences, {part.n_tokens:,} tokens, highest risk {part.risk:.2f}. "
+    yield f"{_count(len(part.sentences), 'sentence')}, {_count(part.n_tokens, 'token')}, highest risk {part.risk:.2f}. "
     if part.begin is not None:
         b = part.begin
         yield (
@@ -180,6 +180,10 @@ def _part(row: TraceRow, number: int, part: TracePart) -> Iterator[str]:
     yield '</div><p class="text" dir="auto">'
     yield from _heat(row, number, part, linked)
     yield "</p></section>"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class _Run(NamedTuple):
@@ -215,11 +219,12 @@ def _runs(part: TracePart) -> Iterator[_Run]:
 def _heat(row: TraceRow, number: int, part: TracePart, linked: set[int]) -> Iterator[str]:
     """The text: a mark before each sentence and where the risk begins, a shade behind each run of tokens."""
     text = _prepared(part.text)
-    starts = [s.start for s in part.sentences]
+    lead = len(part.text) - len(part.text.lstrip())  # the blank lines that models write after their thinking
+    starts = [max(s.start, lead) for s in part.sentences]
     at, begin = 0, -1 if part.begin is None else part.begin.char
     for run in _runs(part):
         shade, level = run.look
-        here = run.start
+        here = max(run.start, lead)
         opening, closing = "", ""
         if shade or level:
             low, high = f"{run.low:.2f}", f"{run.high:.2f}"
