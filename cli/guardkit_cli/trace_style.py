@@ -32,7 +32,7 @@ label{margin-right:1rem;cursor:pointer}
 .scroll{max-height:22rem;overflow:auto;border:1px solid var(--line);border-radius:.4rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 th{position:sticky;top:0;background:var(--card);text-align:left}
-th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line)}td:first-child{overflow-wrap:anywhere}
+th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line)}td:first-child{overflow-wrap:anywhere;min-width:11rem}
 article{margin:1.4rem 0;padding:.9rem 1.1rem;border:1px solid var(--line);border-radius:.5rem;
 content-visibility:auto;contain-intrinsic-size:auto 30rem}
 body:has(#only:checked) .plain{display:none}
@@ -46,6 +46,7 @@ padding:0 .15em}
 .s.unsafe::before,.s.controversial::before{color:var(--fg);font-weight:700;text-decoration:underline}
 .begin::before{content:"\\25B6 " attr(data-n);font:600 .72rem/1 system-ui,sans-serif;background:var(--fg);
 color:var(--bg);border-radius:.25rem;padding:.1em .4em;margin:0 .25em;vertical-align:.1em;white-space:nowrap}
+.begin,.s{scroll-margin:40vh 0}
 .begin:target::before,.s:target::before{outline:3px solid var(--link)}
 .x{font:600 .7rem/1 ui-monospace,monospace;border:1px solid var(--dim);border-radius:.2rem;padding:0 .2em}
 details{margin:.4rem 0}summary{cursor:pointer}
