@@ -125,8 +125,11 @@ class Piece:
                 continue
             at = first + i
             for (levels, flagged), stage in zip(judged, self._stages, strict=True):
-                if flagged[i]:
-                    self._flag(self._verdict(scores, i, at, SEVERITIES[levels[i]], stage), at, min(run, debounce))
+                severity = SEVERITIES[levels[i]]
+                if flagged[i] and self._is_settled(severity):
+                    self._count(at, min(run, debounce))
+                elif flagged[i]:
+                    self._flag(self._verdict(scores, i, at, severity, stage), at, min(run, debounce))
         self._last = self._verdict(scores, len(tokens) - 1, len(self._starts) - 1, Severity.safe, self._stages[0])
         return run
 
@@ -140,14 +143,25 @@ class Piece:
         decision = self._guard.policy.decide(verdict)
         if verdict.severity is Severity.safe and decision.action is Action.allow:
             return
-        begin = max(token + 1 - back, 0)
-        self._counted[begin : token + 1] = [True] * (token + 1 - begin)
+        begin = self._count(token, back)
         if self._begin is None:
             self._begin = begin
         if self._worst is None or verdict.severity > self._worst.severity:
             self._worst = verdict
         if self._decision is None or _rank(decision) > _rank(self._decision):
             self._decision = decision
+
+    def _count(self, token: int, back: int) -> int:
+        begin = max(token + 1 - back, 0)
+        self._counted[begin : token + 1] = [True] * (token + 1 - begin)
+        return begin
+
+    def _is_settled(self, severity: Severity) -> bool:
+        """Whether no token of this severity can make it worse: a flood of them then costs next to nothing."""
+        found, worst = self._decision, self._worst
+        if found is None or worst is None or severity is Severity.safe:
+            return False
+        return severity <= worst.severity and _rank(found) >= (Action.block, severity)
 
     def part(self) -> TracePart:
         nothing = nothing_flagged(self._guard, self._stages[0], self._last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -119,6 +120,8 @@ def command(
         raise click.UsageError("--text and --tokens go with --json")
     if not files and is_terminal(sys.stdin):
         raise click.UsageError("nothing to trace: give a FILE, or pipe a model's output in ('-' to type it)")
+    if html is not None and os.path.exists(html) and any(f != "-" and os.path.samefile(f, html) for f in files):
+        raise click.UsageError(f"--html would overwrite the input '{html}'")
     if sys.stdout is None and not quiet:
         raise click.UsageError("standard output is closed; --quiet gives the exit code alone")
     shown = Shown(as_json, only_flagged, quiet, with_text, with_source=len(files) > 1)

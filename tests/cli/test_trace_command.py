@@ -163,6 +163,10 @@ def test_only_flagged_and_quiet(cli):
 def test_wrong_usage(cli, tmp_path):
     for args in (["--whole", "--jsonl"], ["--text"], ["--tokens"], [str(tmp_path / "none.txt")], ["--policy", "nope"]):
         assert cli("trace", *args, stdin="x").code == 2
+    log = tmp_path / "log.txt"
+    log.write_text("keep me", encoding="utf-8")
+    assert cli("trace", str(log), "--html", str(log)).code == 2
+    assert log.read_text(encoding="utf-8") == "keep me"
     result = cli("trace", "--html", str(tmp_path / "no" / "page.html"), stdin="x")
     assert result.code == 3
     assert "page.html" in result.err
