@@ -8,7 +8,7 @@ STYLE = """
 :root{--bg:#fff;--fg:#1b1d21;--dim:#5c626d;--line:#d5d8de;--card:#f7f8fa;--link:#0b57a4;
 --r1:#fdf3c7;--r2:#fbcf75;--r3:#ec8a47;--r4:#94285a;--f4:#fff;--f3:#1b1d21}
 @media(prefers-color-scheme:dark){:root{--bg:#14161a;--fg:#e4e6ea;--dim:#a2a9b5;--line:#3a3f49;--card:#1c1f25;
---link:#8cc2ff;--r1:#332f1a;--r2:#644a12;--r3:#b9652a;--r4:#f6b3cc;--f4:#14161a;--f3:#fff}}
+--link:#8cc2ff;--r1:#332f1a;--r2:#644a12;--r3:#a85a22;--r4:#f6b3cc;--f4:#14161a;--f3:#fff}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:62rem;padding:1rem;background:var(--bg);color:var(--fg);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}

@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from guardkit_cli.trace_style import STYLE
+
 THOUGHT = "All is fine. This is BAD indeed."
 
 
@@ -283,6 +285,26 @@ def test_many_traces_have_a_list(cli, tmp_path):
     assert "120 on this page" in page
     page, _ = page_of(cli, tmp_path, *records, args=("--only-flagged",))
     assert page.count("<article") == 60
+
+
+def luminance(colour: str) -> float:
+    """Of "#rgb" or "#rrggbb", as WCAG defines it."""
+    wide = colour[1:] if len(colour) == 7 else "".join(c * 2 for c in colour[1:])
+    linear = [int(wide[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in linear)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_shades_differ_in_lightness_and_texts_can_be_read(mode):
+    names = re.findall(r":root\{(.*?)\}", STYLE, re.S)[mode]
+    colour = {name: luminance(value) for name, value in re.findall(r"--(\w+):(#\w+)", names)}
+    shades = [colour[name] for name in ("card", "r1", "r2", "r3", "r4")]
+    assert shades == sorted(shades, reverse=not mode)
+    pairs = [("fg", "card"), ("fg", "r1"), ("fg", "r2"), ("f3", "r3"), ("f4", "r4"), ("dim", "card"), ("link", "card")]
+    for text, behind in pairs:
+        low, high = sorted((colour[text], colour[behind]))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, behind)
 
 
 # ------------------------------------------------------------------------------------------------ the real program
