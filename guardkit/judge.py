@@ -12,9 +12,10 @@ from collections import deque
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guardkit.messages import REASONING_TAG, REASONING_TAGS
-from guardkit.models.base import Floats, Scores, StreamModel, Tokens
+from guardkit.models.base import Floats, Ints, Scores, StreamModel, Tokens
 from guardkit.policy import Action, Decision, Policy
 from guardkit.retokenize import Cut, IncrementalTokenizer, SurrogateJoiner
 from guardkit.verdict import SEVERITIES, Category, Severity, Stage, Verdict
@@ -108,8 +109,7 @@ class RunningVerdict:
     """Scores of consecutive tokens in, the verdict out. `stopped` once the policy's action stops the text."""
 
     def __init__(self, model: StreamModel, policy: Policy, stage: Stage, debounce: int = DEBOUNCE):
-        # A model that judges texts whole has seen more than one token: its first word counts.
-        self._model, self._policy, self._debounce = model, policy, 1 if model.whole_texts else debounce
+        self._model, self._policy, self._debounce = model, policy, run_length(model, debounce)
         self._run: deque[int] = deque(maxlen=self._debounce)  # starts of the flagged tokens of the current run
         self._decision: Decision | None = None
         self._last = empty_verdict(model, stage)
@@ -140,8 +140,7 @@ class RunningVerdict:
         """Take the scores of `tokens`; returns each decision that is stronger than all before. Stops at the stop."""
         check_finite(scores, len(tokens.ids))
         found: list[Decision] = []
-        levels = self._model.severities(scores.severity, tokens.stage)
-        flagged = (levels > 0) | self._policy.candidates(scores.severity, tokens.stage)
+        levels, flagged = judge_tokens(self._model, self._policy, scores, tokens.stage)
         if not flagged.any():
             self._run.clear()
         else:
@@ -174,6 +173,18 @@ class RunningVerdict:
         verdict = verdict_of(self._model, scores, i, severity, tokens.stage)
         windowed = scores.windowed is not None and bool(scores.windowed[i])
         return replace(verdict, token_index=self.n_tokens + i, char_index=tokens.starts[i], windowed=windowed)
+
+
+def run_length(model: StreamModel, debounce: int) -> int:
+    """Consecutive flagged tokens that make a flag. A model that judges texts whole has seen more than one token: its
+    first word counts."""
+    return 1 if model.whole_texts else debounce
+
+
+def judge_tokens(model: StreamModel, policy: Policy, scores: Scores, stage: Stage) -> tuple[Ints, NDArray[np.bool_]]:
+    """Each token's severity (index into `SEVERITIES`), and whether it is flagged: not safe, or a rule may act on it."""
+    levels = model.severities(scores.severity, stage)
+    return levels, (levels > 0) | policy.candidates(scores.severity, stage)
 
 
 def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, stage: Stage) -> Verdict:

@@ -29,7 +29,12 @@ def test_every_program_has_a_test():
     programs = {path.stem for path in COOKBOOK.glob("*.py")}
     langchain = {f"langchain_{name}" for name in ("agent", "chain", "rag", "reasoning", "streaming")}
     llama_index = {f"llama_index_{name}" for name in ("agent", "chat", "ingestion", "rag")}
-    assert programs == {"audit", "check_log", "own_policy", "reasoning", "stream_answer"} | langchain | llama_index
+    assert (
+        programs
+        == {"audit", "check_log", "own_policy", "reasoning", "stream_answer", "trace_reasoning"}
+        | langchain
+        | llama_index
+    )
     assert programs <= {name.removeprefix("test_") for name in globals()}
 
 
@@ -72,6 +77,15 @@ def test_reasoning(tmp_path: Path):
     assert missing.startswith("safe")
     assert unsafe == "unsafe, stage reasoning"
     assert "own field: safe" in out
+
+
+def test_trace_reasoning(tmp_path: Path):
+    out = run(COOKBOOK / "trace_reasoning.py", tmp_path / "page.html", cwd=tmp_path)
+    plan, slip, calm = re.findall(r"^(.*): (safe|reasoning_only|answer_only|both)$", out, re.MULTILINE)
+    assert (plan[1], slip[1], calm[1]) == ("reasoning_only", "answer_only", "safe")
+    assert re.search(r"reasoning turns unsafe in sentence [2-4] of 5", out)
+    assert re.search(r"answer turns unsafe in sentence [12] of 2", out)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<article") == 3
 
 
 def test_audit(tmp_path: Path):

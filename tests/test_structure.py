@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "
 # Data flows one way; a module imports only from rows above its own.
 LAYERS = (
     ("_version", "errors", "verdict"),
-    ("messages", "disguises"),
+    ("messages", "disguises", "sentences"),
     ("normalize",),
     ("models.base", "policy_file"),
     ("policy", "retokenize", "engine", "engine.config", "models.nano.tokenizer", "models.qwen_tokenizer"),
@@ -31,7 +31,8 @@ LAYERS = (
     ("models",),
     ("stream", "batch"),
     ("guard",),
-    ("testing", "adapters", "adapters.transformers"),
+    ("testing", "adapters", "adapters.transformers", "trace_parts"),
+    ("trace",),
     ("",),
 )
 

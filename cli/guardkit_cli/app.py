@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
-COMMANDS = ("check", "stream", "models", "policy", "doctor")
+COMMANDS = ("check", "stream", "trace", "models", "policy", "doctor")
 
 EPILOG = """\b
 Examples:
   echo hello | guard check
   guard check --input app.log --only-flagged
   some-llm | guard stream
+  guard trace --html page.html chats.jsonl
   guard doctor
 
 \b

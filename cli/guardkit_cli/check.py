@@ -123,7 +123,7 @@ def command(
     printer = shown.printer()
     guard = loading.load_guard(model, policy=policy, on_error=on_error, device=device, timeout=timeout)
     allow_errors = loading.allows_errors(guard)
-    talk = _Talk(shown, printer)
+    talk = Talk(shown, printer)
     judge = Judge(guard, talk.emit, stage=loading.stage_of(stage), batch_size=batch_size, allow_errors=allow_errors)
     reader = Reader(jsonl=jsonl, field=field, whole=whole)
     try:
@@ -140,7 +140,7 @@ class _File:
     path: str
 
 
-def _judge_all(parts: Sequence[str | _File], reader: Reader, judge: Judge, talk: _Talk) -> bool:
+def _judge_all(parts: Sequence[str | _File], reader: Reader, judge: Judge, talk: Talk) -> bool:
     """Feed every part to `judge`; whether an input could not be read to its end."""
     unread = False
     for number, part in enumerate(parts, 1):
@@ -149,12 +149,12 @@ def _judge_all(parts: Sequence[str | _File], reader: Reader, judge: Judge, talk:
             continue
         judge.flush()  # what is known already must not wait for a pipe
         try:
-            for records, is_more_ready in _available(part.path, reader, talk):
+            for records, is_more_ready in available(part.path, reader, talk):
                 judge.add(records)
                 if not is_more_ready:
                     judge.flush()
                 talk.progress(judge.tally)
-        except _Unreadable as error:
+        except Unreadable as error:
             talk.wipe()
             say(f"cannot read '{part.path}': {error}", "error")
             unread = True
@@ -162,11 +162,11 @@ def _judge_all(parts: Sequence[str | _File], reader: Reader, judge: Judge, talk:
     return unread
 
 
-class _Unreadable(Exception):
+class Unreadable(Exception):
     pass
 
 
-def _available(path: str, reader: Reader, talk: _Talk) -> Iterator[tuple[list[Record], bool]]:
+def available(path: str, reader: Reader, talk: Talk) -> Iterator[tuple[list[Record], bool]]:
     """The records of each read, and whether more input is waiting already."""
     try:
         source = Source.open(path)
@@ -176,7 +176,7 @@ def _available(path: str, reader: Reader, talk: _Talk) -> Iterator[tuple[list[Re
             yield records, source.is_ready()
         source.close()
     except OSError as error:
-        raise _Unreadable(error.strerror or str(error)) from error
+        raise Unreadable(error.strerror or str(error)) from error
 
 
 def _hint_at_files(texts: Sequence[str]) -> None:
@@ -189,11 +189,11 @@ def _hint_at_files(texts: Sequence[str]) -> None:
             say(f"'{text}' is judged as a text. To judge what is in the file: guard check --input {text}")
 
 
-class _Talk:
+class Talk:
     """Rows to the printer; progress, broken lines and the summary to stderr."""
 
-    def __init__(self, shown: Shown, printer: Printer | None):
-        self._shown, self._printer = shown, printer
+    def __init__(self, shown: Shown, printer: Printer | None, noun: str = "record"):
+        self._shown, self._printer, self._noun = shown, printer, noun
         self._start = perf_counter()
         self._source: Source | None = None
         self._progress: Progress | None = None
@@ -237,9 +237,9 @@ class _Talk:
     def summary(self, tally: Tally, reader: Reader, *, interrupted: bool = False) -> None:
         self.wipe()
         if self._n_errors > self._n_told:
-            say(f"{self._n_errors - self._n_told:,} more records were not judged", "error")
+            say(f"{self._n_errors - self._n_told:,} more {self._noun}s were not judged", "error")
         if tally.tolerated:
-            say(f"{_count(tally.tolerated, 'record')} not judged and let through (on-error allow)", "warning")
+            say(f"{_count(tally.tolerated, self._noun)} not judged and let through (on-error allow)", "warning")
         if reader.decoder.fallback_lines:
             lines = _count(reader.decoder.fallback_lines, "text" if reader.whole else "line")
             say(f"{lines} not valid UTF-8: the odd bytes were read as windows-1252")
@@ -250,7 +250,7 @@ class _Talk:
         seconds = perf_counter() - self._start
         rate = f" ({tally.records / seconds:,.0f}/s)" if tally.records >= 100 and seconds > 0 else ""
         say(
-            f"{'interrupted after ' if interrupted else ''}{_count(tally.records, 'record')}: "
+            f"{'interrupted after ' if interrupted else ''}{_count(tally.records, self._noun)}: "
             f"{tally.flagged:,} flagged, {tally.blocked:,} blocked, {tally.not_judged:,} not judged, "
             f"{seconds:.2f} s{rate}"
         )

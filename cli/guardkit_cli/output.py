@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 RED, YELLOW, GREEN, MAGENTA, DIM, BOLD = "31", "33", "32", "35", "2", "1"
 _LEVEL_COLOURS = {"error": RED, "warning": YELLOW, "note": DIM}
-_ACTION_COLOURS = {"allow": GREEN, "flag": YELLOW, "redact": MAGENTA, "block": RED}
+ACTION_COLOURS = {"allow": GREEN, "flag": YELLOW, "redact": MAGENTA, "block": RED}
 _PIPE_TEXT_WIDTH = 120
 # Characters that JSON leaves alone and a terminal may act on, or that UTF-8 cannot hold.
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
@@ -158,7 +158,7 @@ Printer = Callable[[Sequence[Row]], None]
 def json_printer(out: TextIO, *, with_text: bool, with_source: bool) -> Printer:
     def show(rows: Sequence[Row]) -> None:
         lines = [to_json(row_to_dict(row, with_text=with_text, with_source=with_source), out.encoding) for row in rows]
-        _write(out, lines)
+        write_lines(out, lines)
 
     return show
 
@@ -184,16 +184,16 @@ def table_printer(out: TextIO, *, with_source: bool) -> Printer:
         text = shorten(row.record.text, room)
         if not row.judged:
             text = f"[{shorten(row.error, room)}] {text}"
-        head = f"{paint(f'{action:<6}', _ACTION_COLOURS[action], coloured)} {severity:<13} {score:>4} "
+        head = f"{paint(f'{action:<6}', ACTION_COLOURS[action], coloured)} {severity:<13} {score:>4} "
         return f"{head} {escape(where):>6}  {about:<19}  {text}".rstrip()
 
     def show(rows: Sequence[Row]) -> None:
-        _write(out, [line(row) for row in rows])
+        write_lines(out, [line(row) for row in rows])
 
     return show
 
 
-def _write(out: TextIO, lines: Sequence[str]) -> None:
+def write_lines(out: TextIO, lines: Sequence[str]) -> None:
     if lines:
         text = "\n".join(lines) + "\n"
         try:

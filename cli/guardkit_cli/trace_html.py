@@ -1,0 +1,274 @@
+"""The page of `guard trace --html`: one file, no script, nothing loaded; every text escaped."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+from guardkit_cli.trace_style import STYLE
+
+if TYPE_CHECKING:
+    from guardkit.trace import Trace, TracePart
+    from guardkit_cli.trace import TraceRow
+
+SHADES = (0.1, 0.25, 0.5, 0.75)
+"""The risks at which a darker shade begins."""
+MAX_CELLS = 240  # of the strip above a part; the sentences of longer ones share cells
+_NAMES = {"reasoning": "Reasoning", "response": "Answer", "tool_call": "Tool call"}
+_SUMMARIES = {
+    "safe": "Nothing was flagged.",
+    "reasoning_only": "The reasoning is not safe; what came out of it is.",
+    "answer_only": "The answer is not safe, although the reasoning is.",
+    "both": "Neither the reasoning nor the answer is safe.",
+    "not_judged": "Not all of it was judged: nothing here counts as safe.",
+}
+_LONE_CR = "\ud800"  # stands for a carriage return before a line feed; no lone surrogate is left in prepared text
+_SAME_LENGTH = {c: 0x2400 + c for c in range(0x20) if c not in (0x09, 0x0A, 0x0D)} | {0x7F: 0x2421, 0x0D: 0x240D}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# What would change how the text around it is shown, or show nothing at all.
+_SHOWN = {
+    c: f'<b class="x">U+{c:04X}</b>'
+    for c in (*range(0x80, 0xA0), 0x61C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF)
+} | {c: f'<b class="x">U+{c:04X}</b>' for c in range(0xE0000, 0xE0080)}
+_SHOWN[ord(_LONE_CR)] = ""
+
+
+class Page:
+    """Takes rows as they come and writes the page when it is left. Memory does not grow with the texts."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def __enter__(self) -> Page:
+        self._file: TextIO = Path(self._path).open("w", encoding="utf-8")  # what cannot be written is told at once
+        self._body = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self._index: list[str] = []
+        self._facts = ""
+        return self
+
+    def add(self, rows: Sequence[TraceRow]) -> None:
+        for row in rows:
+            if row.trace is not None and not self._facts:
+                self._facts = f"Judged by {_text(row.trace.model)}, one score for each {row.trace.unit}. "
+            self._index.append(_index_row(row))
+            self._body.writelines(_article(row))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file as out, self._body as body:
+            note = "<p class='warn'>Interrupted: not all traces are on this page.</p>" if kind is not None else ""
+            out.write(_HEAD + f"<h1>Reasoning traces</h1><p>{self._facts}{len(self._index):,} on this page.</p>{note}")
+            out.write(_LEGEND + _TABLE_HEAD)
+            out.writelines(self._index)
+            out.write("</tbody></table></div></nav></header><main>\n")
+            body.seek(0)
+            while piece := body.read(1 << 20):
+                out.write(piece)
+            out.write("</main></body></html>\n")
+
+
+def _shade(risk: float) -> int:
+    return sum(risk >= bound for bound in SHADES)
+
+
+def _text(value: object) -> str:
+    """Any string, safe as content and in a quoted attribute."""
+    return _slice(_prepared(str(value)))
+
+
+def _prepared(text: str) -> str:
+    """`text` with what HTML cannot hold replaced one for one, so that offsets stay."""
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", text)
+    return text.replace("\r\n", _LONE_CR + "\n").translate(_SAME_LENGTH)
+
+
+def _slice(prepared: str) -> str:
+    return escape(prepared).translate(_SHOWN)
+
+
+def _where(row: TraceRow) -> str:
+    source = "standard input" if row.record.source in ("", "-") else row.record.source
+    message = "" if row.output is None or row.output.message is None else f", message {row.output.message}"
+    return f"{source}, line {row.record.line}{message}"
+
+
+def _anchor(row: TraceRow, part: int | None = None, place: str = "") -> str:
+    return f"t{row.index}" + ("" if part is None else f"p{part}{place}")
+
+
+def _badge(severity: str) -> str:
+    return f'<span class="badge {severity}">{severity}</span>'
+
+
+def _severity(trace: Trace | None, name: str) -> str:
+    worst = None if trace is None else getattr(trace, name)
+    return "–" if worst is None else _badge(worst.value)
+
+
+def _index_row(row: TraceRow) -> str:
+    found = row.trace
+    risk = f"{found.risk:.2f}" if found is not None and row.judged else "–"
+    cells = [
+        f'<a href="#{_anchor(row)}">{_text(_where(row))}</a>',
+        f'<span class="badge {row.action}">{row.action}</span>'
+        if row.judged
+        else '<span class="badge">not judged</span>',
+        *(_severity(found, name) for name in ("reasoning", "answer", "tool_calls")),
+        risk,
+    ]
+    return f'<tr class="{_kind(row)}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+
+
+def _kind(row: TraceRow) -> str:
+    return "plain" if row.judged and row.trace is not None and row.trace.outcome == "safe" else "found"
+
+
+def _article(row: TraceRow) -> Iterator[str]:
+    found = row.trace
+    yield f'<article id="{_anchor(row)}" class="{_kind(row)}"><h2>{_text(_where(row))}</h2>'
+    yield f'<p class="sum">{_summary(found)} Action: <b>{row.action}</b>.</p>'
+    if not row.judged:
+        yield f'<p class="warn">Not judged: {_text(row.error)}</p>'
+    if row.output is not None and row.output.prompt:
+        yield f'<details><summary>Prompt</summary><p class="text" dir="auto">{_text(row.output.prompt)}</p></details>'
+    if found is None:
+        yield f'<p class="text" dir="auto">{_text(row.record.text)}</p>'
+    else:
+        for number, part in enumerate(found.parts):
+            if not part.is_blank:
+                yield from _part(row, number, part)
+    yield '<p class="top"><a href="#top">To the list</a></p></article>\n'
+
+
+def _summary(found: Trace | None) -> str:
+    if found is None:
+        return _SUMMARIES["not_judged"]
+    if found.outcome == "reasoning_only" and found.answer is None and found.tool_calls is None:
+        return "The reasoning is not safe; there is no answer."
+    if found.outcome == "answer_only" and found.reasoning is None:
+        return "The answer is not safe; there is no reasoning."
+    return _SUMMARIES[found.outcome]
+
+
+def _part(row: TraceRow, number: int, part: TracePart) -> Iterator[str]:
+    about = "".join(f" · {c.label}" for c in part.verdict.categories)
+    yield f"<section><h3>{_NAMES[part.stage.value]} {_badge(part.severity.value)}{_text(about)}</h3><p>"
+    yield f"{_count(len(part.sentences), 'sentence')}, {_count(part.n_tokens, 'token')}, highest risk {part.risk:.2f}. "
+    if part.begin is not None:
+        b = part.begin
+        yield (
+            f'<a href="#{_anchor(row, number, "b")}">The risk begins in sentence {b.sentence + 1:,}, '
+            f"at token {b.token + 1:,}, character {b.char + 1:,}</a>."
+        )
+    yield "</p>"
+    per_cell = -(-len(part.sentences) // MAX_CELLS) or 1
+    linked = set(range(0, len(part.sentences), per_cell))
+    yield '<div class="strip">'
+    for i in sorted(linked):
+        group = part.sentences[i : i + per_cell]
+        shade = _shade(max(s.risk for s in group))
+        grow = group[-1].end - group[0].start
+        href = _anchor(row, number, f"s{i}")
+        yield f'<a href="#{href}" class="r{shade}" style="flex-grow:{grow}" aria-label="sentence {i + 1}"></a>'
+    yield '</div><p class="text" dir="auto">'
+    yield from _heat(row, number, part, linked)
+    yield "</p></section>"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+class _Run(NamedTuple):
+    """Neighbouring spans that look the same."""
+
+    start: int
+    end: int
+    look: tuple[int, str]
+    low: float
+    high: float
+
+
+def _runs(part: TracePart) -> Iterator[_Run]:
+    run: _Run | None = None
+    hidden = 0.0  # the risk of empty spans, shown with the next one
+    for span in part.spans:
+        risk = max(span.risk, hidden)
+        hidden = risk if span.start == span.end else 0.0
+        if span.start == span.end:
+            continue
+        level = span.severity.value if span.flagged else ""
+        look = (_shade(risk), level)
+        if run is not None and run.look == look:
+            run = _Run(run.start, span.end, look, min(run.low, risk), max(run.high, risk))
+        else:
+            if run is not None:
+                yield run
+            run = _Run(span.start, span.end, look, risk, risk)
+    if run is not None:
+        yield run
+
+
+def _heat(row: TraceRow, number: int, part: TracePart, linked: set[int]) -> Iterator[str]:
+    """The text: a mark before each sentence and where the risk begins, a shade behind each run of tokens."""
+    text = _prepared(part.text)
+    lead = len(part.text) - len(part.text.lstrip())  # the blank lines that models write after their thinking
+    starts = [max(s.start, lead) for s in part.sentences]
+    at, begin = 0, -1 if part.begin is None else part.begin.char
+    for run in _runs(part):
+        shade, level = run.look
+        here = max(run.start, lead)
+        opening, closing = "", ""
+        if shade or level:
+            low, high = f"{run.low:.2f}", f"{run.high:.2f}"
+            label = f"risk {low}" + (f"–{high}" if low != high else "") + (f", {level}" if level else "")
+            names = " ".join(filter(None, (f"r{shade}", f"f-{level}" if level else "")))
+            opening, closing = f'<span class="{names}" title="{label}">', "</span>"
+        while here < run.end:
+            if at < len(starts) and starts[at] == here:
+                place = f' id="{_anchor(row, number, f"s{at}")}"' if at in linked else ""
+                worst = part.sentences[at].severity.value
+                yield f'<i class="s {worst}" data-n="{at + 1}"{place}></i>'
+                at += 1
+            if here == begin:
+                about = part.verdict.categories[0].label if part.verdict.categories else part.severity.value
+                yield f'<b class="begin" id="{_anchor(row, number, "b")}" data-n="risk begins: {_text(about)}"></b>'
+            stop = run.end
+            if at < len(starts):
+                stop = min(stop, starts[at])
+            if here < begin < stop:
+                stop = begin
+            yield f"{opening}{_slice(text[here:stop])}{closing}"
+            here = stop
+
+
+_HEAD = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="referrer" content="no-referrer"><meta name="color-scheme" content="light dark">
+<title>Reasoning traces</title><style>{STYLE}</style></head><body>
+<header id="top">"""
+_BOUNDS = ("below 0.10", "0.10–0.25", "0.25–0.50", "0.50–0.75", "from 0.75")
+_LEGEND = (
+    '<div class="legend" role="note"><b>Risk of a token</b> (the probability that the text up to it is not safe): '
+    + " ".join(f'<span class="r{i}">{label}</span>' for i, label in enumerate(_BOUNDS))
+    + '<br><span class="f-controversial">dashed line</span> flagged as controversial · '
+    '<span class="f-unsafe">double line</span> flagged as unsafe · '
+    '<i class="s safe" data-n="1"></i>number of a sentence · '
+    '<b class="begin" data-n="risk begins"></b>first token that counts. '
+    "The strip above a text shows its sentences; each leads to its place.</div>\n"
+)
+_TABLE_HEAD = """<nav><fieldset><legend>Show</legend>
+<label><input type="radio" name="show" checked> all</label>
+<label><input type="radio" name="show" id="only"> only flagged or not judged</label></fieldset>
+<div class="scroll"><table><thead><tr><th>Trace</th><th>Action</th><th>Reasoning</th><th>Answer</th><th>Tool calls</th>
+<th>Risk</th></tr></thead><tbody>
+"""

@@ -1,0 +1,287 @@
+"""Reasoning traces: a model's whole output scored token by token, to see where in its thinking and where in its answer
+the risk begins.
+
+    from guardkit.trace import trace
+    found = trace(guard, "<think>…</think>…")
+    found.outcome, found.reasoning, found.answer
+
+Unlike `check` and a stream, a trace does not end at the first violation: all of the text is scored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from guardkit.batch import FEED_CHARS, RESPONSES, Item
+from guardkit.errors import GuardkitError, MessageError, NotJudged
+from guardkit.judge import ResponseReader, check_finite, run_length
+from guardkit.messages import REASONING_TAG, Message, Part, read_messages, starts_in_reasoning
+from guardkit.models.base import Scores, Session, Tokens
+from guardkit.policy import Decision
+from guardkit.retokenize import SurrogateJoiner
+from guardkit.trace_parts import Begin, Piece, Sentence, Span, TracePart, nothing_flagged
+from guardkit.verdict import Category, Severity, Stage
+
+if TYPE_CHECKING:
+    from guardkit.guard import Guard
+
+Outcome = Literal["safe", "reasoning_only", "answer_only", "both", "not_judged"]
+"""Where risk was found. `reasoning_only`: the thinking is not safe and the answer (tool calls included) is, or there is
+none; `answer_only`: the reverse."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was found in one output of a model.
+
+    parts: in order, those that were judged; decision: the worst part's (the guard's decision about what is not judged
+    where `error` says why something was not); unit: what a span is, "token", or "block" for models that judge some
+    tokens at a time.
+    """
+
+    parts: tuple[TracePart, ...]
+    decision: Decision
+    model: str
+    unit: Literal["token", "block"] = "token"
+    error: str | None = None
+    cause: BaseException | None = field(default=None, compare=False, repr=False)
+    latency_ms: float = field(default=0.0, compare=False)
+
+    @property
+    def judged(self) -> bool:
+        return self.error is None
+
+    @property
+    def reasoning(self) -> Severity | None:
+        """The worst severity of the thinking; None where there is none."""
+        return self._worst(Stage.reasoning)
+
+    @property
+    def answer(self) -> Severity | None:
+        """The worst severity of the answer; None where there is none."""
+        return self._worst(Stage.response)
+
+    @property
+    def tool_calls(self) -> Severity | None:
+        """The worst severity of the tool calls; None where there are none."""
+        return self._worst(Stage.tool_call)
+
+    @property
+    def severity(self) -> Severity | None:
+        """The worst severity of all; None where something was not judged."""
+        return max((p.severity for p in self.parts), default=Severity.safe) if self.judged else None
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """Those of the worst part's verdict, most likely first."""
+        return max((p.verdict for p in self.parts), key=lambda v: v.severity).categories if self.parts else ()
+
+    @property
+    def risk(self) -> float:
+        return max((p.risk for p in self.parts), default=0.0)
+
+    @property
+    def outcome(self) -> Outcome:
+        if not self.judged:
+            return "not_judged"
+        thinking = any(p.begin is not None for p in self.parts if p.stage is Stage.reasoning)
+        output = any(p.begin is not None for p in self.parts if p.stage is not Stage.reasoning)
+        return "both" if thinking and output else "reasoning_only" if thinking else "answer_only" if output else "safe"
+
+    def _worst(self, stage: Stage) -> Severity | None:
+        found = [p.severity for p in self.parts if p.stage is stage and not p.is_blank]
+        return max(found, default=None)
+
+
+def trace(guard: Guard, item: Item) -> Trace:
+    """Score a model's output: a text (``<think>`` tags told apart), or the last of some messages.
+
+    Raises `NotJudged` where any of it could not be judged, `MessageError` for a message that cannot be read or is not
+    a model's.
+
+    Thinking, answer and tool calls are each judged apart, after the messages before them, so that a trace
+    is the same for think tags and for fields. The text is judged as it stands, as in a stream: without its
+    de-obfuscated view.
+    """
+    found = trace_batch(guard, [item])[0]
+    if isinstance(found.cause, MessageError):
+        raise found.cause
+    if found.error is not None:
+        raise NotJudged(f"the trace was not judged: {found.error}") from found.cause
+    return found
+
+
+def trace_batch(guard: Guard, items: Sequence[Item], *, feed_chars: int = FEED_CHARS) -> list[Trace]:
+    """`trace` for many, in shared forward passes; order is kept, and each equals its trace alone.
+
+    Raises nothing for what cannot be judged: `error` says why, and what was judged all the same is in `parts`.
+    `feed_chars`: characters of each text that are handed to the model at once; the traces do not depend on it.
+    """
+    start = time.perf_counter()
+    outputs = [_Output(guard, item, feed_chars) for item in items]
+    voices = [v for output in outputs for v in output.voices]
+    for i in range(0, len(voices), RESPONSES):
+        _run(guard, voices[i : i + RESPONSES])
+    traces = []
+    for item, output in zip(items, outputs, strict=True):
+        found = replace(output.trace(), latency_ms=(time.perf_counter() - start) * 1e3)
+        guard.record(found.decision, item, output.characters, found.latency_ms, "trace")
+        traces.append(found)
+    return traces
+
+
+def _run(guard: Guard, voices: Sequence[_Voice]) -> None:
+    """Score `voices` together; where a pass fails, each starts again on its own, so that one fault stays with one."""
+    try:
+        for v in voices:
+            v.open()
+        while active := [(v, tokens) for v in voices if (tokens := v.next_tokens()) is not None]:
+            pairs = [(v.session, tokens) for v, tokens in active if v.session is not None]
+            results = guard.run(lambda pairs=pairs: guard.model.append_batch(pairs))  # type: ignore[misc]
+            if len(results) != len(active):
+                raise ValueError(f"the model judged {len(results)} of {len(active)} texts")
+            for (v, tokens), scores in zip(active, results, strict=True):
+                v.add(tokens, scores)
+    except Exception as error:
+        for v in voices:
+            v.close()
+        if len(voices) == 1:
+            voices[0].error = error
+            return
+        for v in voices:
+            _run(guard, [v])
+    finally:
+        for v in voices:
+            v.close()
+
+
+class _Output:
+    """One item: the texts of its message that are scored, and what cannot be."""
+
+    def __init__(self, guard: Guard, item: Item, feed_chars: int):
+        self._guard = guard
+        self.voices: list[_Voice] = []
+        self.characters = 0
+        self.error: BaseException | None = None
+        try:
+            context, parts = _read(item)
+            for number, part in enumerate(parts):
+                if part.text is not None:
+                    self.characters += len(part.text)
+                    for cuts in _cut(part.stage, part.text):
+                        self.voices.append(_Voice(guard, number, cuts, context, feed_chars))
+                elif self.error is None:
+                    self.error = NotJudged(f"{part.what} content cannot be judged by {guard.model.name}")
+        except Exception as problem:  # whatever it is, this item is not judged and the others are
+            self.error = problem
+
+    def trace(self) -> Trace:
+        guard = self._guard
+        pieces = [(v.number, piece) for v in self.voices if v.error is None for piece in v.pieces]
+        pieces.sort(key=lambda found: (found[0], found[1].start))
+        parts = tuple(piece.part() for _, piece in pieces)
+        error = self.error or next((v.error for v in self.voices if v.error is not None), None)
+        worst = max(
+            (p.decision for p in parts), key=lambda d: (d.action, d.verdict and d.verdict.severity), default=None
+        )
+        decision = worst or nothing_flagged(guard, Stage.response)
+        text = None
+        if error is not None:
+            text = str(error) if isinstance(error, GuardkitError) else f"{type(error).__name__}: {error}"
+            decision = guard.not_judged(text, Stage.response, worst)
+        return Trace(parts, decision, guard.model.name, "block" if guard.model.stride > 1 else "token", text, error)
+
+
+def _read(item: Item) -> tuple[tuple[Message, ...], list[Part]]:
+    if isinstance(item, str):
+        return (), [Part(Stage.response, item)]
+    if not isinstance(item, Sequence):
+        raise MessageError(f"expected a text or a list of messages, got {type(item).__name__}")
+    if not item:
+        raise MessageError("an empty list of messages: nothing to trace")
+    messages = read_messages(cast(Sequence[Message | Mapping[str, Any]], item))
+    last = messages[-1]
+    if last.stage is not Stage.response:
+        raise MessageError(
+            f"message {len(messages) - 1} has the role '{last.role}': a trace is of what a model wrote; use check"
+        )
+    return tuple(messages[:-1]), last.parts()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A stretch of a text between think tags. It is judged as the first of `stages`, and flagged as any of them."""
+
+    stages: tuple[Stage, ...]
+    text: str
+    start: int
+
+
+def _cut(stage: Stage, text: str) -> list[list[_Cut]]:
+    """The stretches of a text, those of each stage together; the empty ones are left out, unless all are.
+
+    A response whose first think tag closes began inside its reasoning, or pretends to: both count.
+    """
+    joiner = SurrogateJoiner()
+    text = joiner.push(text) + joiner.finish()
+    if stage is Stage.tool_call:
+        return [[_Cut((stage,), text, 0)]]
+    stages: tuple[Stage, ...] = (stage,)
+    if stage is Stage.response and starts_in_reasoning(text):
+        stages = (Stage.reasoning, Stage.response)
+    found, at = [], 0
+    for tag in REASONING_TAG.finditer(text):
+        found.append(_Cut(stages, text[at : tag.start()], at))
+        stages, at = (Stage.response if tag[1] else Stage.reasoning,), tag.end()
+    found.append(_Cut(stages, text[at:], at))
+    found = [cut for cut in found if cut.text] or found[-1:]
+    voices: dict[Stage, list[_Cut]] = {}
+    for cut in found:
+        voices.setdefault(cut.stages[0], []).append(cut)
+    return list(voices.values())
+
+
+class _Voice:
+    """What a text says at one stage, on its way through a session of its own: thinking does not colour the answer."""
+
+    def __init__(self, guard: Guard, number: int, cuts: list[_Cut], context: tuple[Message, ...], feed_chars: int):
+        self.number = number  # of the text in its message
+        self._guard, self._cuts, self._context, self._feed_chars = guard, cuts, context, feed_chars
+        self._debounce = run_length(guard.model, guard.debounce)
+        self.pieces: list[Piece] = []
+        self.session: Session | None = None
+        self.error: BaseException | None = None
+
+    def open(self) -> None:
+        """Start, or start again."""
+        self.pieces = []
+        self._tokens = self._read()
+        self._run = 0  # flagged tokens in a row, up to the newest
+        self.session = self._guard.run(lambda: self._guard.model.open(self._context))
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+    def next_tokens(self) -> Tokens | None:
+        """The next group of tokens; None at the end."""
+        return next(self._tokens, None)
+
+    def _read(self) -> Iterator[Tokens]:
+        for cut in self._cuts:
+            self.pieces.append(Piece(self._guard, cut.stages, cut.text, cut.start))
+            reader = ResponseReader(self._guard.model, cut.stages[0])
+            for at in range(0, len(cut.text), self._feed_chars):
+                yield from reader.push(cut.text[at : at + self._feed_chars])[1]
+            yield from reader.finish()[1]
+
+    def add(self, tokens: Tokens, scores: Scores) -> None:
+        check_finite(scores, len(tokens))
+        self._run = self.pieces[-1].add(tokens, scores, self._run, self._debounce)
+
+
+__all__ = ["Begin", "Outcome", "Sentence", "Span", "Trace", "TracePart", "trace", "trace_batch"]
