@@ -36,7 +36,13 @@ LAYERS = (
     ("models",),
     ("stream", "batch"),
     ("guard",),
-    ("testing", "adapters", "adapters.transformers"),
+    ("testing", "adapters", "adapters.transformers", "evaluation", "evaluation.specs", "evaluation.metrics"),
+    ("evaluation.rows", "evaluation.locations"),
+    ("evaluation.sources", "evaluation.predictions", "evaluation.spans"),
+    ("evaluation.columns",),
+    ("evaluation.figures",),
+    ("evaluation.runner", "evaluation.report", "evaluation.charts"),
+    ("evaluation.page",),
     ("",),
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("check", "stream", "models", "policy", "doctor")
+COMMANDS = ("check", "stream", "eval", "models", "policy", "doctor")
 
 EPILOG = """\b
 Examples:
