@@ -115,6 +115,7 @@ def command(
     Prints precision, recall and F1 in strict and loose mode with bootstrap intervals, average precision, calibration,
     refusal, and where streams are stopped. The policy plays no part.
     """
+    from guardkit.errors import EvaluationError
     from guardkit.evaluation import report
     from guardkit.evaluation.runner import Settings, evaluate, exit_code, model_revision
     from guardkit.evaluation.specs import load_table
@@ -152,6 +153,11 @@ def command(
             progress = _Progress(f"{model}, {source.name}")
             try:
                 results.append(evaluate(guard, model, named, source, settings, progress))
+            except EvaluationError as error:
+                progress.wipe()
+                say(str(error), "error")
+                missing.append(source.name)
+                continue
             except KeyboardInterrupt:
                 progress.wipe()
                 say("interrupted" + ("" if no_cache else "; what was judged is kept: run the same command again"))
@@ -171,7 +177,15 @@ def command(
         print(to_json(report.as_dict(results, beside, missing, with_text=with_text), sys.stdout.encoding))
     else:
         _print(results, beside, shown)
-    return 3 if missing else exit_code(results)
+    if missing:
+        return 3
+    if not any(r.n_judged or r.n_not_judged or r.n_unread for r in results):
+        say(
+            "no row has a label that is known: name its column with --column severity=NAME, its values with --label",
+            "error",
+        )
+        return 2
+    return exit_code(results)
 
 
 _NOTHING = "nothing to score: give a FILE with labels, --suite NAME (see --list), or --data DIR"
@@ -226,6 +240,8 @@ def _sources(
                 missing.append(spec.name)
     names = {s.name for s in sources}
     for path in files:
+        if not path.name.endswith(ENDINGS):
+            raise click.UsageError(f"{path}: not a kind of file that is known; known: {', '.join(ENDINGS)}")
         name = stem(path)
         while name in names:  # two files of one name in different folders
             name += "+"

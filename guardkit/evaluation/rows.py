@@ -67,6 +67,8 @@ def _read(number: int, record: Mapping[str, Any], fields: Fields, kind: str | No
         return next((record[key] for key in (name, *aliases) if key in record), None)
 
     kind = get("kind") or kind
+    if kind not in (None, "prompt", "response"):
+        raise ValueError(f"'kind' must be prompt or response, not '{plain(kind)[:40]}'")
     prompt, response, messages = get("prompt", "text"), get("response"), get("messages")
     item: str | list[dict[str, Any]]
     if messages is not None:

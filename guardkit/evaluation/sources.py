@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,11 +54,16 @@ class Source:
     def _local(self) -> Iterator[Row]:
         assert self.path is not None
         kind = self.spec.kind if self.spec else None
-        for number, record in enumerate(read_records(self.path), 1):
-            if isinstance(record, Unread):
-                yield Row(number, None, error=record.error)
-            else:
-                yield row_of(number, record, self.fields, kind)
+        number = 0
+        try:
+            for record in read_records(self.path):
+                number += 1
+                if isinstance(record, Unread):
+                    yield Row(number, None, error=record.error)
+                else:
+                    yield row_of(number, record, self.fields, kind)
+        except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+            yield Row(number + 1, None, error=f"the file is damaged from here on: {error}")
 
     def _hub(self) -> Iterator[Row]:
         spec = self.spec
@@ -70,7 +76,11 @@ class Source:
                 yield row_of(next(numbers), record, fields, spec.kind)
 
     def revision(self) -> str:
-        """What was read: the file's SHA-256, or the hub's revision."""
+        """What was read: the file's SHA-256, or the hub's revision; and of how many rows."""
+        part = f", first {self.limit} rows" if self.limit else ""
+        return self._revision() + part
+
+    def _revision(self) -> str:
         if self.path is not None:
             digest = hashlib.sha256()
             with self.path.open("rb") as file:
