@@ -3,6 +3,7 @@
     app.py      the lazy group: a command's module is imported when that command runs
     check.py    records in, decisions out      records.py (input)  judging.py (batches, cache)  output.py (printing)
     stream.py   a filter that stops at a violation
+    eval.py     scores guards on labelled texts (guardkit/evaluation)
     models.py  policy.py  doctor.py
 
 Exit codes: 0 nothing was blocked, 1 something was, 2 wrong usage, 3 something could not be judged, 130 Ctrl-C,

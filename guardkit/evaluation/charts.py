@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 COLOURS = ("#1f6feb", "#d1570a", "#1a7f37", "#8250df", "#bf3989", "#57606a")
-_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 280, 46, 12, 30, 44
+_W, _H, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 290, 46, 12, 42, 44
 
 
 @dataclass(frozen=True)
@@ -95,5 +95,5 @@ def _frame(title: str, x_name: str, y_name: str, body: Sequence[str], names: Seq
         f'<svg viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" role="img" aria-label="{escape(title)}">'
         f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>'
         f'<text x="{_W - _RIGHT}" y="{_H - 18}" text-anchor="end">{escape(x_name)}</text>'
-        f'<text x="4" y="{_TOP - 4}">{escape(y_name)}</text>{"".join(body)}{"".join(legend)}</svg>'
+        f'<text x="4" y="{_TOP - 12}">{escape(y_name)}</text>{"".join(body)}{"".join(legend)}</svg>'
     )

@@ -15,7 +15,7 @@ from guardkit.verdict import SEVERITIES
 
 _STYLE = """
 :root{color-scheme:light dark}
-body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:76em;padding:0 1em}
+body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:110em;padding:0 1em}
 table{border-collapse:collapse;margin:.5em 0;font-variant-numeric:tabular-nums}
 th,td{padding:.2em .6em;border-bottom:1px solid #8884;text-align:left;white-space:nowrap}
 div.wide{overflow-x:auto}

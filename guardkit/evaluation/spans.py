@@ -32,10 +32,10 @@ def characters(qwen: Encoder, messages: Sequence[Mapping[str, Any]], first: int,
         at = opened + 7 + len(inner) - len(inner.lstrip("\n"))
         stripped = inner.strip("\n")
         answer = text[closed + 8 :]
-        # <think> and the line break after it; then the reasoning, a line break, </think> and a blank line.
-        starts = [at + s for s in qwen.encode(stripped)[1]]
+        # Before it <think> and a line break; a line break after it (which joins a full stop), </think>, a blank line.
+        starts = [at + s for s in qwen.encode(stripped + "\n")[1]]
         after = closed + 8 + len(answer) - len(answer.lstrip("\n"))
-        starts += [at + len(stripped), closed, closed + 8]
+        starts += [closed, closed + 8]
         starts += [after + s for s in qwen.encode(text[after:])[1]]
         base += 2
     else:
@@ -49,8 +49,11 @@ def characters(qwen: Encoder, messages: Sequence[Mapping[str, Any]], first: int,
 
 
 def _turn(qwen: Encoder, message: Mapping[str, Any]) -> int:
+    text = text_of(message)
+    if message.get("role") == "assistant" and "</think>" in text:  # reasoning of earlier turns is left out
+        text = text.rpartition("</think>")[2].lstrip("\n")
     # The line break after the role joins line breaks that the content begins with.
-    return 4 + len(qwen.encode("\n" + text_of(message))[0])
+    return 4 + len(qwen.encode("\n" + text)[0])
 
 
 def tokens(starts: Sequence[int], span: tuple[int, int]) -> tuple[int, int] | None:

@@ -139,3 +139,52 @@ def test_characters_to_the_models_tokens():
     assert spans.tokens(starts, (0, 1)) == (0, 0)
     assert spans.tokens([], (0, 1)) is None
     assert spans.tokens(starts, (3, 3)) is None
+
+
+def _render(messages: list[dict[str, str]]) -> str:
+    """Qwen3's template, for these chats."""
+    out = [
+        f"<|im_start|>{m['role']}\n{m['content'].rpartition('</think>')[2].lstrip()}<|im_end|>\n" for m in messages[:-1]
+    ]
+    thought, _, answer = messages[-1]["content"].rpartition("</think>")
+    thought = thought.removeprefix("<think>").strip("\n")
+    return "".join(out) + f"<|im_start|>assistant\n<think>\n{thought}\n</think>\n\n{answer.lstrip(chr(10))}<|im_end|>\n"
+
+
+@pytest.mark.parametrize("reasoning", ["", "<think>\nFirst, a plan.\n\nThen MARK here. Done.\n</think>\n\n"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        [{"role": "user", "content": "Hello, how are you?"}],
+        [
+            {"role": "system", "content": "Be kind.\n"},
+            {"role": "user", "content": "Grüße 你好"},
+            {"role": "assistant", "content": "<think>\nlong\n</think>\n\nFine."},
+            {"role": "user", "content": "and then?\n\n1. x"},
+        ],
+    ],
+)
+def test_with_qwens_own_tokenizer(before, reasoning):
+    """Tokens of the rendered chat that spell a sentence lead back to its characters in the response."""
+    from tests.engine.qwen3_tokenizer_builder import MISSING, cached
+
+    if MISSING:
+        pytest.skip(MISSING)
+    from tokenizers import Tokenizer
+
+    from guardkit.models.qwen_tokenizer import QwenTokenizer
+
+    content = f"{reasoning}Sure. The MARK is this one: 很好!\nNot more."
+    messages = [*before, {"role": "assistant", "content": content}]
+    rendered = _render(messages)
+    ids = Tokenizer.from_file(str(cached() / "tokenizer.json")).encode(rendered, add_special_tokens=False)
+    at, here = rendered.rindex("MARK"), content.rindex("MARK")
+    wanted = [i for i, (start, end) in enumerate(ids.offsets) if start >= at - 1 and end <= at + 8 and end > start]
+    first, last = spans.characters(QwenTokenizer(cached()), messages, wanted[0], wanted[-1])
+    shift = at - here
+    assert (first + shift, last + shift) == (ids.offsets[wanted[0]][0], ids.offsets[wanted[-1]][1])
+    if reasoning:
+        at, here = rendered.index("MARK"), content.index("MARK")
+        wanted = [i for i, (start, end) in enumerate(ids.offsets) if start >= at - 1 and end <= at + 4 and end > start]
+        first, last = spans.characters(QwenTokenizer(cached()), messages, wanted[0], wanted[-1])
+        assert content[first:last].strip() == "MARK"
