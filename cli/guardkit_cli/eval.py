@@ -166,6 +166,8 @@ def command(
                 progress.wipe()
             _tell(results[-1])
         del guard
+    if not results:
+        return 3
     if markdown is not None:
         markdown.write_text(report.as_markdown(results, beside, shown), encoding="utf-8", errors="replace")
     if html is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -266,11 +267,37 @@ def test_more_than_one_row_of_a_record(monkeypatch):
     assert [(r.text, r.severity) for r in found] == [("a", 0), ("b", 2)]
 
 
+def test_through_the_datasets_library(tmp_path):
+    pytest.importorskip("datasets")
+    from dataclasses import replace
+
+    (tmp_path / "hub.csv").write_text('forbidden_prompt,category\n"BAD, very",a\nquiet,b\n')
+    spec = load_table().datasets["strongreject"]
+    assert spec.hub is not None
+    local = replace(spec, hub=replace(spec.hub, url=str(tmp_path / "hub.csv")))
+    found = evaluate(FakeGuard(SCRIPT), "fake", "1", Source(local.name, local), Settings(resamples=0))
+    assert (found.n_rows, found.strict.rates.tp, found.strict.rates.fn) == (2, 1, 1)
+    assert found.best_interval is None
+    with pytest.raises(EvaluationError, match="--data"):
+        list(Source(spec.name, replace(spec, hub=replace(spec.hub, url=str(tmp_path / "none.csv")))).rows())
+
+
 def test_rows_that_a_spec_leaves_out(monkeypatch):
     spec = load_table().datasets["toxicchat"]
     records = [{"user_input": str(i), "toxicity": i % 2, "human_annotation": i < 3} for i in range(6)]
     monkeypatch.setattr(sources, "hub_records", lambda _: iter(records))
     assert [(r.text, r.severity) for r in Source("toxicchat", spec).rows()] == [("0", 0), ("1", 2), ("2", 0)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("GUARDKIT_BENCH" not in os.environ, reason="GUARDKIT_BENCH names no folder of benchmark files")
+def test_every_row_of_the_benchmarks_is_read():
+    for path in sorted(Path(os.environ["GUARDKIT_BENCH"]).glob("*.jsonl.gz")):
+        spec = load_table().of_file(sources.stem(path))
+        assert spec is not None, path
+        found = list(Source(spec.name, spec, path, spec.local).rows())
+        assert [r.error for r in found if r.error] == [], path
+        assert any(r.is_labelled for r in found), path
 
 
 # ----------------------------------------------------------------------------------------------------------- table
