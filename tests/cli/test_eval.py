@@ -179,3 +179,27 @@ def _kept(cache) -> int:
         return sqlite3.connect(cache).execute("SELECT count(*) FROM predictions").fetchone()[0]
     except sqlite3.Error:
         return 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pty")
+def test_progress_on_a_terminal(start, labels):
+    import os
+    import pty
+
+    leader, follower = pty.openpty()
+    path = labels([{**r, "prompt": f"{r['prompt']} {i}"} for i in range(10) for r in ROWS])
+    process = start("eval", path, "--no-cache", "--batch-size", "4", stderr=follower, env={"SLOW_MS": "100"})
+    os.close(follower)
+    seen = b""
+    try:
+        while data := os.read(leader, 65536):
+            seen += data
+    except OSError:
+        pass
+    os.close(leader)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"nano, labels  " in seen
+    assert b" rows  " in seen
+    assert seen.endswith(b"\r\x1b[K"), "wiped at the end"
+    assert b"\x1b" not in out

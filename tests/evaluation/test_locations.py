@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guardkit.evaluation import spans
 from guardkit.evaluation.locations import BINS, Located, bin_of, first_flag, shown_early
@@ -55,6 +57,20 @@ def test_other_runs():
 )
 def test_tokens_shown_too_early(flag, holdback, shown):
     assert shown_early(flag, START, 50, holdback) == shown
+
+
+@given(st.lists(st.integers(0, 2), max_size=40), st.integers(0, 30), st.integers(0, 10))
+def test_against_plain_loops(levels, start, length):
+    end = start + length
+    for mode, bad in (("strict", {C, U}), ("loose", {U})):
+        pairs = [i for i in range(1, len(levels)) if levels[i] == levels[i - 1] and levels[i] in bad]
+        flag = pairs[0] if pairs else None
+        assert first_flag(np.array(levels, np.int8), mode) == flag
+        if flag is not None and flag > end:
+            low, high = next(b for b in ((1, 32), (33, 64)) if b[0] <= flag - end <= b[1])
+            assert bin_of(flag, start, end) == f"{low}-{high}"
+        elif flag is not None:
+            assert bin_of(flag, start, end) == ("Ahead" if flag < start else "Hit")
 
 
 def _levels(flag: int | None, n: int = 600, level: int = U) -> np.ndarray:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from guardkit.errors import EvaluationError
-from guardkit.evaluation import rows, sources
+from guardkit.evaluation import rows, runner, sources
+from guardkit.evaluation.locations import first_flag
 from guardkit.evaluation.predictions import Prediction, PredictionStore, key_of
 from guardkit.evaluation.runner import Settings, evaluate, exit_code
 from guardkit.evaluation.sources import Source
@@ -154,6 +155,26 @@ def test_locations(tmp_path):
         # The sentence begins at token 3, BAD is token 4: one token was out; of the missed text both were.
         assert [e.mean for e in stops.early][:2] == pytest.approx([(1 + 0 + 2) / 3, 2 / 3])
         assert (found.strict.rates.tp, found.strict.rates.tn) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["BAD", "so BAD it is", "fine", "HMM so BAD", "<think>\nHMM a b\n</think>\n\nBAD c d", ""]
+)
+@pytest.mark.parametrize("debounce", [1, 2, 3])
+def test_a_text_is_flagged_where_its_stream_is_stopped(text, debounce):
+    item = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
+    for policy, mode in (("strict", "strict"), ("loose", "loose")):
+        guard = FakeGuard(SCRIPT, policy=policy, debounce=debounce)
+        found = runner._locate(guard, rows.Row(1, item, text))
+        flag = first_flag(found.levels, mode, debounce)
+        with guard.stream("q") as stream:
+            stream.feed(text)
+            stream.finish()
+        assert stream.stopped == (flag is not None)
+        if flag is not None and "HMM" in text:  # a stream counts labels that differ, too, so it may be earlier
+            assert stream.verdict.token_index <= flag
+        elif flag is not None:
+            assert stream.verdict.token_index == flag
 
 
 @dataclass(frozen=True)
