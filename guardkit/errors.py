@@ -11,6 +11,8 @@ GuardkitError
     ├── UnknownModel        no such model; names those that exist
     ├── Overloaded          as many streams are open as the model may hold
     ├── ModelLoadError      the model's files are missing, damaged or of the wrong kind
+    ├── ServerError         a remote server refused, failed or could not be reached
+    ├── Unparsable          a model's answer is outside its grammar
     └── MissingExtra        an optional dependency is not installed; names the pip command
 """
 

@@ -182,7 +182,7 @@ def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, s
     refusal = None if scores.refusal is None or stage.is_query else bool(scores.refusal[i] >= 0.5)
     return Verdict(
         severity=severity,
-        categories=() if severity is Severity.safe else _categories(scores.category[i], names),
+        categories=() if severity is Severity.safe else _categories(scores, i, names),
         scores=_as_dict(scores.severity[i]),
         refusal=refusal,
         stage=stage,
@@ -203,7 +203,10 @@ def empty_verdict(model: StreamModel, stage: Stage) -> Verdict:
     return Verdict(Severity.safe, (), {"safe": 1.0, "controversial": 0.0, "unsafe": 0.0}, None, stage, model.name)
 
 
-def _categories(row: Floats, names: tuple[Category, ...]) -> tuple[Category, ...]:
+def _categories(scores: Scores, i: int, names: tuple[Category, ...]) -> tuple[Category, ...]:
+    if scores.named is not None:
+        return scores.named
+    row = scores.category[i]
     order = np.argsort(-row, kind="stable")
     return tuple(names[i] for rank, i in enumerate(order) if rank == 0 or row[i] >= CATEGORY_FLOOR)
 

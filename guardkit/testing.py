@@ -5,7 +5,6 @@ guard = FakeGuard({"forbidden words": "unsafe", "hmm": "controversial", "crash":
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -122,6 +121,8 @@ class _FakeSession(Session):
     async def aappend(self, tokens: Tokens) -> Scores:
         model = self._model
         if model._delay:
+            import asyncio
+
             await asyncio.sleep(model._delay)
         return self._append(tokens)
 

@@ -208,7 +208,7 @@ class PagedCache(Cache):
 
     def restore(self, slot: Slot, saved: Tensor) -> None:
         pages = torch.tensor(slot.pages[: saved.shape[2]], device=self.device)
-        self.pool[:, :, pages] = saved.to(self.device)
+        self.pool[:, :, pages] = saved[:, :, : len(pages)].to(self.device)  # fewer where the end was cut off since
 
     def begin(self, runs: Sequence[Run]) -> None:
         rows = [run.slot.pages[at // PAGE] * PAGE + at % PAGE for run in runs for at in range(run.start, run.end)]

@@ -11,6 +11,7 @@ memory, or are computed again from the token ids. Nothing is dropped in silence.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from guardkit.engine.cache import Cache, Run, Slot
+from guardkit.engine.cache import GROW, Cache, Run, Slot
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.errors import Overloaded
 
@@ -71,6 +72,7 @@ class Request:
     head: str | None
     read: int  # the next token to be read: an index into `ids`, then (once started) into the sequence
     keep: bool
+    number: int  # in the order of arrival
     base: int = -1  # the sequence's length before this request; -1 until it is started
     found: list[Rows] = field(default_factory=list)
     future: Future[Rows] = field(default_factory=Future)
@@ -93,10 +95,12 @@ class Engine:
     def __init__(self, model: Qwen3, heads: Mapping[str, Head], cache: Cache, limits: Limits):
         self.model, self.heads, self.cache, self.limits = model, heads, cache, limits
         self.counters = Counters()
-        self.max_tokens = min(model.config.max_position_embeddings, cache.capacity)  # of one sequence
+        self.room = cache.capacity // GROW * GROW  # tokens of all sequences but the pinned ones
+        self.max_tokens = min(model.config.max_position_embeddings, self.room)  # of one sequence
         self._sequences: set[Sequence] = set()
         self._counted = 0
         self._saved_tokens = 0
+        self._numbers = itertools.count()
         self._ready: deque[Sequence] = deque()  # those with requests, in the order of arrival
         self._stepping: set[Sequence] = set()
         self._state = threading.Condition()
@@ -133,7 +137,7 @@ class Engine:
         keep=False: the tokens are forgotten again, which costs nothing. Requests of one sequence are served in order.
         Raises ValueError for ids outside the vocabulary, and for more tokens than fit.
         """
-        request = Request(list(ids), head, read_from, keep)
+        request = Request(list(ids), head, read_from, keep, next(self._numbers))
         own = request.ids
         vocabulary = self.model.config.vocab_size
         if own and not (min(own) >= 0 and max(own) < vocabulary):
@@ -158,6 +162,8 @@ class Engine:
         sequence = self.open(counted=False)
         sequence.pinned = True
         self.submit(sequence, ids).result()
+        self.room -= sequence.slot.held
+        self.max_tokens = min(self.max_tokens, self.room)
         return sequence
 
     def truncate(self, sequence: Sequence, n_tokens: int) -> None:
@@ -168,6 +174,10 @@ class Engine:
             del sequence.ids[n_tokens:]
             sequence.length = len(sequence.ids)
             sequence.cached = min(sequence.cached, n_tokens)
+            if sequence.saved is not None and sequence.saved[1] > n_tokens:
+                tensor, n = sequence.saved
+                sequence.saved = (tensor, n_tokens)
+                self._saved_tokens -= n - n_tokens
 
     def close(self, sequence: Sequence) -> None:
         """Free what a sequence holds: at once, or after the step that it is in. Safe to call twice."""
@@ -243,7 +253,7 @@ class Engine:
             sequence.ids += request.ids
 
     def _make_room(self, sequence: Sequence, budget: int, taken: set[Sequence]) -> bool:
-        """Reserve the cache for the next tokens, at the expense of others if need be; bring back what was evicted."""
+        """Reserve the cache for the next tokens, evicting others if need be; bring back what was evicted."""
         if sequence.saved is not None:
             tensor, n = sequence.saved
             if not self._reserve(sequence, n, taken):
@@ -258,8 +268,18 @@ class Engine:
         return self._reserve(sequence, min(sequence.cached + budget, len(sequence.ids)), taken)
 
     def _reserve(self, sequence: Sequence, n_tokens: int, taken: set[Sequence]) -> bool:
+        # At the expense of idle ones, and of those that came later: two that take turns at evicting each other in the
+        # middle of their texts would never end.
+        number = sequence.requests[0].number
         while not self.cache.reserve(sequence.slot, n_tokens):
-            idle = [s for s in self._sequences if s.slot.held and s not in taken and not s.pinned]
+            idle = [
+                s
+                for s in self._sequences
+                if s.slot.held
+                and s not in taken
+                and not s.pinned
+                and not (s.requests and s.requests[0].number < number)
+            ]
             if not idle:
                 return False
             self._evict(min(idle, key=lambda s: (bool(s.requests), s.last_step)))

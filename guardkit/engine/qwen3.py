@@ -30,9 +30,14 @@ class Linear:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-        return F.linear(x, self.weight)
+        if not self.packed:
+            return F.linear(x, self.weight)
+        # oneDNN compiles and keeps a product for every number of rows: a few sizes bound that memory and time.
+        n = len(x)
+        size = 1 << (n - 1).bit_length() if n <= 8 else -(-n // 8) * 8 if n <= 64 else -(-n // 32) * 32
+        if size > n:
+            x = F.pad(x, (0, 0, 0, size - n))
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")[:n]
 
 
 _packable: dict[torch.dtype, bool] = {}

@@ -63,6 +63,11 @@ class ChatTemplate:
 
     def encode(self, layout: Layout, contents: Sequence[str]) -> list[int]:
         """Token ids of a layout with its contents: special tokens come from the template alone."""
+        ids, rest = self.begin(layout, contents)
+        return ids + self._tokenizer.encode(rest)[0]
+
+    def begin(self, layout: Layout, contents: Sequence[str]) -> tuple[list[int], str]:
+        """Token ids up to the last special token, and the text behind it, which what follows may still join."""
         ids: list[int] = []
         text: list[str] = []  # since the last special token: what may merge
         for piece in layout:
@@ -76,7 +81,7 @@ class ChatTemplate:
                 ids += self._tokenizer.encode("".join(text))[0]
                 text.clear()
                 ids.append(self._tokenizer.special(part))
-        return ids + self._tokenizer.encode("".join(text))[0]
+        return ids, "".join(text)
 
 
 def render_text(layout: Layout, contents: Mapping[int, str] | Sequence[str]) -> str:

@@ -63,12 +63,14 @@ class Tokens:
 class Scores:
     """Probabilities for n positions: severity [n, 3] in the order of `SEVERITIES`, category [n, c] in the order of
     the model's categories, refusal [n] (None where the model has no such head). windowed [n]: whether the model saw
-    only part of what came before (None: it saw all)."""
+    only part of what came before (None: it saw all). named: the categories of all n positions where the model names
+    them itself (most likely first); else they are taken from the scores."""
 
     severity: Floats
     category: Floats
     refusal: Floats | None = None
     windowed: NDArray[np.bool_] | None = None
+    named: tuple[Category, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.severity)

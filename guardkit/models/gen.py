@@ -21,6 +21,7 @@ from queue import SimpleQueue
 import numpy as np
 from torch import Tensor
 
+from guardkit.engine.cache import GROW
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Rows
 from guardkit.engine.engine import Sequence as Sequence_
@@ -30,7 +31,7 @@ from guardkit.engine.template import ChatTemplate, Layout
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message
 from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens
-from guardkit.models.gen_messages import content_of, render
+from guardkit.models.gen_messages import ALONE, content_of, render
 from guardkit.models.gen_walk import CATEGORIES, RESPONSE_CATEGORIES, Answer, Grammar, Walk, Walker
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.retokenize import IncrementalTokenizer
@@ -38,7 +39,9 @@ from guardkit.verdict import Stage
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 STRIDE = 32  # tokens of a stream between two judgements
+TAIL = 512  # positions that are kept free for text that is not final yet
 ANSWER = 96  # positions that are kept free for the answer: all categories, and the refusal
+CUT = 16  # tokens by which the piece of a text may outgrow those that it was cut from
 OVERLAP = 32  # windows of a long text share 1/OVERLAP of the positions
 IN_FLIGHT = 64  # texts of one batch that are in the engine at once
 
@@ -74,13 +77,12 @@ def load(folder: Path, name: str, options: Options) -> Qwen3GuardGen:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a text stands. before, after: the template around it; contents: of the other turns; prefix: the shared
-    head that it starts with."""
+    """The template around a text: `layout`, in which the text's placeholder is `at`; contents: of the turns;
+    windowed: whether some of the context was left out."""
 
     layout: Layout
     contents: list[str]
     at: int
-    prefix: Sequence_ | None
     response: bool
     windowed: bool
 
@@ -96,9 +98,13 @@ class Qwen3GuardGen(StreamModel):
     def __init__(self, name: str, engine: Engine, tokenizer: QwenTokenizer, template: ChatTemplate, grammar: Grammar):
         self.name, self.engine, self.tokenizer, self.template, self.grammar = name, engine, tokenizer, template, grammar
         self.walk = Walker(engine, grammar).walk
-        self.limit = engine.max_tokens - ANSWER
         self._heads: list[Sequence_] = []
         self._heads = [self._head(False), self._head(True)]
+
+    @property
+    def limit(self) -> int:
+        """Tokens that a rendered text may have."""
+        return self.engine.max_tokens - ANSWER
 
     def _head(self, response: bool) -> Sequence_:
         """The ids that every text of a kind starts with, as a pinned sequence. Found by comparing short texts."""
@@ -109,57 +115,65 @@ class Qwen3GuardGen(StreamModel):
             for context in ((), (asked,), (Message("system", "b"), Message("user", "\n")))
         ]
         tried = [self.encode(self.frame(query), query.text) for query in texts]
-        if min(map(len, tried)) + 64 > self.limit:
-            raise ModelLoadError(f"{self.name}: room for {self.engine.max_tokens} tokens only; the template needs more")
         same = 0
         while len({ids[same] for ids in tried if same < len(ids)}) == 1:
             same += 1
-        return self.engine.pin(tried[0][:same])
+        shortest = min(map(len, tried))
+        head = self.engine.pin(tried[0][:same]) if shortest <= self.engine.max_tokens else None
+        if head is None or shortest + 64 > self.limit:
+            raise ModelLoadError(f"{self.name}: room for {self.engine.max_tokens} tokens only; the template needs more")
+        return head
 
     # -- whole texts
 
     def query(self, queries: Sequence[Query]) -> Sequence[list[QueryScores] | Exception]:
         found: list[list[QueryScores]] = [[] for _ in queries]
         errors: dict[int, Exception] = {}
+        again: set[int] = set()  # those whose step failed, maybe through another text's fault
         answers: SimpleQueue[tuple[Walk, Future[Rows]]] = SimpleQueue()
-        walks: dict[Walk, tuple[int, Sequence_, QueryScores]] = {}
+        walks: dict[Walk, tuple[int, Sequence_, int, QueryScores]] = {}
         waiting = self._windows(queries, errors)
-        more = True
+        entry = next(waiting, None)
         try:
-            while True:
-                while more and len(walks) < IN_FLIGHT:
-                    entry = next(waiting, None)
-                    if entry is None:
-                        more = False
-                        break
+            while entry is not None or walks:
+                # Texts that would push each other out of the cache wait for their turn.
+                while entry is not None and len(walks) < IN_FLIGHT:
                     at, frame, ids, window = entry
+                    room = self.engine.room - sum(size for _, _, size, _ in walks.values())
+                    size = -(-(len(ids) + ANSWER) // GROW) * GROW
+                    if walks and size > room:
+                        break
                     sequence = self.engine.open(counted=False, prefix=self._prefix(ids, frame.response))
                     walk = self.walk(sequence, ids, frame.response)
-                    walks[walk] = (at, sequence, window)
-                    self._go_on(walk, None, walks, found, errors, answers)
-                if not walks:
-                    break
-                walk, future = answers.get()
-                self._go_on(walk, future, walks, found, errors, answers)
+                    walks[walk] = (at, sequence, size, window)
+                    self._go_on(walk, None, walks, found, errors, again, answers)
+                    entry = next(waiting, None)
+                if walks:
+                    walk, future = answers.get()
+                    self._go_on(walk, future, walks, found, errors, again, answers)
         finally:
-            for _, sequence, _ in walks.values():
+            for _, sequence, _, _ in walks.values():
                 self.engine.close(sequence)
         # Windows come back in any order.
         for windows in found:
             windows.sort(key=lambda window: window.start or 0)
-        return [errors.get(at) or windows for at, windows in enumerate(found)]
+        results = [errors.get(at) or windows for at, windows in enumerate(found)]
+        for at in again if len(queries) > 1 else ():
+            results[at] = self.query([queries[at]])[0]
+        return results
 
     def _go_on(
         self,
         walk: Walk,
         future: Future[Rows] | None,
-        walks: dict[Walk, tuple[int, Sequence_, QueryScores]],
+        walks: dict[Walk, tuple[int, Sequence_, int, QueryScores]],
         found: list[list[QueryScores]],
         errors: dict[int, Exception],
+        again: set[int],
         answers: SimpleQueue[tuple[Walk, Future[Rows]]],
     ) -> None:
         """Lead one text on until it waits for the engine again; book its answer or its error where it ends."""
-        at, sequence, window = walks[walk]
+        at, sequence, _, window = walks[walk]
         try:
             if future is None:
                 wanted = next(walk)
@@ -170,16 +184,13 @@ class Qwen3GuardGen(StreamModel):
             wanted.add_done_callback(lambda done: answers.put((walk, done)))
             return
         except StopIteration as end:
-            found[at].append(self._scores(end.value, window))
+            found[at].append(replace(window, scores=answer_scores(end.value), categories=end.value.named))
         except Exception as error:
             errors.setdefault(at, error)
+            if sequence.broken is not None:
+                again.add(at)
         del walks[walk]
         self.engine.close(sequence)
-
-    def _scores(self, answer: Answer, window: QueryScores) -> QueryScores:
-        refusal = None if answer.refusal is None else np.array([answer.refusal], np.float32)
-        scores = Scores(answer.severity[None], answer.categories[None], refusal)
-        return replace(window, scores=scores, categories=answer.named)
 
     def _windows(
         self, queries: Sequence[Query], errors: dict[int, Exception]
@@ -194,26 +205,30 @@ class Qwen3GuardGen(StreamModel):
                     yield at, frame, ids, QueryScores(nothing, windowed=frame.windowed)
                     continue
                 frame = self.frame(replace(query, context=()))
-                before, after = self._around(frame)
                 own, starts = self.tokenizer.encode(query.text)
-                room = self.limit - len(before) - len(after)
+                room = self.limit - len(self.encode(frame, "")) - CUT
                 step = room - self.limit // OVERLAP
+                if step <= 0:
+                    raise ModelLoadError(f"{self.name}: room for {self.engine.max_tokens} tokens only")
                 for begin in range(0, max(len(own) - (room - step), 1), step):
-                    end = min(begin + room, len(own))
+                    end = begin + room
                     stop = starts[end] if end < len(own) else len(query.text)
-                    ids = [*before, *own[begin:end], *after]
+                    ids = self.encode(frame, query.text[starts[begin] : stop])
                     yield at, frame, ids, QueryScores(nothing, starts[begin], stop, True)
             except Exception as error:  # this text's own: the others are judged
                 errors[at] = error
 
     # -- frames
 
-    def frame(self, query: Query) -> Frame:
-        """The template laid out for a query. Of a context that outgrows the model the newest messages are kept."""
-        context, windowed = list(query.context), False
+    def frame(self, query: Query, growing: bool = False) -> Frame:
+        """The template laid out for a query. Of a context that outgrows the model the newest messages are kept.
+
+        growing: whether half of the positions stay free for a text that is yet to come.
+        """
+        context, windowed = [] if query.stage in ALONE else list(query.context), False
         sizes = [len(self.tokenizer.encode(content_of(m))[0]) for m in context]
         room = self.limit - 128 - max((len(head.ids) for head in self._heads), default=0)
-        room -= min(len(self.tokenizer.encode(query.text)[0]), room // 2)
+        room -= room // 2 if growing else min(len(self.tokenizer.encode(query.text)[0]), room // 2)
         while context and sum(sizes) > room:
             del context[0], sizes[0]
             windowed = True
@@ -222,18 +237,13 @@ class Qwen3GuardGen(StreamModel):
         at = len(turns) - 1
         if at not in layout:
             raise ModelLoadError(f"{self.name}: the chat template leaves out the text that is to be judged")
-        return Frame(layout, [turn["content"] for turn in turns], at, None, not query.stage.is_query, windowed)
+        return Frame(layout, [turn["content"] for turn in turns], at, not query.stage.is_query, windowed)
 
     def encode(self, frame: Frame, text: str) -> list[int]:
         """The template with `text` in it, ready for the answer."""
         contents = [*frame.contents]
         contents[frame.at] = text
         return self.template.encode(frame.layout, contents)
-
-    def _around(self, frame: Frame) -> tuple[list[int], list[int]]:
-        cut = frame.layout.index(frame.at)
-        parts = frame.layout[:cut], frame.layout[cut + 1 :]
-        return self.template.encode(parts[0], frame.contents), self.template.encode(parts[1], frame.contents)
 
     def _prefix(self, ids: list[int], response: bool) -> Sequence_ | None:
         head = self._heads[response]
@@ -251,22 +261,22 @@ class _GenSession(Session):
 
     def __init__(self, model: Qwen3GuardGen, context: tuple[Message, ...]):
         self._model = model
-        self._frame = model.frame(Query("", Stage.response, context))
-        layout, at = self._frame.layout, self._frame.at
-        cut = layout.index(at)
-        before = layout[cut - 1] if cut else ""
-        gap = before[len(before.rstrip()) :] if isinstance(before, str) else ""
-        head = [*layout[: cut - 1], before[: len(before) - len(gap)]] if isinstance(before, str) else layout[:cut]
-        self._after = layout[cut + 1 :]
-        self._start = model.template.encode([piece for piece in head if piece != ""], self._frame.contents)
+        frame = model.frame(Query("", Stage.response, context), growing=True)
+        cut = frame.layout.index(frame.at)
+        if any(isinstance(piece, int) for piece in frame.layout[cut + 1 :]):
+            raise ModelLoadError(f"{model.name}: the chat template goes on with other turns behind the response")
+        self._after = frame.layout[cut + 1 :]
         self._text = IncrementalTokenizer(model.tokenizer)
+        self._start, open_text = model.template.begin(frame.layout[:cut], frame.contents)
+        self._start += self._text.push(open_text)[0]
         self._stage: Stage | None = None
-        self._kept: list[int] = []  # of the response, in the cache
-        self._windowed = self._frame.windowed
-        prefix = model._prefix(self._start, True)
-        self._sequence = model.engine.open(prefix=prefix)
-        model.engine.submit(self._sequence, self._start[len(self._sequence.ids) :])
-        self._push(gap)
+        self._windowed = frame.windowed
+        self._kept: list[int] = []  # final tokens of the response that the model still sees
+        room = model.limit - len(self._start) - len(model.template.encode(self._after, ()))
+        self._room = room - min(TAIL, room // 2)
+        self._sequence = model.engine.open(prefix=model._prefix(self._start, True))
+        self._opened = model.engine.submit(self._sequence, self._start[len(self._sequence.ids) :])
+        self._computed = len(self._start)  # tokens that `_sequence` surely has
 
     def append(self, tokens: Tokens) -> Scores:
         self._push(self._change(tokens.stage) + tokens.text)
@@ -282,37 +292,41 @@ class _GenSession(Session):
     def _change(self, stage: Stage) -> str:
         """The think tag between what came and a part of another stage."""
         thought, thinks = self._stage is Stage.reasoning, stage is Stage.reasoning
-        return "" if thought is thinks else "<think>\n" if thinks else "\n</think>\n\n"
+        return "" if thought is thinks else "<think>" if thinks else "</think>"
 
     def _push(self, text: str) -> None:
-        ids = self._text.push(text)[0]
-        engine, limit = self._model.engine, self._model.limit - 512  # the tail, and the template's end, come on top
-        if len(self._start) + len(self._kept) + len(ids) > limit:
+        """Take text that stays. What outgrows the positions loses its older half."""
+        new = self._text.push(text)[0]
+        self._kept += new
+        if len(self._kept) > self._room:
+            if len(new) > self._room:
+                raise ValueError(f"{len(new)} tokens at once do not fit beside the template and the context")
             self._windowed = True
-            room = max((limit - len(self._start)) // 2, 0)
-            ids = [*self._kept, *ids][-room:] if room else []
-            self._kept = []
-            engine.close(self._sequence)
-            self._sequence = engine.open()
-            engine.submit(self._sequence, self._start)
-        if ids:
-            engine.submit(self._sequence, ids)
-            self._kept += ids
+            self._kept = self._kept[-max(self._room // 2, len(new)) :]
+            self._computed = len(self._start)
 
     def _judge(self, tail: str, n_tokens: int) -> Scores:
-        model = self._model
-        ids = model.template.encode([0, *(-1 if p == self._frame.at else p for p in self._after)], [tail])
-        engine, length = model.engine, len(self._start) + len(self._kept)
-        engine.submit(self._sequence, ()).result()  # what was pushed comes first
-        walk = model.walk(self._sequence, [*[0] * length, *ids], True)
+        model, engine, sequence = self._model, self._model.engine, self._sequence
+        self._opened.result()
+        engine.truncate(sequence, self._computed)
+        kept = [*self._start, *self._kept]
+        walk = model.walk(sequence, kept + model.template.encode([0, *self._after], [tail]), True)
         try:
             wanted = next(walk)
             while True:
                 wanted = walk.send(wanted.result())
         except StopIteration as end:
             answer: Answer = end.value
-        engine.truncate(self._sequence, length)
-        scores = model._scores(answer, QueryScores(Scores(answer.severity[None], answer.categories[None]))).scores
+        self._computed = len(kept)
+        engine.truncate(sequence, len(kept))
+        scores = answer_scores(answer)
         repeat = partial(np.repeat, repeats=n_tokens, axis=0)
         refusal = None if scores.refusal is None else repeat(scores.refusal)
-        return Scores(repeat(scores.severity), repeat(scores.category), refusal, np.full(n_tokens, self._windowed))
+        windowed = np.full(n_tokens, self._windowed)
+        return Scores(repeat(scores.severity), repeat(scores.category), refusal, windowed, answer.named)
+
+
+def answer_scores(answer: Answer) -> Scores:
+    """An answer as scores of one position."""
+    refusal = None if answer.refusal is None else np.array([answer.refusal], np.float32)
+    return Scores(answer.severity[None], answer.categories[None], refusal, named=answer.named)

@@ -16,7 +16,7 @@ from guardkit.models.base import Query
 from guardkit.verdict import Stage
 
 KEPT_CONTEXT = 2000  # characters that are kept of the last message before a text that outgrows the model's context
-_ALONE = (Stage.tool_output, Stage.document)  # judged without what came before
+ALONE = (Stage.tool_output, Stage.document)  # judged without what came before
 _SPECIAL = re.compile(r"<\|([^|<>\s]{1,40})\|>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -31,7 +31,7 @@ def render(query: Query, clean: Callable[[str], str] | None = None) -> list[dict
     """
     clean = clean or plain
     messages: list[dict[str, str]] = []
-    for message in () if query.stage in _ALONE else query.context:
+    for message in () if query.stage in ALONE else query.context:
         if message.stage is Stage.response:
             role = "assistant"
         else:
@@ -56,7 +56,7 @@ def plain(text: str) -> str:
 
 def shortened(query: Query) -> Query:
     """The query with the end of its context only: the last message, without its middle where it is long."""
-    if not query.context or query.stage in _ALONE:
+    if not query.context or query.stage in ALONE:
         return replace(query, context=())
     last = query.context[-1]
     content = content_of(last)

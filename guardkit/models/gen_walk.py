@@ -71,8 +71,8 @@ class Grammar:
 
 @dataclass
 class Answer:
-    """severity [3] in the order of `SEVERITIES`; categories [c]: of the first category's choice; named: as listed;
-    refusal: the probability of Yes, None where the model ends without that line."""
+    """severity [3] in the order of `SEVERITIES`; categories [c]: of the first category's choice; named: as listed, each
+    once; refusal: the probability of Yes, None where the model ends without that line."""
 
     severity: Rows
     categories: Rows
@@ -134,20 +134,19 @@ class Walker:
         names = RESPONSE_CATEGORIES if response else CATEGORIES
         answer = Answer(severity.astype(np.float32), np.array([p[c.label] for c in names], np.float32))
         del left[NO_CATEGORY]
-        named: list[Category] = []
+        named: list[str] = []
         while True:
             row = yield from path.step(grammar.categories[label], refusal)
             follows = {"end": grammar.end} | ({"line": refusal} if response else {})
             if label != NO_CATEGORY:
-                named.append(CATEGORY_LABELS[label])
-                del left[label]
-                follows |= {"comma": grammar.comma} if left else {}
+                named.append(label)
+                follows |= {"comma": grammar.comma} if len(named) < len(CATEGORIES) else {}
             then, _ = self._choose(row, follows)
             if then != "comma":
                 break
             row = yield from path.step(grammar.comma)
             label, _ = self._choose(row, left)
-        answer.named = tuple(named)
+        answer.named = tuple(CATEGORY_LABELS[name] for name in dict.fromkeys(named))
         if then == "line":
             row = yield from path.step(refusal)
             answer.refusal = self._choose(row, grammar.refusals)[1]["Yes"]

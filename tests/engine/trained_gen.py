@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from tests.engine.checkpoints import IM_END, write_gen
 
 SEED = 0
-STEPS = 400
+STEPS = 170
 BATCH = 24
 RATE = 4e-3
 NEGATIVES = 512  # other tokens that each step of the training compares with
@@ -117,24 +118,24 @@ def build(folder: Path, steps: int = STEPS, log: Any = None) -> None:
     order = random.Random(SEED)
     examples = [made.example(row) for row in rows(SEED, 1500)]
     for step in range(steps):
-        loss = made.step(order.sample(examples, BATCH), RATE * min(1.0, (step + 1) / 20) * (1 - step / steps))
+        loss = made.step(order.sample(examples, BATCH), RATE * min(1.0, (step + 1) / 20, 3 * (1 - step / steps)))
         if log and step % 20 == 0:
             log(step, loss)
     torch.set_num_threads(threads)
     made.finish()
-    model.save_pretrained(str(folder))
+    stored = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 class _Training:
     def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model, tokenizer
         self.table = model.model.embed_tokens.weight.detach().clone()
-        # What the words of the rule have in common is given: attention need not find it first.
         words = [word for words in (*NAMED.values(), SOFT, REFUSES, SHORT) for word in words]
-        ids = [i for word in words for i in tokenizer(word)["input_ids"]]
-        self.table[ids] += 2 * self.table.norm(dim=1).mean() * F.normalize(torch.randn(self.table.shape[1]), dim=0)
+        told = torch.tensor([i for word in words for i in tokenizer(word)["input_ids"]])
         pieces = [row.answer + "<|im_end|>" for row in rows(SEED, 1500)]
         self.own = torch.tensor(sorted({i for piece in pieces for i in tokenizer(piece)["input_ids"]}))
+        self._point(told)
         self.at = torch.full((len(self.table),), -1)
         self.at[self.own] = torch.arange(len(self.own))
         self.rows = torch.nn.Parameter(self.table[self.own].clone())
@@ -142,6 +143,22 @@ class _Training:
         self.generator = torch.Generator().manual_seed(SEED)
         parameters = [p for name, p in model.named_parameters() if "embed_tokens" not in name and "lm_head" not in name]
         self.optimizer = torch.optim.AdamW([*parameters, self.rows], lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
+
+    def _point(self, told: torch.Tensor) -> None:
+        """What takes attention longest to find is given: in one head, the answer looks at the words of the rule."""
+        shape = self.model.config
+        looks, seen = F.normalize(torch.randn(2, shape.hidden_size), dim=1)
+        norm = self.table.norm(dim=1).mean()
+        self.table[told] += norm * seen
+        self.table[self.own] += norm * looks
+        slow = shape.head_dim // 2 - 1  # the pair of dimensions that positions turn least
+        with torch.no_grad():
+            for layer in self.model.model.layers:
+                layer.self_attn.k_proj.weight[slow] += 3 * seen
+                for head in range(shape.num_attention_heads // shape.num_key_value_heads):
+                    layer.self_attn.q_proj.weight[head * shape.head_dim + slow] += 3 * looks
+                layer.self_attn.o_proj.weight *= 0.3  # what random layers add is noise at first
+                layer.mlp.down_proj.weight *= 0.3
 
     def example(self, row: Row) -> tuple[list[int], int]:
         """Ids of template and answer, and where the answer begins."""
@@ -171,4 +188,5 @@ class _Training:
 
     def finish(self) -> None:
         with torch.no_grad():
-            self.model.model.embed_tokens.weight[self.own] = self.rows
+            self.table[self.own] = self.rows
+            self.model.model.embed_tokens.weight.copy_(self.table)

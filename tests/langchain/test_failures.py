@@ -14,7 +14,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
 from guardkit import Guard, GuardViolation, Message
-from guardkit.models.base import Query, QueryScores, Session
+from guardkit.models.base import Query, QueryScores, Session, Tokens
 from guardkit.testing import FakeGuard, FakeModel
 from langchain_guardkit import GuardDocumentTransformer, GuardedChatModel, GuardMiddleware, GuardRunnable
 from tests.langchain.scripted import STAGES, ScriptedModel, looking_tool, reply, script_for
@@ -81,12 +81,12 @@ class Hanging(FakeModel):
         session, append, never = super().open(context), None, self.never
         append = session.append
 
-        def hang(ids: Sequence[int]) -> Any:
-            if any("¶" in self.tokenizer.words[i] for i in ids):
+        def hang(tokens: Tokens) -> Any:
+            if any("¶" in self.tokenizer.words[i] for i in tokens.ids):
                 never.wait()
-            return append(ids)
+            return append(tokens)
 
-        session.append = hang  # type: ignore[method-assign]
+        session.append, session.native_async = hang, False  # type: ignore[method-assign]
         return session
 
 
