@@ -53,27 +53,24 @@ class Source:
 
     def _local(self) -> Iterator[Row]:
         assert self.path is not None
-        kind = self.spec.kind if self.spec else None
         number = 0
         try:
             for record in read_records(self.path):
                 number += 1
                 if isinstance(record, Unread):
                     yield Row(number, None, error=record.error)
+                elif self.spec is not None and self.spec.hub is not None and is_original(record):
+                    yield from _mapped(self.spec, number, record)
                 else:
-                    yield row_of(number, record, self.fields, kind)
+                    yield row_of(number, record, self.fields, self.spec.kind if self.spec else None)
         except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
             yield Row(number + 1, None, error=f"the file is damaged from here on: {error}")
 
     def _hub(self) -> Iterator[Row]:
         spec = self.spec
         assert spec is not None
-        numbers = itertools.count(1)
-        for record in hub_records(spec):
-            if any(plain(dig(record, column)) not in values for column, values in spec.where.items()):
-                continue
-            for fields in spec.mappings:
-                yield row_of(next(numbers), record, fields, spec.kind)
+        for number, record in enumerate(hub_records(spec), 1):
+            yield from _mapped(spec, number, record)
 
     def revision(self) -> str:
         """What was read: the file's SHA-256, or the hub's revision; and of how many rows."""
@@ -90,6 +87,19 @@ class Source:
         assert self.spec is not None
         assert self.spec.hub is not None
         return hub_revision(self.spec)
+
+
+def is_original(record: object) -> bool:
+    """Whether a record has the columns of a set's authors, not guardkit's own, which always have a severity."""
+    return isinstance(record, Mapping) and "severity" not in record
+
+
+def _mapped(spec: DatasetSpec, number: int, record: object) -> Iterator[Row]:
+    """The rows of a record in the columns of its authors; none where the spec leaves it out."""
+    if any(plain(dig(record, column)) not in values for column, values in spec.where.items()):
+        return
+    for fields in spec.mappings:
+        yield row_of(number, record, fields, spec.kind)
 
 
 def find(spec: DatasetSpec, folder: Path | None, limit: int | None = None) -> Source | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -155,6 +156,30 @@ def test_locations(tmp_path):
         # The sentence begins at token 3, BAD is token 4: one token was out; of the missed text both were.
         assert [e.mean for e in stops.early][:2] == pytest.approx([(1 + 0 + 2) / 3, 2 / 3])
         assert (found.strict.rates.tp, found.strict.rates.tn) == (3, 1)
+
+
+class Words:
+    """A token for each word with the blank before it, and for each line break."""
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        starts = [m.start() for m in re.finditer(r"\n+| ?\S+", text)]
+        return starts, starts
+
+
+def test_sentences_in_the_tokens_of_qwens_template(tmp_path):
+    # 4 + 2 of the first turn, 3 + 4 of the head of the last one: the response's tokens begin at 13.
+    answer = {"role": "assistant", "content": "first second third BAD fifth"}
+    row = {"message": [{"role": "user", "content": "question"}, answer], "label": "Unsafe"}
+    row |= {"unsafe_start_index": 13 + 2, "unsafe_end_index": 13 + 3}
+    spec = load_table().datasets["qwen3guardtest_response_loc"]
+    path = write(tmp_path / f"{spec.file}.jsonl", [row])
+    source = sources.find(spec, tmp_path)
+    assert source.path == path
+    found = evaluate(FakeGuard(SCRIPT), "fake", "1", source, Settings(qwen=Words()))
+    assert (found.stops["loose"].bins["Hit"], found.n_without_location) == (1, 0)
+    lost = evaluate(FakeGuard(SCRIPT), "fake", "1", source, Settings())
+    assert (lost.stops["loose"].n, lost.n_without_location) == (0, 1)
+    assert lost.loose.rates.tp == 1
 
 
 @pytest.mark.parametrize(
