@@ -85,14 +85,17 @@ def _grid(x_marks: Sequence[str], y_marks: Sequence[str]) -> str:
 
 
 def _frame(title: str, x_name: str, y_name: str, body: Sequence[str], names: Sequence[str]) -> str:
-    legend, x = [], _LEFT
+    legend, x, y = [], _LEFT, _H - 3
     for i, name in enumerate(names):
-        shown = name if len(name) <= 24 else name[:23] + "…"
-        legend.append(f'<rect x="{x}" y="{_H - 11}" width="9" height="9" fill="{COLOURS[i % len(COLOURS)]}"/>')
-        legend.append(f'<text x="{x + 12}" y="{_H - 3}">{escape(shown)}</text>')
-        x += 24 + 6 * len(shown)
+        shown = name if len(name) <= 40 else name[:39] + "…"
+        width = 24 + 6 * len(shown)
+        if x > _LEFT and x + width > _W:
+            x, y = _LEFT, y + 14
+        legend.append(f'<rect x="{x}" y="{y - 8}" width="9" height="9" fill="{COLOURS[i % len(COLOURS)]}"/>')
+        legend.append(f'<text x="{x + 12}" y="{y}">{escape(shown)}</text>')
+        x += width
     return (
-        f'<svg viewBox="0 0 {_W} {_H}" width="{_W}" height="{_H}" role="img" aria-label="{escape(title)}">'
+        f'<svg viewBox="0 0 {_W} {y + 3}" width="{_W}" height="{y + 3}" role="img" aria-label="{escape(title)}">'
         f'<text class="title" x="{_LEFT}" y="16">{escape(title)}</text>'
         f'<text x="{_W - _RIGHT}" y="{_H - 18}" text-anchor="end">{escape(x_name)}</text>'
         f'<text x="4" y="{_TOP - 12}">{escape(y_name)}</text>{"".join(body)}{"".join(legend)}</svg>'

@@ -125,4 +125,7 @@ def test_charts_of_nothing():
     assert line_chart("t", "x", "y", []).endswith("</svg>")
     assert line_chart("t", "x", "y", [Line("one", [(0.5, 0.5)])]).count("<circle") == 1
     assert bar_chart("<t>", "x", "y", [], []).count("&lt;t&gt;") == 2
+    named = line_chart("t", "x", "y", [Line(f"a rather long name {i}", []) for i in range(9)])
+    height = int(re.search(r'height="(\d+)"', named)[1])
+    assert all(int(y) < height for y in re.findall(r'y="(\d+)">a rather', named)), "the legend is not cut off"
     assert "NaN" not in bar_chart("t", "x", "y", ["a"], [("s", [0.0])])
