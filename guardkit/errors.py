@@ -6,6 +6,7 @@ GuardkitError
 ├── StreamClosed            feed() or finish() after the stream was finished or closed
 ├── PolicyError             a policy that does not validate, with the line where it is known
 ├── MessageError            a message, or a list of them, that cannot be read
+├── EvaluationError         a data set of `guard eval` that is unknown, not at hand, or without labels
 └── ModelError
     ├── UnknownModel        no such model; names those that exist
     ├── Overloaded          as many streams are open as the model may hold
@@ -57,6 +58,10 @@ class PolicyError(GuardkitError, ValueError):
 
 class MessageError(GuardkitError, ValueError):
     """Raised for a message without a known shape; names the message's index and what was expected."""
+
+
+class EvaluationError(GuardkitError, ValueError):
+    """Raised for a data set that cannot be scored; names those that exist, or what its rows lack."""
 
 
 class ModelError(GuardkitError):

@@ -31,8 +31,21 @@ LAYERS = (
     ("models",),
     ("stream", "batch"),
     ("guard",),
-    ("testing", "adapters", "adapters.transformers", "trace_parts"),
-    ("trace",),
+    (
+        "testing",
+        "adapters",
+        "adapters.transformers",
+        "trace_parts",
+        "evaluation",
+        "evaluation.specs",
+        "evaluation.metrics",
+    ),
+    ("trace", "evaluation.rows", "evaluation.locations"),
+    ("evaluation.sources", "evaluation.predictions", "evaluation.spans"),
+    ("evaluation.columns",),
+    ("evaluation.figures",),
+    ("evaluation.runner", "evaluation.report", "evaluation.charts"),
+    ("evaluation.page",),
     ("",),
 )
 

@@ -4,6 +4,7 @@
     check.py    records in, decisions out      records.py (input)  judging.py (batches, cache)  output.py (printing)
     stream.py   a filter that stops at a violation
     trace.py    where in a model's thinking and answer the risk begins      trace_records.py (input)  trace_html.py
+    eval.py     scores guards on labelled texts (guardkit/evaluation)
     models.py  policy.py  doctor.py
 
 Exit codes: 0 nothing was blocked, 1 something was, 2 wrong usage, 3 something could not be judged, 130 Ctrl-C,

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("check", "stream", "trace", "models", "policy", "doctor")
+COMMANDS = ("check", "stream", "trace", "eval", "models", "policy", "doctor")
 
 EPILOG = """\b
 Examples:

@@ -26,11 +26,12 @@ def load_guard(
     on_error: str | None = None,
     device: str | None = None,
     timeout: float | None = None,
+    revision: str | None = None,
 ) -> Guard:
     """`Guard.load` with the options that were given; the others keep the guard's own defaults."""
     from guardkit import Guard
 
-    given = {"policy": policy, "on_error": on_error, "device": device, "timeout": timeout}
+    given = {"policy": policy, "on_error": on_error, "device": device, "timeout": timeout, "revision": revision}
     return Guard.load(model, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 

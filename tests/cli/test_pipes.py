@@ -235,7 +235,7 @@ def test_start_up_imports_nothing_heavy(environment, command):
     loaded = set(listed.stdout.splitlines())
     assert not loaded & set(UNWANTED)
     assert (
-        not loaded & {f"guardkit_cli.{name}" for name in ("stream", "models", "policy", "doctor")}
+        not loaded & {f"guardkit_cli.{name}" for name in ("stream", "eval", "models", "policy", "doctor")}
         or "hi" not in command
     )
     assert "numpy" not in loaded or "hi" in command

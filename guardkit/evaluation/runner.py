@@ -1,0 +1,225 @@
+"""One model on one data set: rows in batches, each text judged once and kept, columns and figures out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guardkit._version import __version__
+from guardkit.evaluation import spans
+from guardkit.evaluation.columns import Columns
+from guardkit.evaluation.figures import RESAMPLES, SetFigures, compute
+from guardkit.evaluation.locations import Located
+from guardkit.evaluation.predictions import Prediction, PredictionStore, key_of
+from guardkit.evaluation.rows import CATEGORIES, Row
+from guardkit.evaluation.sources import Source
+from guardkit.guard import Guard
+from guardkit.judge import ResponseReader, RunningVerdict
+from guardkit.messages import read_messages
+from guardkit.verdict import SEVERITIES, Stage, Verdict
+
+BATCH = 256
+_BITS = {c: 1 << i for i, c in enumerate(CATEGORIES)}
+Progress = Callable[[Columns], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """seed, resamples: of the bootstrap. qwen: Qwen3's tokenizer, for sentences given in its tokens, where the model
+    has another. cache: the file of predictions; None keeps nothing."""
+
+    seed: int = 0
+    resamples: int = RESAMPLES
+    batch: int = BATCH
+    cache: Path | None = None
+    qwen: spans.Encoder | None = None
+
+
+def evaluate(
+    guard: Guard, name: str, revision: str, source: Source, settings: Settings, progress: Progress | None = None
+) -> SetFigures:
+    """Judge and score. name, revision: which model this is, in reports and in the cache."""
+    start = time.perf_counter()
+    locates = source.metric == "locations"
+    columns, located = Columns(), Located() if locates else None
+    n_cached = 0
+    store = PredictionStore(settings.cache, model_key(guard, name, revision)) if settings.cache else None
+    try:
+        for rows in _chunks(source.rows(), settings.batch):
+            wanted = {i: _key(row, locates) for i, row in enumerate(rows) if row.item is not None and row.is_labelled}
+            known = store.get(list(set(wanted.values()))) if store else {}
+            n_cached += sum(key in known for key in wanted.values())
+            new = {key: rows[i] for i, key in wanted.items() if key not in known}
+            said = _locate_all(guard, list(new.values())) if locates else _check_all(guard, list(new.values()))
+            fresh = dict(zip(new, said, strict=True))
+            kept = {key: p for key, p in fresh.items() if isinstance(p, Prediction)}
+            if store and kept:
+                store.put(kept)
+            for i, row in enumerate(rows):
+                if i not in wanted:
+                    columns.skip(row, row.error)
+                    continue
+                found = known.get(wanted[i]) or fresh[wanted[i]]
+                if isinstance(found, str):
+                    columns.skip(row, found)
+                    continue
+                columns.add(row, found)
+                if located is not None:
+                    _place(guard, settings.qwen, row, found, located)
+            if progress is not None:
+                progress(columns)
+    finally:
+        if store is not None:
+            store.close()
+    about = {
+        "model": name,
+        "model_revision": revision,
+        "dataset": source.name,
+        "title": source.title,
+        "metric": source.metric,
+        "licence": source.licence,
+        "revision": source.revision(),
+        "seconds": round(time.perf_counter() - start, 3),
+        "n_cached": n_cached,
+    }
+    return compute(about, columns, located, seed=settings.seed, resamples=settings.resamples)
+
+
+def model_key(guard: Guard, name: str, revision: str) -> str:
+    """What a verdict depends on besides the text."""
+    return f"{name} @ {revision} guardkit {__version__} debounce {guard.debounce} normalize {guard.normalize}"
+
+
+def model_revision(guard: Guard, name: str, asked: str | None) -> str:
+    """A name for the very weights: nano's hash, a folder's files, a hub's commit; a server's own word for it else."""
+    if guard.model.name == "nano":
+        from guardkit.models.nano import weights_path
+
+        folder = weights_path().parent
+        return _hash(
+            (p.name, p.read_bytes()) for p in sorted(folder.iterdir()) if p.suffix in (".onnx", ".json", ".txt")
+        )
+    if Path(name).is_dir():
+        files = (p for p in sorted(Path(name).iterdir()) if p.is_file())
+        return _hash((p.name, f"{p.stat().st_size} {p.stat().st_mtime_ns}".encode()) for p in files)
+    if asked is None and not name.startswith(("http://", "https://")):
+        try:
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(name, allow_patterns=["config.json"], local_files_only=True)).name
+        except Exception:  # not a hub's model, or not in its cache
+            return "main"
+    return asked or guard.model.name
+
+
+def _hash(parts: Iterator[tuple[str, bytes]]) -> str:
+    digest = hashlib.sha256()
+    for name, data in parts:
+        digest.update(name.encode() + b"\0" + data)
+    return digest.hexdigest()[:12]
+
+
+def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, size)):
+        yield chunk
+
+
+def _key(row: Row, locates: bool) -> bytes:
+    return key_of("locate" if locates else "check", row.stage, row.item)
+
+
+# ---------------------------------------------------------------------------------------------------------- judging
+
+
+def _check_all(guard: Guard, rows: Sequence[Row]) -> list[Prediction | str]:
+    """The guard's verdict of each row, or why there is none."""
+    out: list[Prediction | str] = [""] * len(rows)
+    stages: dict[str | None, list[int]] = {}
+    for i, row in enumerate(rows):
+        stages.setdefault(row.stage, []).append(i)
+    for stage, where in stages.items():
+        items: list[Any] = [rows[i].item for i in where]
+        try:
+            decisions = guard.decide_batch(items, stage=stage)
+        except Exception as error:  # an unknown stage, or a fault of the guard itself: none of these was judged
+            for i in where:
+                out[i] = f"{type(error).__name__}: {error}"
+            continue
+        for i, decision in zip(where, decisions, strict=True):
+            judged = decision.judged and decision.verdict is not None
+            out[i] = _packed(decision.verdict) if judged and decision.verdict else decision.error or "not judged"
+    return out
+
+
+def _packed(verdict: Verdict, levels: np.ndarray[Any, np.dtype[np.int8]] | None = None) -> Prediction:
+    safe, controversial, unsafe = (float(verdict.scores[s.value]) for s in SEVERITIES)
+    refusal = -1 if verdict.refusal is None else int(verdict.refusal)
+    bits = sum(_BITS[c] for c in verdict.categories)
+    return Prediction(SEVERITIES.index(verdict.severity), bits, refusal, safe, controversial, unsafe, levels)
+
+
+def _locate_all(guard: Guard, rows: Sequence[Row]) -> list[Prediction | str]:
+    out: list[Prediction | str] = []
+    for row in rows:
+        try:
+            out.append(_locate(guard, row))
+        except Exception as error:  # this text was not judged; the others are
+            out.append(f"{type(error).__name__}: {error}")
+    return out
+
+
+def _locate(guard: Guard, row: Row) -> Prediction:
+    """The severity of every token of a response, read on beyond the point where a stream would be stopped."""
+    if isinstance(row.item, str) or row.item is None:
+        raise TypeError("a data set with locations needs responses")
+    model, reader = guard.model, ResponseReader(guard.model, Stage.response)
+    running = RunningVerdict(model, guard.policy, Stage.response, guard.debounce)
+    groups = reader.push(row.text)[1] + reader.finish()[1]
+    session = model.open(read_messages(row.item[:-1]) if row.item[:-1] else [])
+    levels = [np.zeros(0, np.int8)]
+    try:
+        for tokens in groups:
+            scores = guard.run(lambda tokens=tokens: session.append(tokens))  # type: ignore[misc]
+            levels.append(model.severities(scores.severity, tokens.stage).astype(np.int8))
+            if not running.stopped:
+                running.add(tokens, scores)
+    finally:
+        session.close()
+    return _packed(running.verdict, np.concatenate(levels))
+
+
+def _place(guard: Guard, qwen: spans.Encoder | None, row: Row, found: Prediction, located: Located) -> None:
+    """Add an unsafe row to `located`, with its sentence in the model's tokens."""
+    if row.severity <= 0 or found.levels is None:
+        return
+    span = row.span
+    if span is None and row.tokens is not None and not isinstance(row.item, str) and row.item is not None:
+        encoder = qwen or _qwen_of(guard)
+        span = spans.characters(encoder, row.item, *row.tokens) if encoder is not None else None
+    reader = ResponseReader(guard.model, Stage.response)
+    groups = reader.push(row.text)[1] + reader.finish()[1]
+    starts = [s for tokens in groups for s in tokens.starts]
+    at = spans.tokens(starts, span) if span is not None else None
+    if at is None or len(starts) != len(found.levels):
+        located.n_without += 1
+        return
+    located.add(found.levels, *at, debounce=1 if guard.model.whole_texts else guard.debounce)
+
+
+def _qwen_of(guard: Guard) -> spans.Encoder | None:
+    from guardkit.models.qwen_tokenizer import QwenTokenizer
+
+    tokenizer: object = guard.model.tokenizer
+    return tokenizer if isinstance(tokenizer, QwenTokenizer) else None
+
+
+def exit_code(found: Sequence[SetFigures]) -> int:
+    """0, or 3 where any row was not judged."""
+    return 3 if any(r.n_not_judged or r.n_unread for r in found) else 0

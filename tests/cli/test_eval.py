@@ -1,0 +1,205 @@
+"""`guard eval` as a command: exit codes, streams, resume after a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+
+import pytest
+
+ROWS = [
+    {"prompt": "hello", "severity": "safe"},
+    {"prompt": "BAD", "severity": "unsafe"},
+    {"prompt": "quiet harm", "severity": "unsafe"},
+    {"prompt": "HMM", "severity": "controversial"},
+]
+
+
+@pytest.fixture
+def labels(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("GUARDKIT_DATA", raising=False)
+
+    def write(rows=ROWS, name="labels.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        return str(path)
+
+    return write
+
+
+def test_a_file_with_labels(cli, labels, tmp_path):
+    result = cli("eval", labels())
+    assert (result.code, result.err) == (0, "")
+    assert "labels" in result.out
+    assert "best F1" in result.out
+    assert (tmp_path / "cache" / "guardkit" / "predictions.sqlite").is_file()
+
+
+def test_json(cli, labels):
+    result = cli("eval", labels(), "--json", "--no-cache")
+    (found,) = json.loads(result.out)["results"]
+    assert found["strict"]["rates"]["tp"] == 2
+    assert found["best_mode"] == "strict"
+    assert "text" not in found["misses"][0]
+
+
+def test_reports(cli, labels, tmp_path):
+    page, markdown = tmp_path / "r.html", tmp_path / "r.md"
+    assert cli("eval", labels(), "--html", str(page), "--markdown", str(markdown)).code == 0
+    assert page.read_text().startswith("<!doctype html>")
+    assert "quiet harm" in page.read_text()
+    assert "| labels |" in markdown.read_text()
+    cli("eval", labels(), "--html", str(page), "--no-text")
+    assert "quiet harm" not in page.read_text()
+
+
+def test_models_side_by_side(cli, labels):
+    result = cli("eval", labels(), "--model", "a", "--model", "b", "--json")
+    assert [r["model"] for r in json.loads(result.out)["results"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "said"),
+    [
+        ([*ROWS, {"prompt": "BOOM", "severity": "safe"}], 3, "1 of 5 rows not judged"),
+        ([*ROWS, {"prompt": "x", "severity": "odd"}], 3, "unknown label 'odd'"),
+        ([{"prompt": "x"}], 2, "no row has a label"),
+        ([], 2, "no row has a label"),
+    ],
+)
+def test_exit_codes_of_rows(cli, labels, rows, code, said):
+    result = cli("eval", labels(rows))
+    assert result.code == code
+    assert said in result.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "nothing to score"),
+        (["--suite", "nonsense"], "unknown suite 'nonsense'"),
+        (["no-such-file.jsonl"], "does not exist"),
+        (["LABELS", "--text"], "--text goes with --json"),
+        (["LABELS", "--label", "x"], "VALUE=SEVERITY"),
+        (["LABELS", "--label", "x=bad"], "is not safe"),
+        (["LABELS", "--column", "colour=x"], "unknown field"),
+        (["--column", "prompt=x"], "go with a FILE"),
+        (["LABELS", "--published", "nobody"], "no figures of 'nobody'"),
+        (["LABELS", "--html", "no/such/folder/r.html"], "there is no folder"),
+        (["LABELS", "--limit", "0"], "limit"),
+    ],
+)
+def test_wrong_usage(cli, labels, args, said):
+    result = cli("eval", *(labels() if a == "LABELS" else a for a in args))
+    assert result.code == 2
+    assert said in result.err
+
+
+def test_an_unknown_kind_of_file(cli, labels):
+    assert cli("eval", labels(name="labels.txt")).code == 2
+
+
+def test_a_set_that_is_not_at_hand(cli, labels, monkeypatch):
+    from guardkit.evaluation import sources
+
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    result = cli("eval", labels(), "--suite", "toxicchat")
+    assert result.code == 3
+    assert "toxicchat: not at hand" in result.err
+    assert "labels" in result.out, "the rest is scored"
+    assert cli("eval", "--suite", "toxicchat").code == 2
+
+
+def test_a_folder(cli, labels, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("toxicchat_test.jsonl", "mine.jsonl"):
+        (data / name).write_text(json.dumps(ROWS[1]) + "\n")
+    found = json.loads(cli("eval", "--data", str(data), "--json").out)
+    assert [r["dataset"] for r in found["results"]] == ["mine", "toxicchat"]
+    assert found["published"]["toxicchat"][0]["value"] == 65.1
+    limited = json.loads(cli("eval", "--data", str(data), "--json", "--limit", "1").out)
+    assert limited["published"] == {}, "a part of a set is not the set"
+    one = json.loads(cli("eval", "--data", str(data), "--suite", "toxicchat", "--json").out)
+    assert [r["dataset"] for r in one["results"]] == ["toxicchat"]
+
+
+def test_columns_and_labels_of_ones_own(cli, labels):
+    rows = [{"q": "BAD", "verdict": "Bad"}, {"q": "hello", "verdict": "ok"}]
+    args = ["--column", "prompt=q", "--column", "severity=verdict", "--label", "bad=unsafe", "--label", "ok=safe"]
+    (found,) = json.loads(cli("eval", labels(rows), *args, "--json").out)["results"]
+    assert (found["strict"]["rates"]["tp"], found["strict"]["rates"]["tn"]) == (1, 1)
+
+
+def test_list(cli):
+    result = cli("eval", "--list")
+    assert result.code == 0
+    assert "qwen3guardtest_thinking_loc" in result.out
+    assert "suite prompts" in result.out
+
+
+def _figures(out: bytes):
+    (found,) = json.loads(out)["results"]
+    return {k: v for k, v in found.items() if k not in ("seconds", "n_cached")}, found["n_cached"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_run_again(start, labels, tmp_path, how):
+    path = labels([{**r, "prompt": f"{r['prompt']} {i}"} for i in range(60) for r in ROWS])
+    cache = tmp_path / "p.sqlite"
+    args = ["eval", path, "--json", "--batch-size", "4", "--cache", str(cache)]
+    process = start(*args, env={"SLOW_MS": "40"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and _kept(cache) < 12:
+        time.sleep(0.02)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert b"Traceback" not in err
+    kept = _kept(cache)
+    assert 12 <= kept < 240
+    out, err = start(*args).communicate(timeout=60)
+    figures, n_cached = _figures(out)
+    assert err == b"", "no progress in a pipe"
+    assert n_cached == kept
+    whole, _ = start("eval", path, "--json", "--no-cache").communicate(timeout=60)
+    assert figures == _figures(whole)[0]
+
+
+def _kept(cache) -> int:
+    import sqlite3
+
+    if not cache.exists():
+        return 0
+    try:
+        return sqlite3.connect(cache).execute("SELECT count(*) FROM predictions").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pty")
+def test_progress_on_a_terminal(start, labels):
+    import os
+    import pty
+
+    leader, follower = pty.openpty()
+    path = labels([{**r, "prompt": f"{r['prompt']} {i}"} for i in range(10) for r in ROWS])
+    process = start("eval", path, "--no-cache", "--batch-size", "4", stderr=follower, env={"SLOW_MS": "100"})
+    os.close(follower)
+    seen = b""
+    try:
+        while data := os.read(leader, 65536):
+            seen += data
+    except OSError:
+        pass
+    os.close(leader)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"nano, labels  " in seen
+    assert b" rows  " in seen
+    assert seen.endswith(b"\r\x1b[K"), "wiped at the end"
+    assert b"\x1b" not in out
