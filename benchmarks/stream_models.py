@@ -206,7 +206,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def make_weights(args: argparse.Namespace) -> RandomWeights:
+def make_weights(args: argparse.Namespace, family: str = "Stream") -> RandomWeights:
     """The weights that the options ask for; says on which device. After `common.header`."""
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
@@ -218,7 +218,7 @@ def make_weights(args: argparse.Namespace) -> RandomWeights:
     else:
         where = f"{device}, {torch.get_num_threads()} threads"
     name = str(dtype).removeprefix("torch.")
-    print(f"Random weights at the shapes of Qwen3Guard-Stream-{args.size}, {name}, on {where}.\n", flush=True)
+    print(f"Random weights at the shapes of Qwen3Guard-{family}-{args.size}, {name}, on {where}.\n", flush=True)
     return RandomWeights(args.size, dtype, device)
 
 

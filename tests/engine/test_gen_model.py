@@ -728,13 +728,30 @@ def test_a_long_stream_goes_on_in_windows(short: Any) -> None:
     assert short.engine.open_sequences == PINNED
 
 
-def test_a_long_context_leaves_room_for_the_response(short: Any) -> None:
+def test_a_long_context_leaves_room_for_the_response(short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes before and however long it gets, the model sees each piece of a response, and some before it."""
+    seen: list[str] = []
+    walk = short.walk
+
+    def watched(sequence: Any, ids: list[int], response: bool) -> Any:
+        seen.append(short.tokenizer._tokenizer.decode(ids))
+        return walk(sequence, ids, response)
+
+    monkeypatch.setattr(short, "walk", watched)
     talk = [{"role": "user", "content": CALM} for _ in range(30)]
+    words = [f"word{i}" for i in range(400)]
     with Guard(short, policy=WATCH).stream(talk) as stream:
-        events = stream.feed(f"{CALM} {HARM} {CALM * 3}")
-        events += stream.finish()
+        for word in words:
+            stream.feed(f" {word}")
+        stream.finish()
     assert stream.verdict.windowed
-    assert [e.kind for e in events if e.kind == "flag"] == ["flag"]
+    assert len(seen) > 10
+    assert "talked about old books" in seen[-1]
+    for word in words:
+        assert any(f" {word} " in text or f" {word}\n" in text for text in seen), word
+    for before, after in itertools.pairwise(seen):
+        last = re.findall(r"word\d+", before)[-2]
+        assert f" {last} " in after, last
 
 
 def test_a_stream_under_pressure_of_others(model: Any) -> None:
