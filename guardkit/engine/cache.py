@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,13 +74,10 @@ class Cache(ABC):
     def share(self, source: Slot, slot: Slot, n_tokens: int) -> int:
         """Let an empty slot start with another's first tokens; how many of `n_tokens` it has then (0 if full)."""
 
-    @abstractmethod
-    def save(self, slot: Slot, n_tokens: int) -> Tensor | None:
-        """A copy of a sequence in host memory; None where that saves nothing."""
-
-    @abstractmethod
-    def restore(self, slot: Slot, saved: Tensor) -> None:
-        """Put a saved copy back. Room must be reserved."""
+    def save(self, slot: Slot, n_tokens: int) -> Callable[[], None] | None:
+        """Copy a sequence to host memory. Gives what puts it back once room is reserved; None where a copy would save
+        nothing, as in a cache that is in host memory itself."""
+        return None
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -143,12 +140,6 @@ class ContiguousCache(Cache):
         slot.buffer[:, :, :, :n_tokens] = source.buffer[:, :, :, :n_tokens]
         return n_tokens
 
-    def save(self, slot: Slot, n_tokens: int) -> Tensor | None:
-        return None  # it is in host memory already: an evicted sequence is computed again
-
-    def restore(self, slot: Slot, saved: Tensor) -> None:
-        raise NotImplementedError("nothing is saved from a cache in host memory")
-
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = []
         for i, run in enumerate(self._runs):
@@ -202,13 +193,15 @@ class PagedCache(Cache):
         slot.held = len(slot.pages) * PAGE
         return slot.held
 
-    def save(self, slot: Slot, n_tokens: int) -> Tensor | None:
+    def save(self, slot: Slot, n_tokens: int) -> Callable[[], None]:
         pages = torch.tensor(slot.pages[: -(-n_tokens // PAGE)], device=self.device)
-        return self.pool[:, :, pages].to("cpu")
+        saved = self.pool[:, :, pages].to("cpu")
 
-    def restore(self, slot: Slot, saved: Tensor) -> None:
-        pages = torch.tensor(slot.pages[: saved.shape[2]], device=self.device)
-        self.pool[:, :, pages] = saved[:, :, : len(pages)].to(self.device)  # fewer where the end was cut off since
+        def put_back() -> None:
+            pages = torch.tensor(slot.pages[: saved.shape[2]], device=self.device)
+            self.pool[:, :, pages] = saved[:, :, : len(pages)].to(self.device)  # fewer where the end was cut off since
+
+        return put_back
 
     def begin(self, runs: Sequence[Run]) -> None:
         rows = [run.slot.pages[at // PAGE] * PAGE + at % PAGE for run in runs for at in range(run.start, run.end)]

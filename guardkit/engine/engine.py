@@ -58,7 +58,7 @@ class Sequence:
     ids: list[int] = field(default_factory=list)
     cached: int = 0  # of `ids`, in the cache now
     slot: Slot = field(default_factory=Slot)
-    saved: tuple[Tensor, int] | None = None  # an evicted copy in host memory, and its tokens
+    saved: tuple[Callable[[], None], int] | None = None  # while evicted: what puts a copy back, and its tokens
     requests: deque[Request] = field(default_factory=deque)
     length: int = 0  # tokens once every request is served
     last_step: int = 0
@@ -157,6 +157,14 @@ class Engine:
             self._state.notify_all()
         return request.future
 
+    def replace(self, old: Sequence) -> Sequence:
+        """A new, empty sequence in the place of `old`, which is closed when what is under way in it is served."""
+        with self._state:
+            sequence = self.open(counted=False)
+            sequence.counted, old.counted = old.counted, False
+        self.submit(old, ()).add_done_callback(lambda _: self.close(old))
+        return sequence
+
     def pin(self, ids: Iterable[int]) -> Sequence:
         """A sequence that others start with: computed once, never evicted."""
         sequence = self.open(counted=False)
@@ -175,8 +183,8 @@ class Engine:
             sequence.length = len(sequence.ids)
             sequence.cached = min(sequence.cached, n_tokens)
             if sequence.saved is not None and sequence.saved[1] > n_tokens:
-                tensor, n = sequence.saved
-                sequence.saved = (tensor, n_tokens)
+                put_back, n = sequence.saved
+                sequence.saved = (put_back, n_tokens)
                 self._saved_tokens -= n - n_tokens
 
     def close(self, sequence: Sequence) -> None:
@@ -255,10 +263,10 @@ class Engine:
     def _make_room(self, sequence: Sequence, budget: int, taken: set[Sequence]) -> bool:
         """Reserve the cache for the next tokens, evicting others if need be; bring back what was evicted."""
         if sequence.saved is not None:
-            tensor, n = sequence.saved
+            put_back, n = sequence.saved
             if not self._reserve(sequence, n, taken):
                 return False
-            self.cache.restore(sequence.slot, tensor)
+            put_back()
             sequence.cached, sequence.saved = n, None
             self._saved_tokens -= n
             self.counters.restored += 1
@@ -288,9 +296,9 @@ class Engine:
     def _evict(self, sequence: Sequence) -> None:
         n = sequence.cached
         if n and self._saved_tokens + n <= self.limits.host_tokens:
-            copy = self.cache.save(sequence.slot, n)
-            if copy is not None:
-                sequence.saved = (copy, n)
+            put_back = self.cache.save(sequence.slot, n)
+            if put_back is not None:
+                sequence.saved = (put_back, n)
                 self._saved_tokens += n
         if sequence.saved is None:
             self.counters.recomputed_tokens += n
