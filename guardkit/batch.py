@@ -118,8 +118,6 @@ class Judging:
         check_finite(found.scores, 1)
         level = self.model.severities(found.scores.severity, stage)[0]
         verdict = verdict_of(self.model, found.scores, 0, SEVERITIES[level], stage)
-        if found.categories is not None and level:
-            verdict = replace(verdict, categories=found.categories)
         return replace(verdict, char_index=found.start, char_end=found.end, windowed=found.windowed)
 
     def _each(self, queries: Sequence[Query]) -> list[list[QueryScores] | Exception]:

@@ -200,8 +200,8 @@ class Checkpoint:
                 f"{wanted} ({architecture}); load Qwen/{wanted}-{size}, or a folder that holds it, instead"
             )
 
-    def chat_template(self) -> str | None:
-        """The Jinja source of the checkpoint's chat template; None if there is none. Raises `ModelLoadError`."""
+    def chat_template(self) -> str:
+        """The Jinja source of the checkpoint's chat template. Raises `ModelLoadError`."""
         file = self.folder / "chat_template.jinja"
         if file.is_file():
             return _read_text(file)
@@ -212,7 +212,9 @@ class Checkpoint:
             if "default" not in named:
                 raise ModelLoadError(f"{file}: chat_template has no entry named 'default'; {_AGAIN}")
             template = named["default"]
-        if template is not None and not isinstance(template, str):
+        if template is None:
+            raise ModelLoadError(f"{self.folder}: no chat template (chat_template.jinja, or tokenizer_config.json)")
+        if not isinstance(template, str):
             raise ModelLoadError(f"{file}: chat_template is a {type(template).__name__}, not a text; {_AGAIN}")
         return template
 

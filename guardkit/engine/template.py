@@ -8,7 +8,7 @@ token that is spelled in it is text), and no content can be dropped without bein
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,11 +82,6 @@ class ChatTemplate:
                 text.clear()
                 ids.append(self._tokenizer.special(part))
         return ids, "".join(text)
-
-
-def render_text(layout: Layout, contents: Mapping[int, str] | Sequence[str]) -> str:
-    """A layout as text, as transformers would render it."""
-    return "".join(contents[piece] if isinstance(piece, int) else piece for piece in layout)
 
 
 class _Refused(Exception):

@@ -7,6 +7,7 @@ a conversation, and what its scores mean; windows longer than its context are it
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,14 +101,12 @@ class Query:
 @dataclass(frozen=True)
 class QueryScores:
     """The scores of a query (n = 1). start, end: the characters of the window they come from, where it was cut.
-    windowed: whether the model saw only part of the text and its context at once. categories: what the model named,
-    where it names them itself (most likely first); else they are taken from the scores."""
+    windowed: whether the model saw only part of the text and its context at once."""
 
     scores: Scores
     start: int | None = None
     end: int | None = None
     windowed: bool = False
-    categories: tuple[Category, ...] | None = None
 
 
 class Session(ABC):
@@ -122,11 +121,11 @@ class Session(ABC):
         """Judge tokens as if they came next, and forget them again."""
 
     native_async: bool = False
-    """Whether `aappend` exists; else an event loop calls `append` in a thread."""
+    """Whether `aappend` takes no thread while it waits."""
 
     async def aappend(self, tokens: Tokens) -> Scores:
-        """`append` for an event loop: many streams wait without a thread each."""
-        raise NotImplementedError
+        """`append` for an event loop. Models whose streams wait in great numbers override it."""
+        return await asyncio.to_thread(self.append, tokens)
 
     def close(self) -> None:  # noqa: B027 - a session without resources needs no code
         """Free what the session holds. Safe to call twice."""

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -46,19 +45,11 @@ OVERLAP = 32  # windows of a long text share 1/OVERLAP of the positions
 IN_FLIGHT = 64  # texts of one batch that are in the engine at once
 
 
-def load(folder: Path, name: str, options: Options) -> Qwen3GuardGen:
-    """Load a Qwen3Guard-Gen checkpoint from `folder`. Raises `ModelLoadError`."""
-    checkpoint = Checkpoint.open(folder)
+def load(checkpoint: Checkpoint, name: str, options: Options) -> Qwen3GuardGen:
+    """Load a Qwen3Guard-Gen checkpoint. Raises `ModelLoadError`."""
     checkpoint.require(ARCHITECTURE)
-    tokenizer = QwenTokenizer(folder)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        raise ModelLoadError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {checkpoint.config.vocab_size}: "
-            "they do not belong together; download the checkpoint again"
-        )
-    source = checkpoint.chat_template()
-    if source is None:
-        raise ModelLoadError(f"{folder}: no chat template (chat_template.jinja, or tokenizer_config.json)")
+    folder, source = checkpoint.folder, checkpoint.chat_template()
+    tokenizer = QwenTokenizer(checkpoint.folder, checkpoint.config.vocab_size)
     if "Safety:" not in source:
         raise ModelLoadError(
             f"{folder}: the chat template asks for no 'Safety:' line, so this is no Qwen3Guard-Gen (a plain Qwen3?)"
@@ -184,7 +175,7 @@ class Qwen3GuardGen(StreamModel):
             wanted.add_done_callback(lambda done: answers.put((walk, done)))
             return
         except StopIteration as end:
-            found[at].append(replace(window, scores=answer_scores(end.value), categories=end.value.named))
+            found[at].append(replace(window, scores=answer_scores(end.value)))
         except Exception as error:
             errors.setdefault(at, error)
             if sequence.broken is not None:

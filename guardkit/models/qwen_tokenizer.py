@@ -65,12 +65,18 @@ def _joining() -> str:
 class QwenTokenizer:
     """Text to token ids with the index of each token's first character.
 
-    `folder` holds the checkpoint's tokenizer.json. Raises `MissingExtra` without the `tokenizers` package and
-    `ModelLoadError` for a file that is missing, damaged or not Qwen3's. Safe to use from several threads.
+    `folder` holds the checkpoint's tokenizer.json; embedded: how many tokens its model has embeddings for (None: not
+    checked). Raises `MissingExtra` without the `tokenizers` package and `ModelLoadError` for a file that is missing,
+    damaged, not Qwen3's or another model's. Safe to use from several threads.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, embedded: int | None = None):
         self._tokenizer = _load(folder / "tokenizer.json")
+        if embedded is not None and self.vocab_size > embedded:
+            raise ModelLoadError(
+                f"{folder}: the tokenizer has {self.vocab_size} tokens, the model {embedded}: they do not belong "
+                "together; download the checkpoint again"
+            )
         self._bpe, self._pre_tokenize = self._tokenizer.model.tokenize, self._tokenizer.pre_tokenizer.pre_tokenize_str
         self._added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         self._path = folder / "tokenizer.json"

@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from guardkit.errors import MissingExtra, ModelLoadError, UnknownModel
+from guardkit.errors import MissingExtra, UnknownModel
 from guardkit.models.base import StreamModel
 
 DEFAULT_MODEL = "nano"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-# architecture (config.json) -> what it is, and the module that loads it
-_ARCHITECTURES: dict[str, tuple[str, str]] = {
-    "Qwen3ForGuardModel": ("Qwen3Guard-Stream", "guardkit.models.stream"),
-    "Qwen3ForCausalLM": ("Qwen3Guard-Gen", "guardkit.models.gen"),
-}
+# architecture (config.json) -> the module that loads it
+_LOADERS = {"Qwen3ForGuardModel": "guardkit.models.stream", "Qwen3ForCausalLM": "guardkit.models.gen"}
 _PUBLISHED = [
     (f"Qwen/Qwen3Guard-{kind}-{size}", kind.lower(), mb)
     for kind in ("Stream", "Gen")
@@ -55,7 +52,7 @@ def list_models() -> list[ModelInfo]:
     torch = importlib.util.find_spec("torch") is not None
     note = "published weights, fetched when first used" if torch else "needs pip install 'guardkit[torch]'"
     rows = [ModelInfo(n, k, torch, mb, "Hugging Face Hub", note) for n, k, mb in _PUBLISHED]
-    client = importlib.util.find_spec("httpx") is not None
+    client = any(importlib.util.find_spec(package) for package in ("httpx2", "httpx"))
     server = "vLLM, SGLang and other OpenAI-compatible servers" if client else "needs pip install 'guardkit[remote]'"
     return [nano, *rows, ModelInfo("http://HOST:PORT/v1", "remote", client, None, "your server", server)]
 
@@ -84,12 +81,8 @@ def _load_weights(name: str, options: dict[str, Any]) -> StreamModel:
     for package in ("torch", "safetensors", "tokenizers", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(name, "torch")
-    checkpoint = importlib.import_module("guardkit.engine.checkpoint")
-    folder = checkpoint.locate(name, options.pop("revision", None))
-    architecture = checkpoint.Checkpoint.open(folder).architecture
-    if architecture not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise ModelLoadError(f"{folder}/config.json: architecture '{architecture}' is not supported; known: {known}")
-    _, module = _ARCHITECTURES[architecture]
+    checkpoints = importlib.import_module("guardkit.engine.checkpoint")
+    checkpoint = checkpoints.Checkpoint.open(checkpoints.locate(name, options.pop("revision", None)))
     settings = importlib.import_module("guardkit.engine.setup").Options(**options)
-    return cast(StreamModel, importlib.import_module(module).load(folder, name, settings))
+    module = importlib.import_module(_LOADERS[checkpoint.architecture])
+    return cast(StreamModel, module.load(checkpoint, name, settings))

@@ -207,7 +207,7 @@ class RemoteGen(StreamModel):
 
 
 def _whole(judged: Judged, windowed: bool = False) -> QueryScores:
-    return QueryScores(judged.scores, windowed=windowed, categories=judged.answer.categories)
+    return QueryScores(judged.scores, windowed=windowed)
 
 
 class _RemoteSession(Session):
@@ -242,7 +242,7 @@ class _RemoteSession(Session):
             query = Query(now.text, tokens.stage, now.context)
             try:
                 judged = await self._model.ask(query)
-                return _repeat(judged.scores, len(tokens), now.windowed, judged.answer.categories)
+                return _repeat(judged.scores, len(tokens), now.windowed)
             except ContextTooLong:
                 context, text = shortened(query).context, now.text
                 if context == now.context:
@@ -277,10 +277,11 @@ class _SoFar:
 def _safe() -> Scores:
     severity = np.zeros((1, len(Severity)), np.float32)
     severity[0, 0] = 1
-    return Scores(severity, np.zeros((1, len(CATEGORIES)), np.float32))
+    return Scores(severity, np.zeros((1, len(CATEGORIES)), np.float32), named=())
 
 
-def _repeat(scores: Scores, n: int, windowed: bool, named: tuple[Category, ...] = ()) -> Scores:
+def _repeat(scores: Scores, n: int, windowed: bool) -> Scores:
     """The same scores for each of n tokens."""
     refusal = None if scores.refusal is None else scores.refusal.repeat(n)
-    return Scores(scores.severity.repeat(n, 0), scores.category.repeat(n, 0), refusal, np.full(n, windowed), named)
+    severity, category = scores.severity.repeat(n, 0), scores.category.repeat(n, 0)
+    return Scores(severity, category, refusal, np.full(n, windowed), scores.named)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def read(completion: object, names: frozenset[str], where: str) -> Judged:
         found = _probabilities(choice.get("logprobs"), answer)
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise ServerError(f"{where}: the answer's logprobs cannot be read ({type(error).__name__}: {error})") from error
-    return Judged(answer, found or _certain(answer))
+    return Judged(answer, replace(found or _certain(answer), named=answer.categories))
 
 
 def _certain(answer: Answer) -> Scores:

@@ -14,10 +14,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -44,21 +43,12 @@ _ROLES = {"human": "user", "developer": "system", "ai": "assistant", "model": "a
 _THINKING = re.compile(r"<think>\s*</think>\s*$")
 
 
-def load(folder: Path, name: str, options: Options) -> Qwen3GuardStream:
-    """Load a Qwen3Guard-Stream checkpoint from `folder`. Raises `ModelLoadError`."""
-    checkpoint = Checkpoint.open(folder)
+def load(checkpoint: Checkpoint, name: str, options: Options) -> Qwen3GuardStream:
+    """Load a Qwen3Guard-Stream checkpoint. Raises `ModelLoadError`."""
     checkpoint.require(ARCHITECTURE)
     heads = GuardHeads.from_json(checkpoint.raw, checkpoint.source)
-    tokenizer = QwenTokenizer(folder)
-    if tokenizer.vocab_size > checkpoint.config.vocab_size:
-        raise ModelLoadError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {checkpoint.config.vocab_size}: "
-            "they do not belong together; download the checkpoint again"
-        )
-    source = checkpoint.chat_template()
-    if source is None:
-        raise ModelLoadError(f"{folder}: no chat template (chat_template.jinja, or tokenizer_config.json)")
-    frames = Frames(ChatTemplate(source, tokenizer, folder), tokenizer)
+    tokenizer = QwenTokenizer(checkpoint.folder, checkpoint.config.vocab_size)
+    frames = Frames(ChatTemplate(checkpoint.chat_template(), tokenizer, checkpoint.folder), tokenizer)
     width, inner, eps = checkpoint.config.hidden_size, heads.inner_size, checkpoint.config.rms_norm_eps
     shapes: dict[str, tuple[int, ...]] = {}
     for side, risks, categories in (
@@ -130,23 +120,34 @@ class Frames:
     def response(self, context: Sequence[Message], limit: int) -> Frame:
         """The frame of a response, of at most `limit` tokens: of a longer context the oldest messages are left out,
         and of a last message that is too long by itself the middle."""
-        kept = self.newest(context, limit, lambda messages: len(self._response(messages).ids))
-        if kept and len(self._response(kept).ids) > limit:
+        frame = self._response(context)
+        if len(frame.ids) <= limit:
+            return frame
+        kept = self._likely(context, limit, least=1)
+        while len((frame := self._response(kept)).ids) > limit and len(kept) > 1:
+            del kept[0]
+        if kept and len(frame.ids) > limit:
             around = len(self._response([Message(kept[0].role)]).ids)
-            kept = [Message(kept[0].role, self._ends(kept[0].content, max((limit - around) // 2 - 8, 0)))]
-        return replace(self._response(kept), windowed=list(context) != kept)
+            half = max((limit - around) // 2 - 8, 0)
+            frame = self._response([Message(kept[0].role, self._ends(kept[0].content, half))])
+        return replace(frame, windowed=True)
 
-    def newest(
-        self, context: Sequence[Message], limit: int, size: Callable[[Sequence[Message]], int], least: int = 1
-    ) -> list[Message]:
-        """The newest messages whose frame, as `size` tells it, has at most `limit` tokens; at least `least` of them."""
-        kept = list(context)
-        if size(kept) > limit:
-            sizes = [len(self._tokenizer.encode(m.content)[0]) for m in kept]
-            while len(kept) > least and sum(sizes) > limit:
-                del kept[0], sizes[0]
-            while len(kept) > least and size(kept) > limit:
-                del kept[0]
+    def newest_query(self, context: Sequence[Message], text: str, limit: int) -> tuple[list[int], bool]:
+        """The ids of a query and whether messages of its context were left out so that it has at most `limit`."""
+        ids = self.query(context, text)
+        if not context or len(ids) <= limit:
+            return ids, False
+        kept = self._likely(context, limit, least=0)
+        while len(ids := self.query(kept, text)) > limit and kept:
+            del kept[0]
+        return ids, True
+
+    def _likely(self, context: Sequence[Message], limit: int, least: int) -> list[Message]:
+        """The newest messages that alone have at most `limit` tokens: at least `least` of them, never all."""
+        kept = list(context[len(context) > least :])
+        sizes = [len(self._tokenizer.encode(message.content)[0]) for message in kept]
+        while len(kept) > least and sum(sizes) > limit:
+            del kept[0], sizes[0]
         return kept
 
     def _ends(self, text: str, half: int) -> str:
@@ -228,13 +229,11 @@ class Qwen3GuardStream(StreamModel):
         for at, query in enumerate(queries):
             # What flows in from outside is judged by itself: a bad request does not make its tool output bad.
             context = query.context if query.stage is Stage.prompt else ()
-            own, starts = self.tokenizer.encode(query.text)
-            if len(own) <= room:
-                size = lambda messages: len(self.frames.query(messages, query.text))  # noqa: B023, E731 - used at once
-                kept = self.frames.newest(context, self.engine.max_tokens, size, least=0)
-                windowed = len(kept) < len(context)
-                yield at, self.frames.query(kept, query.text), QueryScores(nothing, windowed=windowed)
+            ids, windowed = self.frames.newest_query(context, query.text, self.engine.max_tokens)
+            if len(ids) <= self.engine.max_tokens:
+                yield at, ids, QueryScores(nothing, windowed=windowed)
                 continue
+            own, starts = self.tokenizer.encode(query.text)
             step = room - self.engine.max_tokens // OVERLAP
             for begin in range(0, len(own) - (room - step), step):
                 end = min(begin + room, len(own))
@@ -272,7 +271,6 @@ class _StreamSession(Session):
         self._lead: deque[int] = deque(maxlen=self._limit // LEAD)  # the newest tokens of the response
         self.windowed = frame.windowed
         self._sequence = model.engine.open()
-        self._length = len(frame.ids)
         model.engine.submit(self._sequence, frame.ids)  # computed while the LLM thinks of its first word
 
     def submit(self, tokens: Tokens) -> list[tuple[Future[Rows], bool]]:
@@ -282,13 +280,12 @@ class _StreamSession(Session):
         futures: list[tuple[Future[Rows], bool]] = []
         scaffold = self._scaffold(tokens.stage)
         while at < len(ids):
-            if self._length + len(scaffold) >= self._limit:
+            if self._sequence.length + len(scaffold) >= self._limit:
                 self._open_window()
                 scaffold = self._scaffold(tokens.stage)
-            n = min(len(ids) - at, self._limit - self._length - len(scaffold))
+            n = min(len(ids) - at, self._limit - self._sequence.length - len(scaffold))
             future = engine.submit(self._sequence, [*scaffold, *ids[at : at + n]], "response", len(scaffold))
             futures.append((future, self.windowed))
-            self._length += len(scaffold) + n
             self._lead.extend(ids[at : at + n])
             scaffold, self._stage = [], tokens.stage
             at += n
@@ -304,7 +301,7 @@ class _StreamSession(Session):
     def peek(self, tokens: Tokens) -> Scores:
         engine, scaffold = self._model.engine, self._scaffold(tokens.stage)
         ids = [*scaffold, *tokens.ids]
-        if self._length + len(ids) <= self._limit:
+        if self._sequence.length + len(ids) <= self._limit:
             rows = engine.submit(self._sequence, ids, "response", len(scaffold), keep=False).result()
             return self._model.response_scores(rows, self.windowed)
         # The next append would open a new window: look at it in a sequence of its own.
@@ -334,13 +331,10 @@ class _StreamSession(Session):
         return [*self._frame.ids, *self._scaffold(self._stage or Stage.response, fresh=True), *self._lead]
 
     def _open_window(self) -> None:
-        engine, old = self._model.engine, self._sequence
+        engine = self._model.engine
         self.windowed = True
-        self._sequence = engine.open(counted=False)
-        self._sequence.counted, old.counted = old.counted, False  # a stream counts once
-        engine.submit(old, ()).add_done_callback(lambda _: engine.close(old))  # after what is under way in it
+        self._sequence = engine.replace(self._sequence)
         engine.submit(self._sequence, self._window())
-        self._length = len(self._window())
 
 
 def _softmax(logits: Floats) -> Floats:

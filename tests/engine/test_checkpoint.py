@@ -587,19 +587,21 @@ def test_chat_template_of_the_tokenizer_config(folder: Path) -> None:
     assert Checkpoint.open(folder).chat_template() == STREAM_TEMPLATE
 
 
+@pytest.mark.parametrize("config", [{}, {"chat_template": None}])
+def test_a_checkpoint_without_a_chat_template(folder: Path, config: dict[str, None]) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    refused(lambda: Checkpoint.open(folder).chat_template(), "no chat template", "chat_template.jinja")
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ("absent", None),
-        (None, None),
         ("{{ x }}", "{{ x }}"),
         ([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}], "d"),
     ],
 )
-def test_forms_of_a_chat_template(folder: Path, template: object, expected: str | None) -> None:
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({} if template == "absent" else {"chat_template": template})
-    )
+def test_forms_of_a_chat_template(folder: Path, template: object, expected: str) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     assert Checkpoint.open(folder).chat_template() == expected
 
 
@@ -610,7 +612,7 @@ def test_a_template_file_comes_first(folder: Path) -> None:
 
 def test_no_tokenizer_config(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
-    assert Checkpoint.open(folder).chat_template() is None
+    refused(lambda: Checkpoint.open(folder).chat_template(), "no chat template", "chat_template.jinja")
 
 
 @pytest.mark.parametrize("template", [7, {"default": "d"}, [], ["d"], [{"name": "default", "template": 1}]])

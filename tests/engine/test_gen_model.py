@@ -867,10 +867,11 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_other_and_damaged_checkpoints_are_refused(root: Path, tmp_path: Path) -> None:
+    from guardkit.engine.checkpoint import Checkpoint
     from guardkit.engine.setup import Options
 
     with pytest.raises(ModelLoadError, match="Qwen3ForGuardModel"):
-        gen.load(built(root, write_stream), "stream", Options(device="cpu"))
+        gen.load(Checkpoint.open(built(root, write_stream)), "stream", Options(device="cpu"))
     folder = broken(tmp_path, tied=False)
     from safetensors.torch import load_file, save_file
 
