@@ -50,7 +50,7 @@ Exit codes:
 
 @click.command("eval", epilog=EPILOG, short_help="Score guards on labelled texts.")
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--suite", "suites", metavar="NAME", multiple=True, help="A data set or a suite (see --list).")
+@click.option("--suite", "suites", metavar="NAME", multiple=True, help="A data set, a suite (see --list), or a FILE.")
 @click.option(
     "--data",
     envvar="GUARDKIT_DATA",
@@ -131,6 +131,8 @@ def command(
     known_models = {p.model for figures in table.published.values() for p in figures}
     if shown not in known_models:
         raise click.UsageError(f"--published: no figures of '{shown}'; known: {', '.join(sorted(known_models))}")
+    files = (*files, *(Path(name) for name in suites if Path(name).is_file()))
+    suites = tuple(name for name in suites if not Path(name).is_file())
     sources, missing = _sources(files, suites, data, _fields(columns, labels, files), limit)
     for name in missing:
         say(f"{name}: not at hand: no file of it in --data, and it cannot be fetched here", "error")

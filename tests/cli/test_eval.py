@@ -38,6 +38,12 @@ def test_a_file_with_labels(cli, labels, tmp_path):
     assert (tmp_path / "cache" / "guardkit" / "predictions.sqlite").is_file()
 
 
+def test_a_file_named_as_a_suite(cli, labels):
+    file = labels()
+    named, given = (json.loads(cli("eval", *args, file, "--json").out)["results"] for args in ((), ("--suite",)))
+    assert [row["strict"] for row in named] == [row["strict"] for row in given]
+
+
 def test_json(cli, labels):
     result = cli("eval", labels(), "--json", "--no-cache")
     (found,) = json.loads(result.out)["results"]
