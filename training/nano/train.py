@@ -59,6 +59,11 @@ class Example(NamedTuple):
     row: Row
 
 
+def vocabulary(work: Path, base: Path) -> Path:
+    """The vocabulary that translate.py made, else the base encoder's."""
+    return made if (made := work / "vocab.txt").exists() else base / "vocab.txt"
+
+
 def load(path: Path, tokenizer: NanoTokenizer) -> list[Row]:
     rows = []
     with gzip.open(path, "rt", encoding="utf-8") as lines:
@@ -216,11 +221,16 @@ def tensors(batch: list[Example], device: str) -> dict[str, torch.Tensor]:
         out["refusal"].append(np.full(n, max(row.refusal, 0)))
         out["wr"].append(wr / max(wr.sum(), 1e-9))
     flat = {k: torch.from_numpy(np.concatenate(v)).to(device) for k, v in out.items()}
-    return flat | {"ids": torch.from_numpy(ids).to(device), "categories": torch.from_numpy(categories).to(device)}
+    frame = torch.tensor([e.first for e in batch], device=device)
+    return flat | {
+        "ids": torch.from_numpy(ids).to(device),
+        "frame": frame,
+        "categories": torch.from_numpy(categories).to(device),
+    }
 
 
 def loss_of(model: Nano, t: dict[str, torch.Tensor], dropout: float) -> torch.Tensor:
-    hidden = model(t["ids"], dropout)
+    hidden = model(t["ids"], t["frame"], dropout)
     n = len(t["ids"])
     total = hidden.new_zeros((), dtype=torch.float32)
     for query in (True, False):
@@ -257,8 +267,7 @@ def evaluate(model: Nano, rows: list[Row], device: str) -> str:
         scores, labels, last = [], [], None
         for i in range(0, len(picked), 64):
             t = tensors(picked[i : i + 64], device)
-            with torch.autocast(device, torch.bfloat16):
-                h = model(t["ids"])
+            h = model(t["ids"], t["frame"])
             last = torch.tensor([len(e.ids) - 1 for e in picked[i : i + 64]], device=device)
             h = h[torch.arange(len(last)), last].float()
             p = (model.query(h) if query else model.response(h))[:, :3].softmax(-1)
@@ -281,6 +290,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096, help="padded tokens a step")
     parser.add_argument("--limit", type=int, default=192)
     parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", type=Path, help="weights to go on from")
     parser.add_argument("--done", type=float, default=0, help="tokens that --resume has behind it (for the schedule)")
@@ -288,13 +298,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    tokenizer = NanoTokenizer(args.base / "vocab.txt")
+    tokenizer = NanoTokenizer(vocabulary(args.work, args.base))
     train, dev = load(args.work / "train.jsonl.gz", tokenizer), load(args.work / "dev.jsonl.gz", tokenizer)
     harmless = [r.text for r in train if r.query and r.severity == 0 and r.weight == 1 and len(r.text) >= 5]
     frames = Frames(wraps(tokenizer, random.Random(args.seed)), rng.sample(harmless, min(20000, len(harmless))))
-    model = from_minilm(args.base, Config(positions=args.limit)).to(args.device)
     if args.resume:
-        model.load_state_dict(torch.load(args.resume, map_location=args.device, weights_only=True))
+        model = Nano(Config(vocab_size=tokenizer.size, positions=args.limit))
+        model.load_state_dict(torch.load(args.resume, map_location="cpu", weights_only=True))
+    else:
+        model = from_minilm(args.base, Config(positions=args.limit))
+    model.to(args.device)
+    half = args.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     heads = [p for n, p in model.named_parameters() if "_pre" in n or "_head" in n]
     body = [p for n, p in model.named_parameters() if not ("_pre" in n or "_head" in n)]
     groups = [{"params": body, "lr": args.lr}, {"params": heads, "lr": args.lr * 3}]
@@ -311,8 +325,8 @@ def main() -> None:
             for group, base in zip(optimiser.param_groups, (args.lr, args.lr * 3), strict=True):
                 group["lr"] = base * max(rate, 0.01)
             t = tensors(batch, args.device)
-            with torch.autocast(args.device, torch.bfloat16):
-                loss = loss_of(model, t, 0.05)
+            with torch.autocast(args.device, torch.bfloat16, enabled=half):
+                loss = loss_of(model, t, args.dropout)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -325,8 +339,9 @@ def main() -> None:
                     f"step {step} tokens {done / 1e6:.2f}M loss {smooth:.4f} {(done - args.done) / (time.time() - start):.0f} tok/s",
                     file=log,
                 )
-            if step % 1500 == 0:
+            if step % 200 == 0:
                 torch.save(model.state_dict(), args.work / "nano.pt")
+            if step % 1500 == 0:
                 print(evaluate(model, dev, args.device), file=log)
             if done >= args.tokens:
                 break

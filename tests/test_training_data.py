@@ -1,0 +1,84 @@
+"""What the training recipe of nano carries itself: templates, pairs, word lists, labels."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from guardkit import Category
+
+FOLDER = Path(__file__).parents[1] / "training" / "nano"
+LANGUAGES = ("de", "en", "es", "fr")
+
+
+def script(name: str) -> ModuleType:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return list(script("synthetic").rows(0))
+
+
+def test_synthetic_rows_are_the_same_for_a_seed(rows: list[dict]) -> None:
+    again = script("synthetic").rows(0)
+    assert [next(again) for _ in range(200)] == rows[:200]
+
+
+def test_synthetic_rows_have_every_slot_filled(rows: list[dict]) -> None:
+    open_slots = Counter(
+        (row["lang"], slot)
+        for row in rows
+        if row["source"] in ("synthetic_contrast", "synthetic_chat", "synthetic_curse")
+        for slot in re.findall(r"\{[a-z_]+\}", row["prompt"])
+    )
+    assert not open_slots
+
+
+def test_synthetic_rows_cover_languages_and_categories(rows: list[dict]) -> None:
+    for language in LANGUAGES:
+        mine = [row for row in rows if row["lang"] == language]
+        assert {row["severity"] for row in mine} >= {"safe", "unsafe"}
+        assert {c for row in mine for c in row["categories"]} == {c.value for c in Category}
+        assert len({row["prompt"].lower() for row in mine}) == len(mine)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_pairs_are_whole(language: str) -> None:
+    seen: Counter[str] = Counter()
+    for line in (FOLDER / "pairs" / f"{language}.tsv").read_text(encoding="utf-8").splitlines():
+        categories, unsafe, harmless = line.split("\t")
+        assert {Category(name) for name in categories.split(",")}
+        seen.update((unsafe.lower(), harmless.lower()))
+    assert len(seen) > 800
+    assert max(seen.values()) == 1
+
+
+@pytest.mark.parametrize("language", [lang for lang in LANGUAGES if lang != "en"])
+def test_a_word_list_translates_most_of_a_text(language: str) -> None:
+    module = script("translate")
+    lexicon = module.lexicons()[language]
+    assert all(form and " " not in form for forms in lexicon.values() for form in forms)
+    text = "How can I kill the weeds in my garden without hurting my neighbour's cat?"
+    translated, known = module.translate(text, lexicon, random.Random(0))
+    assert known > 0.8
+    assert translated != text
+    assert translated.endswith("?")
+    assert module.translate(text, lexicon, random.Random(0))[0] == translated
+
+
+def test_labels_are_letters_for_rows() -> None:
+    labels = script("prepare").own_labels()
+    assert set(labels.values()) == {"safe", "controversial", "unsafe"}
+    assert len(labels) > 7000
