@@ -54,15 +54,19 @@ def test_synthetic_rows_cover_languages_and_categories(rows: list[dict]) -> None
         assert len({row["prompt"].lower() for row in mine}) == len(mine)
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_pairs_are_whole(language: str) -> None:
-    seen: Counter[str] = Counter()
-    for line in (FOLDER / "pairs" / f"{language}.tsv").read_text(encoding="utf-8").splitlines():
-        categories, unsafe, harmless = line.split("\t")
-        assert {Category(name) for name in categories.split(",")}
-        seen.update((unsafe.lower(), harmless.lower()))
-    assert len(seen) > 800
-    assert max(seen.values()) == 1
+@pytest.mark.parametrize(("kind", "least"), [("pairs", 6000), ("chat", 1000), ("answers", 1000)])
+def test_own_rows_are_whole(kind: str, least: int) -> None:
+    rows = list(script("prepare").own_rows(kind))
+    assert len(rows) >= least
+    for row in rows:
+        assert row["prompt"]
+        assert (row["response"] is None) == (row["kind"] == "prompt")
+        assert row["response"] is None or row["response"]
+        assert bool(row["categories"]) <= (row["severity"] != "safe")
+        assert {Category(name) for name in row["categories"]} is not None
+    if kind == "pairs":
+        assert Counter(row["severity"] for row in rows) == {"safe": len(rows) // 2, "unsafe": len(rows) // 2}
+        assert {row["lang"] for row in rows} == set(LANGUAGES)
 
 
 @pytest.mark.parametrize("language", [lang for lang in LANGUAGES if lang != "en"])

