@@ -35,9 +35,10 @@ _CALL_KEYS = ("tool_calls", "function_call")
 # Keys that hold no text of the conversation. Whatever else a message carries must be judged or said to be unjudgeable.
 _SILENT_KEYS = frozenset((
     "role", "name", "id", "tool_call_id", "call_id", "type", "status", "index", "annotations", "metadata",
-    "response_metadata", "usage", "usage_metadata", "additional_kwargs", "finish_reason", "stop_reason", "model",
-    "created_at", "timestamp", "phase", "is_error",
+    "response_metadata", "usage", "usage_metadata", "finish_reason", "stop_reason", "model", "created_at", "timestamp",
+    "phase", "is_error",
 ))  # fmt: skip
+_EXTRA = "additional_kwargs"  # where LangChain puts what a provider sent beside the content
 _TEXT_BLOCKS = frozenset(("text", "input_text", "output_text", "refusal", "summary_text"))
 _REASONING_BLOCKS = frozenset(("thinking", "reasoning", "reasoning_text", "reasoning.text", "reasoning.summary"))
 
@@ -88,20 +89,17 @@ class Message:
         if role not in _ROLES:
             raise MessageError(f"message {index}: unknown role '{role}'; known: {', '.join(_ROLES)}")
         read = _Reading(index)
+        extra = source.get(_EXTRA)
         for key, value in source.items():
-            if value is None or key in _SILENT_KEYS:
+            if value is None or key in _SILENT_KEYS or read.known(key, value):
                 continue
             if key == "content":
                 read.content(value)
-            elif key in _REASONING_KEYS:
-                read.reasoning(value)
-            elif key in _CALL_KEYS:
-                for call in [value] if isinstance(value, Mapping) else _listed(value, index, key):
-                    read.calls.append(_call(call, index))
-            elif key == "refusal" and isinstance(value, str):
-                read.texts.append(value)
-            elif value:
+            elif key != _EXTRA or not isinstance(extra, Mapping):
                 read.other(key, value)
+        for key, value in extra.items() if isinstance(extra, Mapping) else ():
+            if value is not None:
+                read.known(key, value)  # the rest of it is the provider's own
         if "content" not in source and not (read.texts or read.thoughts or read.calls or read.unknown):
             raise MessageError(f"message {index}: no 'content'; the keys are {', '.join(map(str, source))}")
         return cls(role, "\n".join(read.texts), "\n".join(read.thoughts), tuple(read.calls), tuple(read.unknown))
@@ -153,6 +151,22 @@ class _Reading:
         self.calls: list[str] = []
         self.unknown: list[str] = []
 
+    def known(self, key: str, value: Any) -> bool:
+        """Read a key that stands beside the content, with text of the message; whether it is one, or is empty."""
+        if key in _REASONING_KEYS:
+            self.reasoning(value)
+        elif not value:
+            return key != "content"
+        elif key in _CALL_KEYS:
+            calls = [value] if isinstance(value, Mapping) else _listed(value, self.index, key)
+            texts = [_call(call, self.index) for call in calls]
+            self.calls += [text for text in texts if text not in self.calls]
+        elif key == "refusal" and isinstance(value, str):
+            self.texts.append(value)
+        else:
+            return False
+        return True
+
     def content(self, value: Any) -> None:
         if isinstance(value, str):
             self.texts.append(value)
@@ -186,12 +200,10 @@ class _Reading:
         if isinstance(value, str):
             self.thoughts.append(value)
         elif isinstance(value, Mapping):
-            text = _first_text(value, ("thinking", "reasoning", "text", "summary", "content"))
-            if isinstance(text, str):
-                self.thoughts.append(text)
-            elif isinstance(inner := value.get("summary") or value.get("content"), list):
+            given = [value[key] for key in ("thinking", "reasoning", "text", "summary", "content") if key in value]
+            for inner in filter(None, given):
                 self.reasoning(inner)
-            else:
+            if not any(given) and "" not in given:
                 self.unknown.append(str(value.get("type", "reasoning")))
         else:
             for item in _listed(value, self.index, "reasoning"):
