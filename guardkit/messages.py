@@ -154,7 +154,9 @@ class _Reading:
     def known(self, key: str, value: Any) -> bool:
         """Read a key that stands beside the content, with text of the message; whether it is one, or is empty."""
         if key in _REASONING_KEYS:
+            old, self.thoughts = self.thoughts, []
             self.reasoning(value)
+            self.thoughts = old + [text for text in self.thoughts if text not in old]  # servers give it under two keys
         elif not value:
             return key != "content"
         elif key in _CALL_KEYS:

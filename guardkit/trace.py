@@ -37,6 +37,8 @@ none; `answer_only`: the reverse."""
 class Trace:
     """What was found in one output of a model.
 
+    Where something was not judged, nothing is said to be safe: the severities are None or worse, `risk` is None.
+
     parts: in order, those that were judged; decision: the worst part's (the guard's decision about what is not judged
     where `error` says why something was not); unit: what a span is, "token", or "block" for models that judge some
     tokens at a time.
@@ -80,8 +82,9 @@ class Trace:
         return max((p.verdict for p in self.parts), key=lambda v: v.severity).categories if self.parts else ()
 
     @property
-    def risk(self) -> float:
-        return max((p.risk for p in self.parts), default=0.0)
+    def risk(self) -> float | None:
+        """The highest risk of any token; None where something was not judged."""
+        return max((p.risk for p in self.parts), default=0.0) if self.judged else None
 
     @property
     def outcome(self) -> Outcome:
@@ -92,8 +95,8 @@ class Trace:
         return "both" if thinking and output else "reasoning_only" if thinking else "answer_only" if output else "safe"
 
     def _worst(self, stage: Stage) -> Severity | None:
-        found = [p.severity for p in self.parts if p.stage is stage and not p.is_blank]
-        return max(found, default=None)
+        found = max((p.severity for p in self.parts if p.stage is stage and not p.is_blank), default=None)
+        return found if self.judged or found is not Severity.safe else None  # what was not judged may be of this stage
 
 
 def trace(guard: Guard, item: Item) -> Trace:

@@ -252,6 +252,32 @@ def test_trace_fails_closed():
     assert (allowed.judged, allowed.decision.action) == (False, Action.allow)
 
 
+@pytest.mark.parametrize(
+    "content", ["<think>BOOM</think>fine", [{"type": "image_url"}, {"type": "text", "text": "fine"}]]
+)
+def test_nothing_is_safe_where_something_was_not_judged(content):
+    (found,) = trace_batch(FakeGuard(SCRIPT), [[{"role": "assistant", "content": content}]])
+    assert [p.text for p in found.parts] == ["fine"]
+    assert (found.severity, found.reasoning, found.answer, found.tool_calls, found.risk) == (None,) * 5
+    (found,) = trace_batch(FakeGuard(SCRIPT), ["<think>BOOM</think>BAD"])
+    assert (found.answer, found.risk) == (Severity.unsafe, None)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"reasoning": "so BAD", "reasoning_content": "so BAD"},
+        {"reasoning": "so BAD", "reasoning_details": [{"type": "reasoning.text", "text": "so BAD"}]},
+    ],
+)
+def test_thinking_under_two_keys_is_read_once(keys):
+    found = trace(FakeGuard(SCRIPT), [{"role": "assistant", "content": "fine", **keys}])
+    assert [p.text for p in found.parts] == ["so BAD", "fine"]
+    blocks = [{"type": "thinking", "thinking": "so"}, {"type": "thinking", "thinking": "so"}]
+    found = trace(FakeGuard(SCRIPT), [{"role": "assistant", "content": blocks, "reasoning": "more"}])
+    assert [p.text for p in found.parts] == ["so\nso\nmore"]
+
+
 def test_not_a_number_is_no_score():
     class Broken(FakeModel):
         def scores(self, levels, categories):

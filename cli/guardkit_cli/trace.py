@@ -27,7 +27,7 @@ from guardkit_cli.output import (
     write_lines,
 )
 from guardkit_cli.records import Reader
-from guardkit_cli.trace_records import Output, outputs
+from guardkit_cli.trace_records import Output, outputs, reads_as_json
 
 if TYPE_CHECKING:
     from guardkit import Guard
@@ -45,6 +45,8 @@ _OUTCOMES = {
     "both": "both",
     "not_judged": "not judged",
 }
+_JSONL = (".jsonl", ".ndjson")
+_AS_JSON = "this looks like JSON lines: give --jsonl, or --whole to trace it as one text"
 
 EPILOG = """\b
 Examples:
@@ -56,7 +58,7 @@ Examples:
 
 \b
 A file is one output of a model, with its thinking in <think> tags. A file named
-*.jsonl, or any with --jsonl, holds records, one a line:
+*.jsonl or *.ndjson, or any with --jsonl, holds records, one a line:
   {"messages": [{"role": …, "content": …}, …]}   every assistant message is traced
   {"prompt": …, "response": …, "reasoning_content": …}   all but one may be absent
   one message, a list of messages, {"choices": […]}, {"text": …} or a JSON string
@@ -81,7 +83,7 @@ class TraceRow(Row):
 @click.command("trace", epilog=EPILOG, short_help="Show where a model's reasoning or answer turns unsafe.")
 @click.argument("files", metavar="[FILE|-]...", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--jsonl", is_flag=True, help="Each line is a JSON record (see below).")
-@click.option("--whole", is_flag=True, help="Each input is one text, also where its name ends in .jsonl.")
+@click.option("--whole", is_flag=True, help="Each input is one text, also where it looks like JSON lines.")
 @click.option("--last", is_flag=True, help="Of a chat, only the last assistant message.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a trace on standard output.")
 @click.option("--text", "with_text", is_flag=True, help="Put the texts into the JSON.")
@@ -120,7 +122,7 @@ def command(
         raise click.UsageError("--text and --tokens go with --json")
     if not files and is_terminal(sys.stdin):
         raise click.UsageError("nothing to trace: give a FILE, or pipe a model's output in ('-' to type it)")
-    if html is not None and os.path.exists(html) and any(f != "-" and os.path.samefile(f, html) for f in files):
+    if html is not None and os.path.isfile(html) and any(_is_same(f, html) for f in files or ("-",)):
         raise click.UsageError(f"--html would overwrite the input '{html}'")
     if sys.stdout is None and not quiet:
         raise click.UsageError("standard output is closed; --quiet gives the exit code alone")
@@ -140,10 +142,10 @@ def command(
                 sink(rows)
 
         talk = Talk(shown, show, "trace")
-        tracing = _Tracing(guard, talk, last=last)
+        tracing = _Tracing(guard, talk, last=last, whole=whole, alone=len(files) < 2)
         try:
             for path in files or ("-",):
-                tracing.file(path, jsonl or (path.endswith(".jsonl") and not whole))
+                tracing.file(path, jsonl or (path.lower().endswith(_JSONL) and not whole))
         except KeyboardInterrupt:
             tracing.summary(interrupted=True)
             raise
@@ -151,11 +153,21 @@ def command(
     return tracing.exit_code
 
 
+def _is_same(path: str, html: str) -> bool:
+    """Whether `path`, or standard input for "-", is the file `html`."""
+    if path != "-":
+        return os.path.samefile(path, html)
+    try:
+        return os.path.samestat(os.fstat(sys.stdin.fileno()), os.stat(html))
+    except (OSError, ValueError, AttributeError):  # closed, or no file
+        return False
+
+
 class _Tracing:
     """Inputs to rows, in batches of what is there."""
 
-    def __init__(self, guard: Guard, talk: Talk, *, last: bool):
-        self._guard, self._talk, self._last = guard, talk, last
+    def __init__(self, guard: Guard, talk: Talk, *, last: bool, whole: bool, alone: bool):
+        self._guard, self._talk, self._last, self._whole, self._alone = guard, talk, last, whole, alone
         self._allow_errors = loading.allows_errors(guard)
         self._tally = Tally()
         self._reader = Reader()
@@ -172,6 +184,9 @@ class _Tracing:
                     if jsonl and not record.text.strip():
                         self._reader.n_blank += 1
                         continue
+                    # JSON keeps letters as escapes, which a model would judge instead of the words.
+                    if not jsonl and not self._whole and reads_as_json(record.text):
+                        raise click.UsageError(_AS_JSON) if self._alone else Unreadable(_AS_JSON)
                     for output in outputs(record, jsonl=jsonl, last=self._last):
                         self._add(output)
                 if not is_more_ready:
@@ -243,8 +258,9 @@ def _line_printer(out: TextIO, shown: Shown) -> Callable[[Sequence[TraceRow]], N
         if shown.with_source:
             where = f"{row.record.source}:{where}"
         outcome = _OUTCOMES[row.trace.outcome if row.trace is not None else "not_judged"]
-        risk = f"{row.trace.risk:.2f}" if row.trace is not None and row.judged else "-"
-        parts = [part_of(p) for p in row.trace.parts if not p.is_blank] if row.trace is not None else []
+        risk = f"{row.trace.risk:.2f}" if row.trace is not None and row.trace.risk is not None else "-"
+        found = row.trace.parts if row.trace is not None else ()
+        parts = [part_of(p) for p in found if not p.is_blank and (row.judged or p.begin is not None)]
         if not row.judged:
             parts.insert(0, f"[{shorten(row.error, 100)}]")
         action = paint(f"{row.action:<6}", ACTION_COLOURS[row.action], coloured)
@@ -278,7 +294,7 @@ def row_to_dict(
         "outcome": found.outcome if found is not None else "not_judged",
         **severities,
         "categories": [c.value for c in found.categories] if found is not None else [],
-        "risk": round(found.risk, 4) if found is not None else None,
+        "risk": round(found.risk, 4) if found is not None and found.risk is not None else None,
         "action": row.action,
         "model": found.model if found is not None else None,
         "unit": found.unit if found is not None else None,
@@ -287,6 +303,8 @@ def row_to_dict(
     }
     if not row.judged:
         out["error"] = row.error
+        if with_text:
+            out["text"] = row.record.text  # the parts hold only what was judged
     return out
 
 

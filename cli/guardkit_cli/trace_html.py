@@ -30,12 +30,21 @@ _SUMMARIES = {
 _LONE_CR = "\ud800"  # stands for a carriage return before a line feed; no lone surrogate is left in prepared text
 _SAME_LENGTH = {c: 0x2400 + c for c in range(0x20) if c not in (0x09, 0x0A, 0x0D)} | {0x7F: 0x2421, 0x0D: 0x240D}
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# What would change how the text around it is shown, or show nothing at all.
-_SHOWN = {
-    c: f'<b class="x">U+{c:04X}</b>'
-    for c in (*range(0x80, 0xA0), 0x61C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF)
-} | {c: f'<b class="x">U+{c:04X}</b>' for c in range(0xE0000, 0xE0080)}
+# What would change how the text around it is shown, or show nothing at all: control characters, line separators, and
+# Unicode's Default_Ignorable_Code_Point but for the joiners U+200C and U+200D, which many scripts and emoji need.
+_UNSEEN = (
+    *((0x80, 0x9F), (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5)),
+    *((0x180B, 0x180F), (0x200B, 0x200B), (0x200E, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164)),
+    *((0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFFB), (0x1BCA0, 0x1BCA3)),
+    *((0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
+)
+_SHOWN = {c: f'<b class="x">U+{c:04X}</b>' for low, high in _UNSEEN for c in range(low, high + 1)}
 _SHOWN[ord(_LONE_CR)] = ""
+_EMOJI_STYLE = "\ud801"  # stands for U+FE0F after an emoji, where it is one's usual ending
+_AFTER_EMOJI = re.compile(
+    "(?<=[\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff])\ufe0f|\ufe0f(?=\u20e3)"
+)
+_SHOWN[ord(_EMOJI_STYLE)] = "\ufe0f"
 
 
 class Page:
@@ -85,7 +94,7 @@ def _text(value: object) -> str:
 def _prepared(text: str) -> str:
     """`text` with what HTML cannot hold replaced one for one, so that offsets stay."""
     if not text.isascii():
-        text = _SURROGATE.sub("\ufffd", text)
+        text = _AFTER_EMOJI.sub(_EMOJI_STYLE, _SURROGATE.sub("\ufffd", text))
     return text.replace("\r\n", _LONE_CR + "\n").translate(_SAME_LENGTH)
 
 
@@ -114,7 +123,7 @@ def _severity(trace: Trace | None, name: str) -> str:
 
 def _index_row(row: TraceRow) -> str:
     found = row.trace
-    risk = f"{found.risk:.2f}" if found is not None and row.judged else "–"
+    risk = f"{found.risk:.2f}" if found is not None and found.risk is not None else "–"
     cells = [
         f'<a href="#{_anchor(row)}">{_text(_where(row))}</a>',
         f'<span class="badge {row.action}">{row.action}</span>'
@@ -138,12 +147,11 @@ def _article(row: TraceRow) -> Iterator[str]:
         yield f'<p class="warn">Not judged: {_text(row.error)}</p>'
     if row.output is not None and row.output.prompt:
         yield f'<details><summary>Prompt</summary><p class="text" dir="auto">{_text(row.output.prompt)}</p></details>'
-    if found is None:
-        yield f'<p class="text" dir="auto">{_text(row.record.text)}</p>'
-    else:
-        for number, part in enumerate(found.parts):
-            if not part.is_blank:
-                yield from _part(row, number, part)
+    for number, part in enumerate(found.parts if found is not None else ()):
+        if part.text.strip() or part.begin is not None:
+            yield from _part(row, number, part)
+    if not row.judged:  # the parts hold only what was judged
+        yield f'<section><h3>As it was read</h3><p class="text" dir="auto">{_text(row.record.text)}</p></section>'
     yield '<p class="top"><a href="#top">To the list</a></p></article>\n'
 
 
@@ -159,7 +167,8 @@ def _summary(found: Trace | None) -> str:
 
 def _part(row: TraceRow, number: int, part: TracePart) -> Iterator[str]:
     about = "".join(f" · {c.label}" for c in part.verdict.categories)
-    yield f"<section><h3>{_NAMES[part.stage.value]} {_badge(part.severity.value)}{_text(about)}</h3><p>"
+    badge = _badge(part.severity.value) if row.judged or part.begin is not None else ""  # the rest may be unsafe
+    yield f"<section><h3>{_NAMES[part.stage.value]} {badge}{_text(about)}</h3><p>"
     yield f"{_count(len(part.sentences), 'sentence')}, {_count(part.n_tokens, 'token')}, highest risk {part.risk:.2f}. "
     if part.begin is not None:
         b = part.begin
@@ -219,9 +228,9 @@ def _runs(part: TracePart) -> Iterator[_Run]:
 def _heat(row: TraceRow, number: int, part: TracePart, linked: set[int]) -> Iterator[str]:
     """The text: a mark before each sentence and where the risk begins, a shade behind each run of tokens."""
     text = _prepared(part.text)
-    lead = len(part.text) - len(part.text.lstrip())  # the blank lines that models write after their thinking
+    lead = len(part.text) - len(part.text.lstrip() or part.text)  # the blank lines that models write after thinking
     starts = [max(s.start, lead) for s in part.sentences]
-    at, begin = 0, -1 if part.begin is None else part.begin.char
+    at, begin = 0, -1 if part.begin is None else max(part.begin.char, lead)
     for run in _runs(part):
         shade, level = run.look
         here = max(run.start, lead)

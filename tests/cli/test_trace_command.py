@@ -7,10 +7,16 @@ import os
 import re
 import signal
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from guardkit.testing import FakeGuard, FakeTokenizer
+from guardkit.trace import Begin, trace
+from guardkit_cli.records import Record
+from guardkit_cli.trace import TraceRow
+from guardkit_cli.trace_html import Page
 from guardkit_cli.trace_style import STYLE
 
 THOUGHT = "All is fine. This is BAD indeed."
@@ -140,6 +146,103 @@ def test_what_cannot_be_read_is_not_judged(cli, line, reason):
     assert "Traceback" not in result.err
 
 
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "fine"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"object": "response", "output": [{"text": "BAD"}], "reasoning": {"summary": "detailed"}}, "'output' cannot"),
+        ({"message": {"role": "assistant", "content": "BAD"}, "done": True}, "'message' cannot be read"),
+        ({"type": "human", "content": "hi"}, "'type' is 'human'"),
+        ({"response": "fine", "content": "BAD"}, "only one of 'response', 'content'"),
+        ({"messages": CHAT, "choices": [{"message": {"content": "BAD"}}]}, "only one of 'messages', 'choices'"),
+        ({"messages": CHAT, "response": "BAD"}, "only one of 'messages', 'response'"),
+        ({"messages": CHAT, "reasoning_content": "BAD"}, "'reasoning_content' beside 'messages'"),
+        ({"role": "assistant", "content": "fine", "text": "BAD"}, "only one of 'role', 'content', 'text'"),
+        ({"text": ["BAD"]}, "'text' must be a string"),
+        ({"choices": [{"text": "fine", "reasoning": "BAD"}]}, "'reasoning' beside 'choices[0]'"),
+        ({"choices": [{"text": "BAD", "message": {"content": "fine"}}]}, "choice 0: only one of 'message', 'text'"),
+        ({"response": "I will ", "done": False}, "a piece of a stream"),
+        ({"content": "I will ", "stop": False}, "a piece of a stream"),
+        ({"choices": [{"delta": {"content": "I will "}}]}, "choice 0 is a piece of a stream"),
+        ({"choices": [{"text": "I will ", "finish_reason": None}]}, "choice 0 is a piece of a stream"),
+        ({"messages": [*CHAT, {"role": "Assistant", "content": "BAD"}]}, "message 2: unknown role 'Assistant'"),
+        ({"messages": [*CHAT, {"type": "ai", "content": "BAD"}]}, "message 2: 'role' is missing"),
+    ],
+)
+def test_a_record_with_more_than_is_read_is_not_judged(cli, record, reason):
+    result = cli("trace", "--jsonl", "--json", "--last", stdin=jsonl({"text": "fine"}, record))
+    assert result.code == 3
+    assert [row["outcome"] for row in result.rows] == ["safe", "not_judged"]
+    assert reason in result.rows[1]["error"]
+    assert "line 2: " in result.err
+
+
+@pytest.mark.parametrize(
+    ("record", "outcome"),
+    [
+        ({"text": "BAD", "reasoning_content": "fine"}, "answer_only"),
+        ({"response": None, "content": "BAD", "thinking": "fine"}, "answer_only"),
+        ({"response": "fine", "reasoning_details": [{"type": "reasoning.text", "text": "BAD"}]}, "reasoning_only"),
+        ({"response": "fine", "refusal": "BAD"}, "answer_only"),
+        ({"type": "ai", "content": "fine", "tool_calls": [{"name": "run", "args": {"c": "BAD"}}]}, "answer_only"),
+        ({"type": "ai", "content": "fine", "additional_kwargs": {"reasoning_content": "BAD"}}, "reasoning_only"),
+        ({"type": "ai", "content": "fine", "invalid_tool_calls": [{"name": "run", "args": "{BAD"}]}, "not_judged"),
+        ({"messages": [*CHAT, {"role": "ai", "content": "BAD"}], "reasoning": {"effort": "low"}}, "answer_only"),
+        ({"messages": None, "role": None, "response": "BAD", "done": True, "stop": True}, "answer_only"),
+    ],
+)
+def test_what_stands_beside_an_answer_is_traced(cli, record, outcome):
+    rows = cli("trace", "--jsonl", "--json", "--last", stdin=jsonl(record)).rows
+    assert [row["outcome"] for row in rows] == [outcome]
+
+
+@pytest.mark.parametrize("log", [jsonl({"text": "fine"}), json.dumps(CHAT, indent=1), "\n" + jsonl(CHAT)])
+def test_what_looks_like_json_lines_is_no_text(cli, tmp_path, log):
+    result = cli("trace", stdin=log)
+    assert (result.code, result.out) == (2, "")
+    assert "give --jsonl, or --whole" in result.err
+    assert cli("trace", "--whole", stdin=log).code == 0
+    path = tmp_path / "chat.json"
+    path.write_text(log, encoding="utf-8")
+    result = cli("trace", "--json", str(path), "-", stdin="[BAD] {fine}")
+    assert result.code == 3
+    assert [(row["input"], row["outcome"]) for row in result.rows] == [("-", "answer_only")]
+    assert "chat.json': this looks like JSON lines" in result.err
+
+
+@pytest.mark.parametrize("name", ["log.ndjson", "LOG.JSONL"])
+def test_the_names_of_json_lines(cli, tmp_path, name):
+    path = tmp_path / name
+    path.write_text(jsonl({"text": "fine"}, {"text": "BAD"}), encoding="utf-8")
+    assert [row["outcome"] for row in cli("trace", "--json", str(path)).rows] == ["safe", "answer_only"]
+
+
+IMAGE = {"role": "assistant", "content": [{"type": "image_url", "image_url": {}}, {"type": "text", "text": "fine"}]}
+
+
+@pytest.mark.parametrize("record", [IMAGE, {"response": "<think>BOOM</think>fine"}, {"text": "BOOM"}])
+def test_a_row_that_was_not_judged_does_not_say_safe(cli, tmp_path, record):
+    (row,) = cli("trace", "--jsonl", "--json", "--text", stdin=jsonl(record)).rows
+    keys = ("outcome", "severity", "reasoning", "answer", "tool_calls", "risk")
+    assert [row[key] for key in keys] == ["not_judged", *[None] * 5]
+    assert row["text"] == jsonl(record).strip()
+    assert "safe" not in cli("trace", "--jsonl", stdin=jsonl(record)).out
+    page, found = page_of(cli, tmp_path, record)
+    assert 'class="badge safe"' not in page
+    assert found.texts[-1] == jsonl(record).strip()
+
+
+def test_what_is_unsafe_is_told_where_something_else_was_not_judged(cli, tmp_path):
+    record = {"response": "<think>BOOM</think>BAD"}
+    (row,) = cli("trace", "--jsonl", "--json", stdin=jsonl(record)).rows
+    assert (row["reasoning"], row["answer"], row["risk"]) == (None, "unsafe", None)
+    assert "text" not in row
+    assert "answer: unsafe (Violent)" in cli("trace", "--jsonl", stdin=jsonl(record)).out
+    assert page_of(cli, tmp_path, record)[0].count('class="badge unsafe"') == 2
+
+
 def test_files_are_whole_texts_and_jsonl_by_name(cli, tmp_path):
     text, log = tmp_path / "answer.txt", tmp_path / "log.jsonl"
     text.write_text("one\n\nBAD\n", encoding="utf-8")
@@ -249,6 +352,35 @@ def test_hostile_texts_are_only_text(cli, tmp_path):
     assert not re.search(r"https?://|url\(|@import", page)
 
 
+def test_characters_that_cannot_be_seen_are_shown(cli, tmp_path):
+    unseen = "\xad\u034f\u115f\u1160\u180b\u180e\u2028\u2029\u3164\ufe00\ufe0f\uffa0\ufff9\ufffb\U000e0100\U000e01ef"
+    _, found = page_of(cli, tmp_path, {"text": "a" + "b".join(unseen)})
+    assert found.texts == ["a" + "b".join(f"U+{ord(c):04X}" for c in unseen)]
+    usual = "❤\ufe0f 1\ufe0f\u20e3 👩\u200d🚀 می\u200cخواهم"
+    _, found = page_of(cli, tmp_path, {"text": usual + " ❤\ufe0f\ufe0f"})
+    assert found.texts == [usual + " ❤\ufe0fU+FE0F"]
+
+
+def test_text_without_tokens_is_on_the_page(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeTokenizer, "encode", lambda self, text: ([], []))
+    _, found = page_of(cli, tmp_path, {"response": "<think>\u200b\u200b</think>\n\n"})
+    assert found.texts == ["U+200BU+200B"]
+
+
+@pytest.mark.parametrize("text", ["\n\n BAD", "\n \n"])
+def test_a_risk_that_begins_in_blank_lines_has_a_place(tmp_path, text):
+    found = trace(FakeGuard({"BAD": "unsafe"}), text + "BAD")
+    part = replace(found.parts[0], text=text, spans=(replace(found.parts[0].spans[-1], start=0, end=len(text)),))
+    path = tmp_path / "page.html"
+    with Page(str(path)) as page:
+        found = replace(found, parts=(replace(part, begin=Begin(0, 0, 0)),))
+        page.add([TraceRow(0, Record(1, text, text), found.decision, False, None, found)])
+    tags = Reading(path.read_text(encoding="utf-8")).tags
+    links = {attrs["href"][1:] for tag, attrs in tags if tag == "a"}
+    assert "t0p0b" in links
+    assert links <= {attrs["id"] for _, attrs in tags if "id" in attrs}
+
+
 def test_hostile_file_names_and_errors_are_only_text(cli, tmp_path):
     path, page = tmp_path / "<b onclick=x>&.jsonl", tmp_path / "page.html"
     path.write_text('{"messages": [{"role": "<script>alert(1)</script>"}, {"role": "assistant"}]}\n', encoding="utf-8")
@@ -321,6 +453,18 @@ def test_traces_come_as_the_records_do(start):
         assert json.loads(process.stdout.readline())["index"] == i
     process.stdin.close()
     assert process.wait(10) == 1
+
+
+@posix
+@pytest.mark.parametrize("args", [(), ("-",)])
+def test_the_page_does_not_overwrite_standard_input(start, tmp_path, args):
+    log = tmp_path / "log.txt"
+    log.write_text("BAD", encoding="utf-8")
+    with log.open("rb") as file:
+        process = start("trace", "--html", str(log), *args, stdin=file)
+        assert process.wait(20) == 2
+    assert b"--html would overwrite the input" in process.stderr.read()
+    assert log.read_text(encoding="utf-8") == "BAD"
 
 
 @posix
