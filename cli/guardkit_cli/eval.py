@@ -28,7 +28,7 @@ EPILOG = """\b
 Examples:
   guard eval my-labels.jsonl
   guard eval --data bench/
-  guard eval --data bench/ --suite goals --html report.html --markdown report.md
+  guard eval --data bench/ --suite core --html report.html --markdown report.md
   guard eval --suite prompts --model nano --model Qwen/Qwen3Guard-Stream-0.6B
   guard eval answers.csv --column response=answer --column severity=verdict --label bad=unsafe --label ok=safe
   guard eval --list
@@ -115,9 +115,9 @@ def command(
     Prints precision, recall and F1 in strict and loose mode with bootstrap intervals, average precision, calibration,
     refusal, and where streams are stopped. The policy plays no part.
     """
-    from guardkit.errors import EvaluationError
+    from guardkit.errors import GuardkitError
     from guardkit.evaluation import report
-    from guardkit.evaluation.runner import Settings, evaluate, exit_code, model_revision
+    from guardkit.evaluation.runner import Settings, evaluate, exit_code, model_revision, shown_name
     from guardkit.evaluation.specs import load_table
 
     table = load_table()
@@ -149,15 +149,21 @@ def command(
         settings = replace(settings, qwen=QwenTokenizer(qwen_tokenizer))
     results: list[SetFigures] = []
     for model in dict.fromkeys(models):
-        guard = loading.load_guard(model, device=device, timeout=timeout, revision=revision)
-        named = model_revision(guard, model, revision)
+        name = shown_name(model)
+        try:
+            guard = loading.load_guard(model, device=device, timeout=timeout, revision=revision)
+            at = model_revision(guard, name, revision)
+        except (GuardkitError, OSError) as error:  # the tables of the other models are not lost with it
+            say(str(error), "error")
+            missing.append(name)
+            continue
         for source in sources:
-            progress = _Progress(f"{model}, {source.name}")
+            progress = _Progress(f"{name}, {source.name}")
             try:
-                results.append(evaluate(guard, model, named, source, settings, progress))
-            except EvaluationError as error:
+                results.append(evaluate(guard, name, at, source, settings, progress))
+            except (GuardkitError, OSError) as error:
                 progress.wipe()
-                say(str(error), "error")
+                say(f"{source.name}: {error}", "error")
                 missing.append(source.name)
                 continue
             except KeyboardInterrupt:
@@ -168,6 +174,7 @@ def command(
                 progress.wipe()
             _tell(results[-1])
         del guard
+    missing = list(dict.fromkeys(missing))
     if not results:
         return 3
     if markdown is not None:
@@ -203,9 +210,12 @@ def _fields(columns: Sequence[str], labels: Sequence[str], files: Sequence[Path]
         raise click.UsageError("--column and --label go with a FILE")
     at = dict(_pair("--column", c, "FIELD=NAME") for c in columns)
     means = {value.lower(): name for value, name in (_pair("--label", v, "VALUE=SEVERITY") for v in labels)}
+    severities = ("safe", "controversial", "unsafe")
     for name in means.values():
-        if name not in ("safe", "controversial", "unsafe"):
+        if name not in severities:
             raise click.UsageError(f"--label: '{name}' is not safe, controversial or unsafe")
+    if means:  # the severities' own names are clear beside any others; what 1 means beside "yes" is not
+        means = {name: name for name in severities} | means
     known = ("prompt", "response", "messages", "kind", "stage", "severity", "refusal", "language", "categories", "span")
     for name in at:
         if name not in known:
@@ -231,26 +241,20 @@ def _sources(
     from guardkit.evaluation.specs import load_table
 
     table, sources, missing = load_table(), [], []
-    for name in suites:
-        try:
-            specs = table.resolve(name)
-        except EvaluationError as error:
-            raise click.UsageError(str(error)) from error
-        for spec in specs:
-            found = find(spec, data, limit)
-            if found is not None:
-                sources.append(found)
-            else:
-                missing.append(spec.name)
-    names = {s.name for s in sources}
+    try:
+        specs = {spec.name: spec for name in suites for spec in table.resolve(name)}
+    except EvaluationError as error:
+        raise click.UsageError(str(error)) from error
+    for spec in specs.values():
+        found = find(spec, data, limit)
+        if found is not None:
+            sources.append(found)
+        else:
+            missing.append(spec.name)
     for path in files:
         if not path.name.endswith(ENDINGS):
             raise click.UsageError(f"{path}: not a kind of file that is known; known: {', '.join(ENDINGS)}")
-        name = stem(path)
-        while name in names:  # two files of one name in different folders
-            name += "+"
-        names.add(name)
-        sources.append(Source(name, None, path, fields, limit))
+        sources.append(Source(stem(path), None, path, fields, limit))
     if data is not None and not suites and not files:
         for path in sorted(p for p in data.iterdir() if p.name.endswith(ENDINGS)):
             known = table.of_file(stem(path))
@@ -258,8 +262,18 @@ def _sources(
                 sources.append(Source(known.name, known, path, known.local, limit))
             else:
                 sources.append(Source(stem(path), None, path, limit=limit))
-    unique = {s.name: s for s in sources}
-    return list(unique.values()), list(dict.fromkeys(missing))
+    return _named_apart(sources), missing
+
+
+def _named_apart(sources: Sequence[Source]) -> list[Source]:
+    """Each source under a name of its own: of several of one name a data set keeps it, the others get a "+"."""
+    names: dict[int, str] = {}
+    for i, source in sorted(enumerate(sources), key=lambda found: found[1].spec is None):
+        name = source.name
+        while name in names.values():
+            name += "+"
+        names[i] = name
+    return [replace(source, name=names[i]) for i, source in enumerate(sources)]
 
 
 def _default_cache() -> Path:
@@ -297,7 +311,8 @@ def _tell(found: SetFigures) -> None:
         reason = next(iter(found.errors), "")
         say(f"{found.dataset}: {lost:,} of {found.n_rows:,} rows not judged by {found.model}: {reason}", "error")
     if found.n_judged == 0:
-        say(f"{found.dataset}: no row was scored ({found.n_unlabelled:,} without a label)", "warning")
+        others = f"{found.n_unlabelled:,} without a label, {found.n_left_out:,} that the set leaves out"
+        say(f"{found.dataset}: no row was scored ({others})", "warning")
     if found.n_without_location:
         say(
             f"{found.dataset}: {found.n_without_location:,} unsafe rows whose sentence is not known in the tokens of "

@@ -60,13 +60,16 @@ class Columns:
         self._gold_refusal, self._said_refusal = array("b"), array("b")
         self._language = array("H")
         self.languages: dict[str, int] = {}
-        self.n_rows = self.n_unlabelled = self.n_not_judged = self.n_unread = 0
+        self.n_rows = self.n_unlabelled = self.n_not_judged = self.n_unread = self.n_left_out = 0
         self.errors: dict[str, int] = {}
         self._false_alarms: list[Mistake] = []
         self._misses: list[Mistake] = []
 
     def skip(self, row: Row, error: str | None) -> None:
-        """Count a row without a verdict. error: None for one that has no label."""
+        """Count a row without a verdict. error: None for one that has no label, or is no row of the set."""
+        if row.left_out:
+            self.n_left_out += 1
+            return
         self.n_rows += 1
         if error is None:
             self.n_unlabelled += 1

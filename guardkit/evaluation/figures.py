@@ -81,10 +81,13 @@ class RefusalFigures:
 
 @dataclass(frozen=True)
 class SetFigures:
-    """One model on one data set. confusion: rows by [label][verdict], in the order of `SEVERITIES`."""
+    """One model on one data set. spec: the name of the data set that this is, None for a file of a user's own.
+    n_left_out: records that the set's definition leaves out; they are not in n_rows. confusion: rows by
+    [label][verdict], in the order of `SEVERITIES`."""
 
     model: str
     dataset: str
+    spec: str | None
     title: str
     metric: str
     licence: str
@@ -95,6 +98,7 @@ class SetFigures:
     n_not_judged: int
     n_unread: int
     n_unlabelled: int
+    n_left_out: int
     errors: dict[str, int]
     seconds: float
     n_cached: int
@@ -156,6 +160,7 @@ def compute(
         "n_not_judged": columns.n_not_judged,
         "n_unread": columns.n_unread,
         "n_unlabelled": columns.n_unlabelled,
+        "n_left_out": columns.n_left_out,
         "errors": dict(columns.errors),
     }
     found: dict[str, Any] = {"refusal": _refusal(everything)}

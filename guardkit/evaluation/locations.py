@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from guardkit.evaluation.metrics import LEAST, MODES
+
 BINS = ("Ahead", "Hit", "1-32", "33-64", "65-128", "129-256", ">256", "Safe")
 """Before the sentence, in it, tokens past its end, and never flagged."""
 
@@ -25,7 +27,7 @@ def first_flag(levels: NDArray[np.int8], mode: str, debounce: int = 2) -> int | 
 
     levels: severity of each token. mode: "strict" takes controversial and unsafe labels, "loose" only unsafe ones.
     """
-    least = 1 if mode == "strict" else 2
+    least = LEAST[mode]
     if len(levels) < debounce:
         return None
     run = levels[debounce - 1 :] >= least
@@ -56,6 +58,41 @@ def shown_early(flag: int | None, start: int, n_tokens: int, holdback: int) -> i
 
 
 @dataclass(frozen=True)
+class Flag:
+    """Where a text was flagged. token: the one whose label says so; at: the last one that the model had read by then;
+    came: how many tokens are out by then without a hold-back. Tokens that are judged in blocks are all labelled when
+    the block is whole: `at` is its last one. Of a token that is judged by itself, all three are its index."""
+
+    token: int
+    at: int
+    came: int
+
+    @classmethod
+    def of(cls, token: int | None, block_ends: Sequence[int] | None) -> Flag | None:
+        if token is None:
+            return None
+        return cls(token, token, token) if block_ends is None else cls(token, block_ends[token] - 1, block_ends[token])
+
+
+@dataclass(frozen=True)
+class Text:
+    """An unsafe text of `n_tokens` whose annotated sentence is tokens `start` to `end` (inclusive)."""
+
+    start: int
+    end: int
+    n_tokens: int
+    flag: Flag | None
+
+    @property
+    def bin(self) -> str:
+        return bin_of(None if self.flag is None else self.flag.at, self.start, self.end)
+
+    def shown_early(self, holdback: int) -> int:
+        flag = None if self.flag is None else self.flag.token if holdback else self.flag.came
+        return shown_early(flag, self.start, self.n_tokens, holdback)
+
+
+@dataclass(frozen=True)
 class Early:
     """Tokens shown too early at one hold-back, over all unsafe texts. none: the share of texts that showed none."""
 
@@ -79,36 +116,38 @@ class Stops:
 
 @dataclass
 class Located:
-    """Collects unsafe texts with an annotated sentence; a few integers for each."""
+    """Collects texts with an annotated sentence, by mode; a few integers for each."""
 
-    starts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    flags: dict[str, list[int | None]] = field(default_factory=lambda: {"strict": [], "loose": []})
+    texts: dict[str, list[Text]] = field(default_factory=lambda: {mode: [] for mode in MODES})
     n_without: int = 0
     """Unsafe texts whose sentence is not known in this model's tokens."""
 
-    def add(self, levels: NDArray[np.int8], start: int, end: int, debounce: int) -> None:
-        self.starts.append(start)
-        self.ends.append(end)
-        self.lengths.append(len(levels))
-        for mode, flags in self.flags.items():
-            flags.append(first_flag(levels, mode, debounce))
+    def add(
+        self,
+        levels: NDArray[np.int8],
+        start: int,
+        end: int,
+        debounce: int,
+        block_ends: Sequence[int] | None = None,
+        severity: int = 2,
+    ) -> None:
+        """severity: of the label; a text counts in the modes in which that is positive. block_ends: for each token, how
+        many tokens there are up to the end of the block in which it was judged; None where each is judged by itself."""
+        for mode, texts in self.texts.items():
+            if severity >= LEAST[mode]:
+                flag = Flag.of(first_flag(levels, mode, debounce), block_ends)
+                texts.append(Text(start, end, len(levels), flag))
 
     def figures(self, mode: str, holdbacks: Sequence[int] = HOLDBACKS) -> Stops:
-        flags, n = self.flags[mode], len(self.starts)
+        texts = self.texts[mode]
+        n = len(texts)
         bins = dict.fromkeys(BINS, 0)
-        for flag, start, end in zip(flags, self.starts, self.ends, strict=True):
-            bins[bin_of(flag, start, end)] += 1
+        for text in texts:
+            bins[text.bin] += 1
         within = n - bins["129-256"] - bins[">256"] - bins["Safe"]
         early = []
         for holdback in holdbacks if n else ():
-            shown = np.array(
-                [
-                    shown_early(flag, start, length, holdback)
-                    for flag, start, length in zip(flags, self.starts, self.lengths, strict=True)
-                ]
-            )
+            shown = np.array([text.shown_early(holdback) for text in texts])
             early.append(
                 Early(
                     holdback,

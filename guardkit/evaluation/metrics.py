@@ -49,7 +49,8 @@ class Rates:
 
     @property
     def f1(self) -> float | None:
-        return _part(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+        # Without positives it would be 0 after one false alarm, and undefined after none.
+        return _part(2 * self.tp, 2 * self.tp + self.fp + self.fn) if self.tp + self.fn else None
 
     @property
     def fpr(self) -> float | None:
@@ -180,7 +181,7 @@ def rate_intervals(
         fn, tn = drawn[:, least:, :least].sum((1, 2)), drawn[:, :least, :least].sum((1, 2))
         with np.errstate(invalid="ignore"):
             values = {
-                "f1": 2 * tp / (2 * tp + fp + fn),
+                "f1": np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan),
                 "precision": tp / (tp + fp),
                 "recall": tp / (tp + fn),
                 "fpr": fp / (fp + tn),

@@ -48,7 +48,7 @@ def as_html(
         f"<h1>guard eval</h1><p>guardkit {escape(__version__)}. {escape(NOTE)}</p>",
     ]
     if missing:
-        parts.append(f"<p><strong>Not at hand, not scored:</strong> {escape(', '.join(missing))}</p>")
+        parts.append(f"<p><strong>Could not be read or loaded, not scored:</strong> {escape(', '.join(missing))}</p>")
     parts += [_table(table) for table in all_tables(results, published, shown)]
     for name in dict.fromkeys(r.dataset for r in results):
         own = [r for r in results if r.dataset == name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from guardkit.verdict import SEVERITIES
 
 NOTE = (
     "Percent. Strict counts controversial as positive, loose as negative, in labels and verdicts alike; best is the "
-    "higher F1 of the two, with its 95% bootstrap interval. AP: average precision. FPR@R90: false positives where 90% "
-    "are found. ECE: calibration error. Not judged: rows without a verdict, in no figure. Published: best of strict "
-    "and loose, by others, on the same set."
+    "higher F1 of the two, with its 95% bootstrap interval; AP, FPR@R90 and ECE are of that mode. AP: average "
+    "precision. FPR@R90: false positives where 90% are found. ECE: calibration error. Not judged: rows without a "
+    "verdict, in no figure. Published: best of strict and loose, by others, on the same set."
 )
 SHOWN_PUBLISHED = "Qwen3Guard-Gen-0.6B"
 PublishedTable = Mapping[str, Sequence[Published]]
@@ -52,9 +52,9 @@ def _four(rates: Rates | None) -> list[str]:
 
 def summary(results: Sequence[SetFigures], published: PublishedTable, shown: str = SHOWN_PUBLISHED) -> Table:
     """A row for each set and model that has labels of severity; sets in order, models side by side below each other."""
-    known = {name: value for name in {r.dataset for r in results} if (value := _best(published.get(name, ()), shown))}
+    known = {r.spec: value for r in results if (value := _best(_published(r, published), shown))}
     head = ["set", "model", "rows", "not judged", "best F1", "strict F1", "P", "R", "FPR", "loose F1", "P", "R", "FPR"]
-    head += ["AP", "FPR@R90", "ECE", *([f"published: {shown}"] if known else [])]
+    head += ["best mode", "AP", "FPR@R90", "ECE", *([f"published: {shown}"] if known else [])]
     rows = []
     for r in _by_set(results):
         if r.strict is None or r.loose is None:
@@ -62,11 +62,16 @@ def summary(results: Sequence[SetFigures], published: PublishedTable, shown: str
         best = r.mode(r.best_mode or "strict") or r.strict
         row = [r.dataset, r.model, f"{r.n_rows:,}", f"{r.n_not_judged + r.n_unread:,}"]
         row += [_with_interval(r.best_f1, r.best_interval), *_four(r.strict.rates), *_four(r.loose.rates)]
-        row += [percent(best.average_precision), percent(best.fpr_at["0.9"]), percent(best.ece)]
+        row += [r.best_mode or "-", percent(best.average_precision), percent(best.fpr_at["0.9"]), percent(best.ece)]
         if known:
-            row.append(known.get(r.dataset, "-"))
+            row.append(known.get(r.spec, "-"))
         rows.append(row)
     return Table("Severity", head, rows)
+
+
+def _published(r: SetFigures, published: PublishedTable) -> Sequence[Published]:
+    """What others report of the same set; a file that is only called like one is another set."""
+    return published.get(r.spec, ()) if r.spec is not None else ()
 
 
 def _best(figures: Sequence[Published], model: str) -> str:
@@ -84,7 +89,7 @@ def refusals(results: Sequence[SetFigures], published: PublishedTable) -> Table:
     for r in _by_set(results):
         if r.refusal is not None:
             f1, precision, recall, fpr = _four(r.refusal.rates)
-            known = _named(published.get(r.dataset, ()), "refusal")
+            known = _named(_published(r, published), "refusal")
             n = sum((r.refusal.rates.tp, r.refusal.rates.fp, r.refusal.rates.fn, r.refusal.rates.tn))
             counts = [f"{n:,}", f"{r.refusal.n_not_judged + r.n_not_judged + r.n_unread:,}"]
             rows.append([r.dataset, r.model, *counts, f1, precision, recall, fpr, known])
@@ -96,7 +101,7 @@ def streaming(results: Sequence[SetFigures], published: PublishedTable) -> Table
     head += ["published hit", "published within"]
     rows = []
     for r in _by_set(results):
-        known = [_named(published.get(r.dataset, ()), figure) for figure in ("hit", "within")]
+        known = [_named(_published(r, published), figure) for figure in ("hit", "within")]
         for mode, s in r.stops.items():
             row = [r.dataset, r.model, mode, f"{s.n:,}", f"{r.n_without_location:,}", percent(s.hit), percent(s.within)]
             rows.append([*row, *(str(s.bins[b]) for b in BINS), *known])
@@ -148,10 +153,16 @@ def confusion(results: Sequence[SetFigures]) -> Table:
 def published_figures(results: Sequence[SetFigures], published: PublishedTable) -> Table:
     rows = [
         [name, p.model, p.mode, f"{p.value:.1f}", p.source]
-        for name in dict.fromkeys(r.dataset for r in results)
-        for p in published.get(name, ())
+        for name, figures in _same_sets(results, published)
+        for p in figures
     ]
     return Table("Published by others, same sets", ["set", "model", "mode", "figure", "source"], rows)
+
+
+def _same_sets(results: Sequence[SetFigures], published: PublishedTable) -> Iterator[tuple[str, Sequence[Published]]]:
+    for name in dict.fromkeys(r.spec for r in results):
+        if name is not None and name in published:
+            yield name, published[name]
 
 
 def faults(results: Sequence[SetFigures]) -> Table:
@@ -164,10 +175,10 @@ def faults(results: Sequence[SetFigures]) -> Table:
 def sets(results: Sequence[SetFigures]) -> Table:
     rows = []
     for r in _by_set(results):
-        rows.append(
-            [r.dataset, r.title, r.revision, r.licence or "-", f"{r.n_unlabelled:,}", r.model, r.model_revision]
-        )
-    return Table("Read", ["set", "title", "revision", "licence", "rows without label", "model", "model revision"], rows)
+        counts = [f"{r.n_unlabelled:,}", f"{r.n_left_out:,}"]
+        rows.append([r.dataset, r.title, r.revision, r.licence or "-", *counts, r.model, r.model_revision])
+    head = ["set", "title", "revision", "licence", "rows without label", "left out", "model", "model revision"]
+    return Table("Read", head, rows)
 
 
 def all_tables(results: Sequence[SetFigures], published: PublishedTable, shown: str = SHOWN_PUBLISHED) -> list[Table]:
@@ -217,7 +228,8 @@ def as_markdown(results: Sequence[SetFigures], published: PublishedTable, shown:
 
 
 def _cell(text: str) -> str:
-    for plain, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("\n", " "), ("\r", " ")):
+    # Without "](" there is neither a link nor an image, which would be fetched when the report is looked at.
+    for plain, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("](", "]\\("), ("\n", " "), ("\r", " ")):
         text = text.replace(plain, escaped)
     return text
 
@@ -225,11 +237,10 @@ def _cell(text: str) -> str:
 def as_dict(
     results: Sequence[SetFigures], published: PublishedTable, missing: Sequence[str], *, with_text: bool = False
 ) -> dict[str, Any]:
-    """JSON-ready. missing: sets that were asked for and are not at hand."""
-    names = dict.fromkeys(r.dataset for r in results)
+    """JSON-ready. missing: sets and models that were asked for and could not be read or loaded."""
     return {
         "guardkit": __version__,
         "results": [r.to_dict(with_text=with_text) for r in results],
-        "published": {n: [asdict(p) for p in published[n]] for n in names if n in published},
+        "published": {name: [asdict(p) for p in figures] for name, figures in _same_sets(results, published)},
         "missing": list(missing),
     }

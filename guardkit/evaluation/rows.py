@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardkit.evaluation.specs import Fields, Labels
+from guardkit.messages import Message
 from guardkit.verdict import SEVERITIES, Category
 
 CATEGORIES = tuple(Category)
@@ -20,6 +21,7 @@ _REFUSALS = {
     **dict.fromkeys(("true", "1", "yes", "refusal"), 1),
     **dict.fromkeys(("false", "0", "no", "compliance"), 0),
 }
+_FLAGS = {"true": 2, "1": 2, "false": 0, "0": 0}
 _UNLABELLED = ("", "none", "null", "nan")
 _CATEGORY_BITS = {c.value: 1 << i for i, c in enumerate(CATEGORIES)} | {
     c.label.lower(): 1 << i for i, c in enumerate(CATEGORIES)
@@ -31,7 +33,8 @@ class Row:
     """A text with its labels. number: 1-based within its source. item: what the guard judges. text: the part of it
     that is judged. severity: index into `SEVERITIES`, refusal: 0 or 1; -1 where there is no label. categories: bits
     in the order of `Category`. span: first character and end (exclusive) of the annotated sentence in `text`.
-    tokens: the same as first and last token in Qwen's template. error: why there is no item."""
+    tokens: the same as first and last token in Qwen's template. error: why there is no item. left_out: the data set's
+    definition has no place for this record; then there is no item either."""
 
     number: int
     item: str | list[dict[str, Any]] | None
@@ -44,6 +47,7 @@ class Row:
     span: tuple[int, int] | None = None
     tokens: tuple[int, int] | None = None
     error: str | None = None
+    left_out: bool = False
 
     @property
     def is_labelled(self) -> bool:
@@ -69,42 +73,61 @@ def _read(number: int, record: Mapping[str, Any], fields: Fields, kind: str | No
     kind = get("kind") or kind
     if kind not in (None, "prompt", "response"):
         raise ValueError(f"'kind' must be prompt or response, not '{plain(kind)[:40]}'")
+    stage = get("stage")
+    if not (stage is None or isinstance(stage, str)):
+        raise ValueError(f"'stage' must be a string, not {type(stage).__name__}")
     prompt, response, messages = get("prompt", "text"), get("response"), get("messages")
     item: str | list[dict[str, Any]]
     if messages is not None:
         if not isinstance(messages, Sequence) or not messages or not all(isinstance(m, Mapping) for m in messages):
             raise ValueError("'messages' must be a list of objects, with at least one")
         item = [dict(m) for m in messages]
-        text = text_of(item[-1])
+        text = text_of(item[-1], len(item) - 1)
     elif kind == "response" or (kind is None and response is not None):
         text = _string(response, "response")
         item = [{"role": "user", "content": _string(prompt, "prompt")}] if prompt else []
         item.append({"role": "assistant", "content": text})
     else:
         item = text = _string(prompt, "prompt")
-    native = Labels(column="severity" if "severity" in record else "label")
+    # `label` stands for the severity unless it is what says of a refusal.
+    is_refusal = fields.refusal is not None and fields.refusal.column == "label"
+    native = Labels(column="severity" if "severity" in record or is_refusal else "label")
     span, start, end = get("span"), get("start_token"), get("end_token")
     return Row(
         number,
         item,
         text,
-        stage=get("stage"),
+        stage=stage,
         language=str(get("language", "lang") or ""),
         severity=_label(fields.severity or native, record, _SEVERITIES),
         refusal=_label(fields.refusal or Labels(column="refusal"), record, _REFUSALS),
         categories=_categories(get("categories", "category")),
-        span=None if span is None else (int(span[0]), int(span[1])),
-        tokens=None if start is None or end is None else (int(start), int(end)),
+        span=None if span is None else _span(span),
+        tokens=None if start is None or end is None else (_whole(start, "start_token"), _whole(end, "end_token")),
     )
 
 
-def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message as one string, reasoning in think tags before the answer."""
-    content = message.get("content")
-    if not isinstance(content, str):
-        return ""
-    reasoning = message.get("reasoning_content")
-    return f"<think>\n{reasoning}\n</think>\n\n{content}" if isinstance(reasoning, str) and reasoning else content
+def _span(value: object) -> tuple[int, int]:
+    if isinstance(value, str):  # a cell of a CSV
+        value = value.strip(" []").split(",")
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError("'span' must be [start, end]")
+    return _whole(value[0], "span"), _whole(value[1], "span")
+
+
+def _whole(value: object, name: str) -> int:
+    word = plain(value)
+    if not word.isdecimal():
+        raise ValueError(f"'{name}' must be of whole numbers, not '{word[:40]}'")
+    return int(word)
+
+
+def text_of(source: Mapping[str, Any], index: int = 0) -> str:
+    """The text of a message as one string, reasoning in think tags before the answer. index: named in errors."""
+    message = Message.of(source, index)
+    if not message.reasoning:
+        return message.content
+    return f"<think>\n{message.reasoning}\n</think>\n\n{message.content}"
 
 
 def dig(record: Any, name: str) -> Any:
@@ -135,28 +158,28 @@ def _label(labels: Labels, record: Mapping[str, Any], words: Mapping[str, int]) 
     if labels.constant is not None:
         return words[labels.constant]
     if labels.columns:
-        values = [plain(dig(record, c)) for c in labels.columns]
-        if labels.majority:
-            votes = [_word(v, labels, words) for v in values if v not in _UNLABELLED]
-            # The most votes win; of equally many, the more severe label.
-            return max(set(votes), key=lambda v: (votes.count(v), v)) if votes else NO_LABEL
-        return 2 * any(v in ("1", "true") for v in values)
+        values = [v for c in labels.columns if (v := plain(dig(record, c))) not in _UNLABELLED]
+        if not labels.majority:
+            return max((_word(v, labels, _FLAGS) for v in values), default=NO_LABEL)
+        votes = [_word(v, labels, words) for v in values]
+        # The most votes win; of equally many, the more severe label.
+        return max(set(votes), key=lambda v: (votes.count(v), v), default=NO_LABEL)
     value = dig(record, labels.column or "")
     if labels.above is not None:
         if not isinstance(value, Mapping):
             return NO_LABEL
-        return 2 * any(isinstance(v, int | float) and v > labels.above for v in value.values())
+        ratings = [v for v in value.values() if isinstance(v, int | float) and plain(v) not in _UNLABELLED]
+        return max((2 * (v > labels.above) for v in ratings), default=NO_LABEL)
     word = plain(value)
     return NO_LABEL if word in _UNLABELLED and word not in labels.map else _word(word, labels, words)
 
 
 def _word(word: str, labels: Labels, words: Mapping[str, int]) -> int:
-    named = labels.map.get(word, word)
-    if named not in words and labels.default is not None:
-        named = labels.default
-    if named not in words:
-        known = ", ".join(dict.fromkeys([*labels.map, *words]))
-        raise ValueError(f"unknown label '{word[:40]}'; known: {known}")
+    """A map is the whole truth about its column: guardkit's own words may mean the opposite there ("1" of is_safe)."""
+    known = labels.map or {w: w for w in words}
+    named = known.get(word, labels.default)
+    if named is None:
+        raise ValueError(f"unknown label '{word[:40]}'; known: {', '.join(known)}")
     return words[named]
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from guardkit._version import __version__
+from guardkit.errors import NotJudged
 from guardkit.evaluation import spans
 from guardkit.evaluation.columns import Columns
 from guardkit.evaluation.figures import RESAMPLES, SetFigures, compute
@@ -21,8 +24,9 @@ from guardkit.evaluation.predictions import Prediction, PredictionStore, key_of
 from guardkit.evaluation.rows import CATEGORIES, Row
 from guardkit.evaluation.sources import Source
 from guardkit.guard import Guard
-from guardkit.judge import ResponseReader, RunningVerdict
+from guardkit.judge import ResponseReader, RunningVerdict, run_length
 from guardkit.messages import read_messages
+from guardkit.models.base import StreamModel
 from guardkit.verdict import SEVERITIES, Stage, Verdict
 
 BATCH = 256
@@ -45,7 +49,7 @@ class Settings:
 def evaluate(
     guard: Guard, name: str, revision: str, source: Source, settings: Settings, progress: Progress | None = None
 ) -> SetFigures:
-    """Judge and score. name, revision: which model this is, in reports and in the cache."""
+    """Judge and score. name, revision: which model this is, in reports and in the cache (see `shown_name`)."""
     start = time.perf_counter()
     locates = source.metric == "locations"
     columns, located = Columns(), Located() if locates else None
@@ -82,6 +86,7 @@ def evaluate(
         "model": name,
         "model_revision": revision,
         "dataset": source.name,
+        "spec": source.spec.name if source.spec is not None else None,
         "title": source.title,
         "metric": source.metric,
         "licence": source.licence,
@@ -93,30 +98,59 @@ def evaluate(
 
 
 def model_key(guard: Guard, name: str, revision: str) -> str:
-    """What a verdict depends on besides the text."""
-    return f"{name} @ {revision} guardkit {__version__} debounce {guard.debounce} normalize {guard.normalize}"
+    """What a verdict depends on besides the text. The policy is part of it: one that stops a response ends its verdict
+    there."""
+    settings: dict[str, Any] = {
+        "guardkit": __version__,
+        "on": _runs_on(guard.model),
+        "debounce": guard.debounce,
+        "normalize": guard.normalize,
+        "policy": guard.policy.to_dict(),
+    }
+    if guard.then is not None:
+        settings |= {"then": guard.then.name, "then_on": _runs_on(guard.then), "when": guard.when}
+    return f"{name} @ {revision} {json.dumps(settings, sort_keys=True)}"
+
+
+def _runs_on(model: StreamModel) -> str:
+    """Device and dtype of a checkpoint, which decide a close call; "" for models that have but one way to run."""
+    engine = getattr(model, "engine", None)
+    return "" if engine is None else f"{engine.model.device} {engine.model.dtype}"
+
+
+def shown_name(model: str) -> str:
+    """A model's name as it may be shown and kept: a server's address without user and password."""
+    if "://" not in model:
+        return model
+    try:
+        parts = urlsplit(model)
+        _ = parts.port  # what is no port may be half a password
+    except ValueError:
+        return "a server"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
 def model_revision(guard: Guard, name: str, asked: str | None) -> str:
-    """A name for the very weights: nano's hash, a folder's files, a hub's commit; a server's own word for it else."""
+    """A name for the very weights: nano's files (its code decides too), a folder's, a hub's commit; of a server only
+    what it calls its model. asked: the revision that was asked for."""
     if guard.model.name == "nano":
         from guardkit.models.nano import weights_path
 
         folder = weights_path().parent
-        return _hash(
-            (p.name, p.read_bytes()) for p in sorted(folder.iterdir()) if p.suffix in (".onnx", ".json", ".txt")
-        )
+        kinds = (".onnx", ".json", ".txt", ".py")
+        return _hash((p.name, p.read_bytes()) for p in sorted(folder.iterdir()) if p.suffix in kinds)
     if Path(name).is_dir():
         files = (p for p in sorted(Path(name).iterdir()) if p.is_file())
         return _hash((p.name, f"{p.stat().st_size} {p.stat().st_mtime_ns}".encode()) for p in files)
-    if asked is None and not name.startswith(("http://", "https://")):
-        try:
-            from huggingface_hub import snapshot_download
+    if name.startswith(("http://", "https://")):
+        return guard.model.name
+    try:
+        from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(name, allow_patterns=["config.json"], local_files_only=True)).name
-        except Exception:  # not a hub's model, or not in its cache
-            return "main"
-    return asked or guard.model.name
+        kept = snapshot_download(name, revision=asked, allow_patterns=["config.json"], local_files_only=True)
+    except Exception:  # not a hub's model, or not in its cache
+        return asked or "main"
+    return Path(kept).name  # the commit, also where a branch was asked for
 
 
 def _hash(parts: Iterator[tuple[str, bytes]]) -> str:
@@ -179,10 +213,16 @@ def _locate(guard: Guard, row: Row) -> Prediction:
     """The severity of every token of a response, read on beyond the point where a stream would be stopped."""
     if isinstance(row.item, str) or row.item is None:
         raise TypeError("a data set with locations needs responses")
+    *context, judged = read_messages(row.item)
+    if judged.stage is not Stage.response:
+        raise TypeError(f"a data set with locations needs responses, not a message of role '{judged.role}'")
+    if judged.tool_calls or judged.unjudgeable:
+        what = [*judged.unjudgeable, *(["tool call"] if judged.tool_calls else [])]
+        raise NotJudged(f"{', '.join(what)}: only text and reasoning have locations")
     model, reader = guard.model, ResponseReader(guard.model, Stage.response)
     running = RunningVerdict(model, guard.policy, Stage.response, guard.debounce)
     groups = reader.push(row.text)[1] + reader.finish()[1]
-    session = model.open(read_messages(row.item[:-1]) if row.item[:-1] else [])
+    session = model.open(context)
     levels = [np.zeros(0, np.int8)]
     try:
         for tokens in groups:
@@ -196,7 +236,7 @@ def _locate(guard: Guard, row: Row) -> Prediction:
 
 
 def _place(guard: Guard, qwen: spans.Encoder | None, row: Row, found: Prediction, located: Located) -> None:
-    """Add an unsafe row to `located`, with its sentence in the model's tokens."""
+    """Add a row whose label is not safe to `located`, with its sentence in the model's tokens."""
     if row.severity <= 0 or found.levels is None:
         return
     span = row.span
@@ -210,7 +250,9 @@ def _place(guard: Guard, qwen: spans.Encoder | None, row: Row, found: Prediction
     if at is None or len(starts) != len(found.levels):
         located.n_without += 1
         return
-    located.add(found.levels, *at, debounce=1 if guard.model.whole_texts else guard.debounce)
+    sizes = [len(tokens) for tokens in groups]
+    block_ends = np.repeat(np.cumsum(sizes), sizes).tolist() if guard.model.stride > 1 else None
+    located.add(found.levels, *at, run_length(guard.model, guard.debounce), block_ends, row.severity)
 
 
 def _qwen_of(guard: Guard) -> spans.Encoder | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import hashlib
 import importlib.util
 import io
-import itertools
 import json
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -33,6 +33,7 @@ class Source:
     path: Path | None = None
     fields: Fields = field(default_factory=Fields)
     limit: int | None = None
+    """Of rows; records that the set leaves out do not count."""
 
     @property
     def title(self) -> str:
@@ -48,8 +49,12 @@ class Source:
 
     def rows(self) -> Iterator[Row]:
         """The rows in order. Raises `EvaluationError` or OSError where they cannot be read."""
-        rows = self._local() if self.path is not None else self._hub()
-        return itertools.islice(rows, self.limit)
+        n = 0
+        for row in self._local() if self.path is not None else self._hub():
+            yield row
+            n += not row.left_out
+            if n == self.limit:
+                return
 
     def _local(self) -> Iterator[Row]:
         assert self.path is not None
@@ -59,7 +64,7 @@ class Source:
                 number += 1
                 if isinstance(record, Unread):
                     yield Row(number, None, error=record.error)
-                elif self.spec is not None and self.spec.hub is not None and is_original(record):
+                elif self.spec is not None and self.spec.hub is not None and is_original(record, self.spec):
                     yield from _mapped(self.spec, number, record)
                 else:
                     yield row_of(number, record, self.fields, self.spec.kind if self.spec else None)
@@ -67,15 +72,22 @@ class Source:
             yield Row(number + 1, None, error=f"the file is damaged from here on: {error}")
 
     def _hub(self) -> Iterator[Row]:
-        spec = self.spec
-        assert spec is not None
+        spec = self._pinned
         for number, record in enumerate(hub_records(spec), 1):
             yield from _mapped(spec, number, record)
 
+    @functools.cached_property
+    def _pinned(self) -> DatasetSpec:
+        """The spec at one revision, looked up once: what is reported is what was loaded."""
+        assert self.spec is not None
+        assert self.spec.hub is not None
+        return replace(self.spec, hub=replace(self.spec.hub, revision=hub_revision(self.spec)))
+
     def revision(self) -> str:
-        """What was read: the file's SHA-256, or the hub's revision; and of how many rows."""
+        """What was read: the file's SHA-256, or the hub's revision; how it was read, and how many rows of it."""
+        table = f", table version {self.spec.version}" if self.spec else ""
         part = f", first {self.limit} rows" if self.limit else ""
-        return self._revision() + part
+        return self._revision() + table + part
 
     def _revision(self) -> str:
         if self.path is not None:
@@ -84,19 +96,22 @@ class Source:
                 while block := file.read(1 << 20):
                     digest.update(block)
             return f"sha256:{digest.hexdigest()[:16]}"
-        assert self.spec is not None
-        assert self.spec.hub is not None
-        return hub_revision(self.spec)
+        assert self._pinned.hub is not None
+        return self._pinned.hub.revision
 
 
-def is_original(record: object) -> bool:
-    """Whether a record has the columns of a set's authors, not guardkit's own, which always have a severity."""
-    return isinstance(record, Mapping) and "severity" not in record
+def is_original(record: object, spec: DatasetSpec) -> bool:
+    """Whether a record is in the columns of the set's authors: it has their texts, and their labels or at least none
+    that would be guardkit's own."""
+    if not isinstance(record, Mapping) or "severity" in record or record.keys().isdisjoint(spec.text_columns):
+        return False
+    return not record.keys().isdisjoint(spec.label_columns) or record.keys().isdisjoint(("label", "refusal"))
 
 
 def _mapped(spec: DatasetSpec, number: int, record: object) -> Iterator[Row]:
-    """The rows of a record in the columns of its authors; none where the spec leaves it out."""
+    """The rows of a record in the columns of its authors; one without an item where the spec leaves it out."""
     if any(plain(dig(record, column)) not in values for column, values in spec.where.items()):
+        yield Row(number, None, left_out=True)
         return
     for fields in spec.mappings:
         yield row_of(number, record, fields, spec.kind)

@@ -25,6 +25,11 @@ class Labels:
     map: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
 
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return self.columns or ((self.column,) if self.column is not None else ())
+
     @classmethod
     def of(cls, data: str | Mapping[str, Any] | None) -> Labels | None:
         if data is None:
@@ -80,6 +85,18 @@ class DatasetSpec:
     @property
     def has_locations(self) -> bool:
         return self.metric == "locations"
+
+    @functools.cached_property
+    def label_columns(self) -> frozenset[str]:
+        """The columns in which its authors keep labels."""
+        found = (labels for m in self.mappings for labels in (m.severity, m.refusal) if labels is not None)
+        return frozenset(column for labels in found for column in labels.read)
+
+    @functools.cached_property
+    def text_columns(self) -> frozenset[str]:
+        """The columns in which its authors keep texts."""
+        fields = ("prompt", "response", "messages")
+        return frozenset(name for m in self.mappings for field, name in m.columns.items() if field in fields)
 
 
 @dataclass(frozen=True)

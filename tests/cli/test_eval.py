@@ -9,6 +9,10 @@ import time
 
 import pytest
 
+from guardkit.errors import ModelLoadError
+from guardkit_cli import loading
+
+URL = "https://user:secret@host/v1"
 ROWS = [
     {"prompt": "hello", "severity": "safe"},
     {"prompt": "BAD", "severity": "unsafe"},
@@ -140,11 +144,122 @@ def test_columns_and_labels_of_ones_own(cli, labels):
     assert (found["strict"]["rates"]["tp"], found["strict"]["rates"]["tn"]) == (1, 1)
 
 
+def test_a_map_is_the_whole_truth(cli, labels):
+    rows = [{"prompt": "BAD", "severity": "bad"}, {"prompt": "hello", "severity": "safe"}]
+    found = json.loads(cli("eval", labels(rows), "--label", "bad=unsafe", "--json").out)["results"][0]
+    assert (found["strict"]["rates"]["tp"], found["strict"]["rates"]["tn"]) == (1, 1), "severities keep their names"
+    rows = [{"prompt": "hello", "severity": 1}]  # of a column that says whether a text is safe
+    result = cli("eval", labels(rows), "--label", "true=safe", "--label", "false=unsafe")
+    assert result.code == 3
+    assert "unknown label '1'; known: safe, controversial, unsafe, true, false" in result.err
+
+
+def test_a_column_of_refusals_of_ones_own(cli, labels):
+    rows = [{"prompt": "q", "response": "no", "label": word} for word in ("refusal", "compliance")]
+    result = cli("eval", labels(rows), "--column", "refusal=label", "--json")
+    assert (result.code, result.err) == (0, "")
+    (found,) = json.loads(result.out)["results"]
+    assert (found["refusal"]["fn"], found["refusal"]["tn"], found["strict"]) == (1, 1, None)
+
+
+def test_no_password_is_shown_or_kept(cli, labels, tmp_path):
+    page, markdown, cache = tmp_path / "r.html", tmp_path / "r.md", tmp_path / "p.sqlite"
+    args = ["--html", str(page), "--markdown", str(markdown), "--cache", str(cache), "--json"]
+    result = cli("eval", labels([*ROWS, {"prompt": "BOOM", "severity": "safe"}]), "--model", URL, *args)
+    assert json.loads(result.out)["results"][0]["model"] == "https://host/v1"
+    for seen in (result.out, result.err, *(p.read_bytes().decode("latin-1") for p in (page, markdown, cache))):
+        assert "host/v1" in seen
+        assert "secret" not in seen
+
+
+def test_files_of_one_name_in_a_folder(cli, labels, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "mine.csv").write_text("prompt,severity\nBAD,unsafe\n")
+    for name in ("mine.jsonl", "beavertails.jsonl", "beavertails_test.jsonl"):
+        (data / name).write_text(json.dumps({"prompt": "q", "response": name, "severity": "safe"}) + "\n")
+    found = json.loads(cli("eval", "--data", str(data), "--json").out)["results"]
+    sets = [(r["dataset"], r["spec"]) for r in found]
+    assert sets == [("beavertails+", None), ("beavertails", "beavertails"), ("mine", None), ("mine+", None)]
+    assert [r["strict"]["rates"]["tp"] for r in found] == [0, 0, 1, 0]
+
+
+def test_a_set_that_is_asked_for_twice_is_scored_once(cli, labels, tmp_path):
+    labels(name="toxicchat_test.jsonl")
+    args = ["--data", str(tmp_path), "--suite", "toxicchat", "--suite", "toxicchat"]
+    assert [r["dataset"] for r in json.loads(cli("eval", *args, "--json").out)["results"]] == ["toxicchat"]
+
+
+def test_published_figures_are_not_shown_beside_a_file_of_ones_own(cli, labels):
+    result = cli("eval", labels(name="toxicchat.jsonl"))
+    assert "published:" not in result.out
+    found = json.loads(cli("eval", labels(name="toxicchat.jsonl"), "--json").out)
+    assert (found["results"][0]["dataset"], found["published"]) == ("toxicchat", {})
+
+
+def test_a_set_that_cannot_be_read_does_not_end_the_others(cli, labels, tmp_path, monkeypatch):
+    from guardkit.evaluation import sources
+
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.parquet").write_bytes(b"")
+    for name in ("b.jsonl", "c.jsonl"):
+        (data / name).write_text(json.dumps(ROWS[1]) + "\n")
+    opened = sources._open
+
+    def refuse(path):
+        if path.name == "b.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(sources, "_open", refuse)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    markdown = tmp_path / "r.md"
+    result = cli("eval", "--data", str(data), "--json", "--markdown", str(markdown))
+    assert result.code == 3
+    assert "a: " in result.err
+    assert "guardkit[eval]" in result.err
+    assert "b: " in result.err
+    assert "Permission denied" in result.err
+    found = json.loads(result.out)
+    assert ([r["dataset"] for r in found["results"]], found["missing"]) == (["c"], ["a", "b"])
+    assert "| c |" in markdown.read_text()
+
+
+def test_a_model_that_does_not_load_does_not_end_the_others(cli, labels, tmp_path, monkeypatch):
+    load = loading.load_guard
+
+    def load_guard(model, **options):
+        if "host" in model:
+            raise ModelLoadError("https://host/v1: no answer")
+        return load(model, **options)
+
+    monkeypatch.setattr(loading, "load_guard", load_guard)
+    page = tmp_path / "r.html"
+    args = ["--model", "a", "--model", URL, "--model", "c", "--json", "--html", str(page)]
+    result = cli("eval", labels(), *args)
+    assert result.code == 3
+    found = json.loads(result.out)
+    assert ([r["model"] for r in found["results"]], found["missing"]) == (["a", "c"], ["https://host/v1"])
+    assert "https://host/v1: no answer" in result.err
+    assert "https://host/v1" in page.read_text()
+    assert "secret" not in result.out + result.err + page.read_text()
+    assert cli("eval", labels(), "--model", URL).code == 3
+
+
+def test_what_a_set_leaves_out_is_told(cli, labels, tmp_path):
+    rows = [{"user_input": "x", "toxicity": 0, "human_annotation": False}]
+    labels(rows, name="toxicchat_test.jsonl")
+    result = cli("eval", "--data", str(tmp_path), "--suite", "toxicchat")
+    assert "toxicchat: no row was scored (0 without a label, 1 that the set leaves out)" in result.err
+
+
 def test_list(cli):
     result = cli("eval", "--list")
     assert result.code == 0
     assert "qwen3guardtest_thinking_loc" in result.out
     assert "suite prompts" in result.out
+    assert "suite core" in result.out
 
 
 def _figures(out: bytes):

@@ -31,7 +31,7 @@ def test_rates(pairs):
     precision, recall, f1, _ = sklearn.precision_recall_fscore_support(
         true, said, labels=[True], average="binary", zero_division=np.nan
     )
-    assert rates.f1 == pytest.approx(f1) if rates.f1 is not None else not (true.any() or said.any())
+    assert rates.f1 == pytest.approx(f1) if true.any() else rates.f1 is None
     assert rates.precision == pytest.approx(precision) if said.any() else rates.precision is None
     assert rates.recall == pytest.approx(recall) if true.any() else rates.recall is None
     assert rates.fpr == pytest.approx(fp / (fp + tn)) if (~true).any() else rates.fpr is None
@@ -149,4 +149,7 @@ def test_intervals_of_nothing():
     assert rate_intervals(nothing, nothing, np.random.default_rng(0), 10) == {}
     safe = np.zeros(5, np.int8)
     assert rate_intervals(safe, safe, np.random.default_rng(0), 10)["strict.recall"] is None
+    alarms = rate_intervals(safe, np.array([0, 0, 0, 2, 2], np.int8), np.random.default_rng(0), 10)
+    assert (alarms["strict.f1"], alarms["best.f1"]) == (None, None)
+    assert alarms["strict.fpr"] is not None
     assert average_precision_interval(np.zeros(5), safe > 0, np.random.default_rng(0), 10) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -31,8 +32,8 @@ def results(tmp_path):
     spans = [{"prompt": "q", "response": "so BAD it is", "severity": "unsafe", "span": [3, 6]}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(r) + "\n" for r in spans))
-    located = load_table().datasets["qwen3guardtest_response_loc"]
-    sources = [Source("toxicchat", None, tmp_path / "a.jsonl"), Source(located.name, located, tmp_path / "b.jsonl")]
+    chat, located = (load_table().datasets[name] for name in ("toxicchat", "qwen3guardtest_response_loc"))
+    sources = [Source(chat.name, chat, tmp_path / "a.jsonl"), Source(located.name, located, tmp_path / "b.jsonl")]
     guard = FakeGuard({"BAD": "unsafe", "BOOM": RuntimeError("<i>boom</i>")})
     return [evaluate(guard, name, "1", s, Settings(resamples=20)) for name in ("one", "<two>") for s in sources]
 
@@ -109,6 +110,40 @@ def test_models_stand_side_by_side_with_the_published_figure(results):
     assert "published" not in report.summary(results, {}).head[-1]
     sources = {row[-1] for row in report.published_figures(results, load_table().published).rows}
     assert any("2510.14276" in source for source in sources)
+
+
+def test_a_file_that_is_called_like_a_set_is_another_set(results):
+    table = load_table().published
+    own = [replace(r, spec=None) for r in results]
+    assert "published" not in report.summary(own, table).head[-1]
+    assert report.published_figures(own, table).rows == []
+    assert {row[-1] for row in report.streaming(own, table).rows} == {"-"}
+    assert report.as_dict(own, table, [])["published"] == {}
+    assert report.as_dict(results, table, [])["published"].keys() == {r.spec for r in results}
+    renamed = [replace(r, dataset=f"{r.dataset}+") for r in results]
+    assert report.summary(renamed, table).rows[0][-1] == "77.7"
+
+
+def test_the_mode_of_a_figure_is_told(results):
+    table = report.summary(results, {})
+    assert table.head[-4:] == ["best mode", "AP", "FPR@R90", "ECE"]
+    assert {row[-4] for row in table.rows} == {"strict"}
+
+
+def test_a_set_without_positives_has_no_f1(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"prompt": p, "severity": "safe"}) + "\n" for p in ("x", "BAD"))
+    )
+    guards = FakeGuard({}), FakeGuard({"BAD": "unsafe"})
+    found = [evaluate(g, "m", "1", Source("s", None, tmp_path / "a.jsonl"), Settings(resamples=20)) for g in guards]
+    rows = report.summary(found, {}).rows
+    assert [(row[4], row[8]) for row in rows] == [("-", "0.0"), ("-", "50.0")], "best F1, FPR"
+
+
+def test_no_cell_of_markdown_is_fetched(results):
+    text = report.as_markdown([replace(r, errors={"no ![x](http://h/p.png) [y](http://h)": 1}) for r in results], {})
+    assert "h/p.png" in text
+    assert not re.search(r"\]\(", text)
 
 
 def test_text_is_aligned_and_json_is_valid(results):
