@@ -86,7 +86,7 @@ def main() -> None:
     target.write_text(json.dumps(raw))
     nano = Nano(args.model)
     with gzip.open(args.work / "dev.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [r for r in map(json.loads, lines) if r["severity"]]
+        rows = [r for r in map(json.loads, lines) if r["severity"] and not r["source"].startswith("translated_")]
     result: dict[str, dict] = {"temperature": {}, "thresholds": {}}
     for side in ("query", "response"):
         mine = [r for r in rows if (r["kind"] == "prompt") == (side == "query")]

@@ -26,6 +26,9 @@ from translate import lexicons, translate
 DEV_SHARE = 0.06
 LABELS = Path(__file__).parent / "labels"
 OWN = ("pairs", "chat", "answers")
+# Benchmarks whose prompts stand in the training data as goals of attacks: the model card says so. Of all others no
+# prompt does, not even before a response.
+GOALS = ("advbench", "jbb", "multijail")
 LETTERS = {"s": "safe", "c": "controversial", "u": "unsafe"}
 # Rows taken from each file at the most (all others: DEFAULT_CAP). What a guard is mostly asked about, requests to an
 # assistant and answers of one, makes up most; social-media sets, whose "controversial" is offensive wording, and text
@@ -87,9 +90,11 @@ def judged_text(row: dict) -> str:
     return (row["response"] if row["kind"] == "response" else row["prompt"]) or ""
 
 
-def bench_texts(folder: Path) -> set[str]:
+def bench_texts(folder: Path, skip: tuple[str, ...] = ()) -> set[str]:
     texts: set[str] = set()
     for path in sorted(folder.glob("*.jsonl.gz")):
+        if path.name.startswith(skip):
+            continue
         for row in read(path):
             texts.add(normal(judged_text(row)))
             if row["prompt"]:
@@ -98,8 +103,9 @@ def bench_texts(folder: Path) -> set[str]:
 
 
 def is_dev(row: dict) -> bool:
-    """Split by the prompt (the text itself where there is none), so that no prompt stands on both sides."""
-    key = normal(row["prompt"] or judged_text(row)).encode()
+    """Split by the prompt (the text itself where there is none), so that no prompt stands on both sides; a pair by its
+    first."""
+    key = normal(row.get("group") or row["prompt"] or judged_text(row)).encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") < DEV_SHARE * 2**32
 
 
@@ -138,7 +144,7 @@ def own_rows(kind: str) -> Iterator[dict]:
                     "id": f"{kind}-{path.stem}-{i}-{severity}", "source": kind, "lang": path.stem, "prompt": prompt,
                     "kind": "prompt" if response is None else "response", "response": response, "severity": severity,
                     "refusal": None if response is None or severity == "safe" else False, "meta": None,
-                    "categories": categories.split(",") if categories else [],
+                    "categories": categories.split(",") if categories else [], "group": texts[0],
                 }  # fmt: skip
 
 
@@ -167,7 +173,9 @@ def main() -> None:
     if not files:
         sys.exit(f"{args.data}/train holds no *.jsonl.gz: pass the folder of the labelled data with --data")
     rng = random.Random(args.seed)
-    held_out = bench_texts(args.data / "bench")
+    held_out, held_prompts = bench_texts(args.data / "bench"), bench_texts(args.data / "bench", skip=GOALS)
+    if not held_out:
+        print(f"{args.data}/bench holds no *.jsonl.gz: nothing is kept out of the training data", file=sys.stderr)
     sources: dict[str, list[dict]] = {p.name.removesuffix(".jsonl.gz"): list(read(p)) for p in files}
     sources["synthetic"] = list(synthetic.rows(args.seed))
     sources |= {kind: list(own_rows(kind)) for kind in OWN}
@@ -185,7 +193,12 @@ def main() -> None:
             key = (row["kind"], normal((row["prompt"] or "") + " | " + text))
             if row["severity"] is None and row["refusal"] is None:
                 taken["unlabelled"] += 1
-            elif not normal(text) or key in seen or normal(text) in held_out:
+            elif (
+                not normal(text)
+                or key in seen
+                or normal(text) in held_out
+                or normal(row["prompt"] or "") in held_prompts
+            ):
                 taken["dropped"] += 1
             else:
                 side = "dev" if is_dev(row) else "train"
@@ -200,6 +213,9 @@ def main() -> None:
                 }
                 split[side] += [kept] * (REPEAT.get(name, 1) if side == "train" else 1)
         counts[name] = taken
+    # Stock refusals answer many prompts: those of the train side say nothing on the dev side.
+    known = {normal(row["response"]) for row in split["train"] if row["response"]}
+    split["dev"] = [row for row in split["dev"] if not row["response"] or normal(row["response"]) not in known]
     args.out.mkdir(parents=True, exist_ok=True)
     for side, rows in split.items():
         rows += list(translations(rows, rng))

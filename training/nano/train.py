@@ -306,6 +306,8 @@ def main() -> None:
         model = Nano(Config(vocab_size=tokenizer.size, positions=args.limit))
         model.load_state_dict(torch.load(args.resume, map_location="cpu", weights_only=True))
     else:
+        if tokenizer.size != Config().vocab_size:
+            sys.exit(f"{args.work}/vocab.txt is not the base encoder's: go on from weights over it (--resume)")
         model = from_minilm(args.base, Config(positions=args.limit))
     model.to(args.device)
     half = args.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

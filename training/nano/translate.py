@@ -72,6 +72,10 @@ def main() -> None:
     tokenizer = NanoTokenizer(entries)
     state = torch.load(args.weights, map_location="cpu", weights_only=True)
     table = state["words.weight"]
+    if len(table) != len(entries):
+        sys.exit(
+            f"{args.weights} has {len(table)} entries, the base vocabulary {len(entries)}: it was put over once already"
+        )
 
     counts: Counter[int] = Counter()
     with gzip.open(args.work / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
@@ -81,17 +85,23 @@ def main() -> None:
                 for text in (row["prompt"], row["response"]):
                     counts.update(tokenizer.encode((text or "")[:2000])[0])
     kept_for_bytes = range(FIRST_BYTE_ID, FIRST_BYTE_ID + 256)
+    forms = {
+        "".join(fold(c) for c in form)
+        for lexicon in lexicons().values()
+        for shown in lexicon.values()
+        for form in shown
+    }
     free = [
         i
         for i, entry in enumerate(entries)
         if counts[i] <= RARE
         and i not in kept_for_bytes
+        and entry not in forms  # shared spellings
         and (entry.startswith("[unused") or (len(entry.removeprefix("##")) > 1 and not entry.startswith("[")))
     ]
     places = free + list(range(len(entries), ENTRIES))
 
-    # In the order of the English words' frequency, all languages abreast; a form that the base vocabulary holds as one
-    # entry (a shared spelling) keeps it.
+    # In the order of the English words' frequency, all languages abreast; a shared spelling keeps its entry.
     meanings: dict[str, list[tuple[float, torch.Tensor]]] = defaultdict(list)
     order: dict[str, None] = {}
     ranked = [
