@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Query, Tokens
 from guardkit.models.nano import load, weights_path
-from guardkit.models.nano.model import Nano
-from guardkit.models.nano.tokenizer import MAX_WORD_CHARS, NanoTokenizer
+from guardkit.models.nano.model import Nano, NanoSession
+from guardkit.models.nano.tokenizer import CLS, FIRST_BYTE_ID, MAX_WORD_CHARS, SEP, NanoTokenizer
 
 WORDS = [
     "the",
@@ -76,6 +76,33 @@ def test_responses_in_a_batch_score_as_alone(nano: Nano) -> None:
     for context, one, batched in zip(contexts, ids, together, strict=True):
         alone = nano.open(context).append(cut(one))
         assert np.array_equal(alone.severity, batched.severity)
+
+
+def test_sessions_of_any_age_in_a_batch_score_as_alone(nano: Nano) -> None:
+    """New ones with unlike frames, ones under way, and ones whose window is about to roll over."""
+    ages, news = (0, 0, 10, 10, 125, 190, 400), (5, 60, 3, 200, 70, 9, 33)
+    contexts = [[Message("user", words(7 * i, i))] if i % 2 else [] for i in range(len(ages))]
+
+    def sessions() -> list[NanoSession]:
+        opened = [nano.open(context) for context in contexts]
+        for i, (session, age) in enumerate(zip(opened, ages, strict=True)):
+            if age:
+                session.append(cut(nano.tokenizer.encode(words(age, i))[0]))
+        return opened
+
+    fresh = [cut(nano.tokenizer.encode(words(n, n))[0]) for n in news]
+    together = nano.append_batch(list(zip(sessions(), fresh, strict=True)))
+    for session, tokens, batched in zip(sessions(), fresh, together, strict=True):
+        assert np.array_equal(session.append(tokens).severity, batched.severity)
+
+
+def test_the_vocabulary_keeps_what_makes_it_total() -> None:
+    entries = (weights_path().parent / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert len(set(entries)) == len(entries)
+    assert entries[CLS] == "[CLS]"
+    assert entries[SEP] == "[SEP]"
+    assert all(entry.startswith("[unused") for entry in entries[FIRST_BYTE_ID : FIRST_BYTE_ID + 256])
+    assert {*"abcdefghijklmnopqrstuvwxyz0123456789", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")} <= set(entries)
 
 
 def test_queries_in_a_batch_score_as_alone(nano: Nano) -> None:

@@ -1,4 +1,4 @@
-"""nano, the embedded model: a small causal encoder with Qwen3Guard-Stream's heads. See MODEL_CARD.md."""
+"""nano, the embedded model: a small encoder with Qwen3Guard-Stream's heads. See MODEL_CARD.md."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 The graph computes with integers wherever numbers are summed (8-bit weights and activations at fixed scales, 32-bit
 sums), so a token's scores do not depend on what else is in the batch or on how a stream was cut: they are equal to
-the last bit. The cache of a session is one array of 8-bit keys and values that grows with its window.
+the last bit. What stands before the judgement (a query; the frame of a response) is read in both directions; a
+token of a response sees only what came before it. The cache of a session is one array of 8-bit keys and values that
+grows with its window.
 
 A response longer than the window goes on in a new one that starts with the last `LEAD` tokens, so memory is constant
 and the cost per token flat. A query longer than the window is judged in windows that overlap by `OVERLAP` tokens.
@@ -144,7 +146,7 @@ class Nano(StreamModel):
             for row, (_, window) in enumerate(batch):
                 padded[row, : len(window)] = window
             ends = np.array([len(w) - 1 for _, w in batch], np.int64)
-            logits, _ = self.forward(padded, None, np.arange(len(batch)) * width + ends)
+            logits, _ = self.forward(padded, None, np.arange(len(batch)) * width + ends, frames=ends)
             for row, (key, window) in enumerate(batch):
                 found[key] = logits[row, 12:]
                 if len(window) == self.window:
@@ -201,7 +203,8 @@ class Nano(StreamModel):
             ids[row, : len(new)] = new
             rows.append(row * width + np.arange(session.unjudged, len(new)))
         past = np.stack([s.cache() for s, _ in work]) if len(work) > 1 else work[0][0].cache()[None]
-        logits, new_cache = self.forward(ids, past, np.concatenate(rows))
+        frames = None if work[0][0].cached else np.array([len(s.frame) for s, _ in work])
+        logits, new_cache = self.forward(ids, past, np.concatenate(rows), frames)
         for row, (session, new) in enumerate(work):
             session.keep(new, new_cache[row, : len(new)])
         split = np.cumsum([len(r) for r in rows])[:-1]
@@ -222,9 +225,12 @@ class Nano(StreamModel):
         out[scores[:, 2] >= unsafe] = 2
         return out
 
-    def forward(self, ids: Ints, past: NDArray[np.int8] | None, rows: Ints) -> tuple[Floats, NDArray[np.int8]]:
+    def forward(
+        self, ids: Ints, past: NDArray[np.int8] | None, rows: Ints, frames: Ints | None = None
+    ) -> tuple[Floats, NDArray[np.int8]]:
         """The graph itself. ids [B, T]; past [B, P, *cache_shape]: keys and values of the P positions before (None:
-        none); rows [N]: which of the B*T positions are read. Returns logits [N, 24] (response: 3 severity, 8
+        none); rows [N]: which of the B*T positions are read; frames [B]: how many of a row's first positions see each
+        other (None: none, a position sees what is before it). Returns logits [N, 24] (response: 3 severity, 8
         category, 1 refusal; query: 3 severity, 9 category) and the new keys and values [B, T, *cache_shape]."""
         batch, length = ids.shape
         if past is None:
@@ -232,7 +238,9 @@ class Nano(StreamModel):
         before = past.shape[1]
         positions = np.broadcast_to(before + np.arange(length), (batch, length))
         visible = np.arange(before + length)[None, :] <= before + np.arange(length)[:, None]
-        mask = np.where(visible, np.float32(0), np.float32(-1e9))[None, None]
+        if frames is not None:
+            visible = visible | (np.arange(before + length) < frames[:, None, None])
+        mask = np.where(visible, np.float32(0), np.float32(-1e9)).reshape(-1, 1, length, before + length)
         feed = {"ids": ids, "positions": np.ascontiguousarray(positions), "past": past, "mask": mask, "rows": rows}
         logits, new = self._graph.run(["logits", "new"], feed)
         return logits, new
@@ -242,7 +250,7 @@ class NanoSession(Session):
     """A response under way: its frame (the prompt), the window's ids, and their keys and values."""
 
     def __init__(self, model: Nano, frame: list[int], windowed: bool):
-        self._model, self._frame, self.windowed = model, frame, windowed
+        self._model, self.frame, self.windowed = model, frame, windowed
         self._ids: list[int] = []  # what is cached, frame included
         self._start = 0
         self._cache = np.zeros((0, *model._cache_shape), np.int8)
@@ -257,16 +265,16 @@ class NanoSession(Session):
 
     def peek(self, tokens: Tokens) -> Scores:
         # A window that would overflow is opened for good by the next append: a peek works on a copy.
-        copy = NanoSession(self._model, self._frame, self.windowed)
+        copy = NanoSession(self._model, self.frame, self.windowed)
         copy._ids, copy._cache = self._ids[:], self._cache.copy()
         return copy.append(tokens)
 
     def plan(self, ids: list[int]) -> list[int]:
         """The ids of the next forward pass: the frame and lead-in where a window starts, then of `ids` what fits."""
         room = self._model.window
-        start = [] if self._ids else list(self._frame)
+        start = [] if self._ids else list(self.frame)
         if self.cached >= room:
-            start = [*self._frame, *self._ids[-LEAD:]]
+            start = [*self.frame, *self._ids[-LEAD:]]
             self._ids, self.windowed = [], True
         self._start = len(start)
         self.last_taken = min(len(ids), room - self.cached - len(start))

@@ -56,7 +56,7 @@ _DROPPED = frozenset(("Mn", "Me", "Cc", "Cf", "Zs", "Zl", "Zp"))
 
 
 @lru_cache(maxsize=1 << 14)
-def _fold(char: str) -> str:
+def fold(char: str) -> str:
     """One character as the vocabulary spells it: compatibility form, lower case, no marks, nothing invisible."""
     if "\U000e0020" <= char <= "\U000e007e":  # tag characters: ASCII that no screen shows
         char = chr(ord(char) - 0xE0000)
@@ -106,7 +106,7 @@ class NanoTokenizer:
         spelled: list[str] = []
         origin: list[int] = []
         for i, char in enumerate(word):
-            folded = _fold(char)
+            folded = fold(char)
             spelled.append(folded)
             origin += [i] * len(folded)
         text = "".join(spelled)
