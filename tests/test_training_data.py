@@ -63,7 +63,7 @@ def test_own_rows_are_whole(kind: str, least: int) -> None:
         assert (row["response"] is None) == (row["kind"] == "prompt")
         assert row["response"] is None or row["response"]
         assert bool(row["categories"]) <= (row["severity"] != "safe")
-        assert {Category(name) for name in row["categories"]} is not None
+        assert set(row["categories"]) <= {category.value for category in Category}
     if kind == "pairs":
         assert Counter(row["severity"] for row in rows) == {"safe": len(rows) // 2, "unsafe": len(rows) // 2}
         assert {row["lang"] for row in rows} == set(LANGUAGES)
