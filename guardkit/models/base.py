@@ -7,7 +7,6 @@ a conversation, and what its scores mean; windows longer than its context are it
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,6 +124,8 @@ class Session(ABC):
 
     async def aappend(self, tokens: Tokens) -> Scores:
         """`append` for an event loop. Models whose streams wait in great numbers override it."""
+        import asyncio  # heavy, and only an event loop needs it
+
         return await asyncio.to_thread(self.append, tokens)
 
     def close(self) -> None:  # noqa: B027 - a session without resources needs no code

@@ -120,7 +120,7 @@ def said(found: QueryScores) -> Answer:
     """A model's scores as an answer, for comparison with a parsed text."""
     severity = SEVERITIES[int(found.scores.severity[0].argmax())]
     refusal = None if found.scores.refusal is None else bool(found.scores.refusal[0] >= 0.5)
-    return Answer(severity, found.categories or (), refusal)
+    return Answer(severity, found.scores.named or (), refusal)
 
 
 def judge(model: Any, queries: Sequence[Query]) -> list[QueryScores]:
@@ -227,7 +227,7 @@ def test_probabilities_are_the_softmax_over_the_labels(model: Any, greedy: Greed
         own = model.response_categories if response else model.query_categories
         np.testing.assert_allclose(found.scores.category[0], [p[c.label] for c in own], atol=1e-3)
         if found.scores.refusal is not None:
-            listed = ", ".join(c.label for c in found.categories or ()) or "None"
+            listed = ", ".join(c.label for c in found.scores.named or ()) or "None"
             ids += greedy.tokenizer(f" {listed}\nRefusal:")["input_ids"]
             yes = greedy.logits(ids)[[first["Yes"], first["No"]]].softmax(0)[0]
             assert found.scores.refusal[0] == pytest.approx(float(yes), abs=1e-3)
@@ -318,7 +318,7 @@ def test_pages_of_the_head_are_shared_in_place(model: Any, some: Any) -> None:
     for i, ids, sequence in opened[1:]:
         answer = finish(other.walk(sequence, ids, True))
         np.testing.assert_allclose(answer.severity, expected[i].scores.severity[0], atol=1e-4)
-        assert answer.named == expected[i].categories
+        assert answer.named == expected[i].scores.named
         engine.close(sequence)
     engine.close(noise)
     assert [cache._holders[page] for page in common] == [1] * len(common)
