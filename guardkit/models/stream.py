@@ -130,21 +130,18 @@ class Frames:
             around = len(self._response([Message(kept[0].role)]).ids)
             half = max((limit - around) // 2 - 8, 0)
             frame = self._response([Message(kept[0].role, self._ends(kept[0].content, half))])
-        return replace(frame, windowed=True)
+        return replace(frame, windowed=bool(context))
 
-    def newest_query(self, context: Sequence[Message], text: str, limit: int) -> tuple[list[int], bool]:
-        """The ids of a query and whether messages of its context were left out so that it has at most `limit`."""
-        ids = self.query(context, text)
-        if not context or len(ids) <= limit:
-            return ids, False
+    def newest_query(self, context: Sequence[Message], text: str, limit: int) -> list[int]:
+        """`query` without the oldest messages, so that it has at most `limit` tokens where the text alone has."""
         kept = self._likely(context, limit, least=0)
         while len(ids := self.query(kept, text)) > limit and kept:
             del kept[0]
-        return ids, True
+        return ids
 
     def _likely(self, context: Sequence[Message], limit: int, least: int) -> list[Message]:
-        """The newest messages that alone have at most `limit` tokens: at least `least` of them, never all."""
-        kept = list(context[len(context) > least :])
+        """The newest messages whose contents alone have at most `limit` tokens, but at least `least` messages."""
+        kept = list(context)
         sizes = [len(self._tokenizer.encode(message.content)[0]) for message in kept]
         while len(kept) > least and sum(sizes) > limit:
             del kept[0], sizes[0]
@@ -229,13 +226,17 @@ class Qwen3GuardStream(StreamModel):
         for at, query in enumerate(queries):
             # What flows in from outside is judged by itself: a bad request does not make its tool output bad.
             context = query.context if query.stage is Stage.prompt else ()
-            ids, windowed = self.frames.newest_query(context, query.text, self.engine.max_tokens)
-            if len(ids) <= self.engine.max_tokens:
-                yield at, ids, QueryScores(nothing, windowed=windowed)
+            limit = self.engine.max_tokens
+            ids = self.frames.query(context, query.text)
+            if len(ids) <= limit:
+                yield at, ids, QueryScores(nothing)
                 continue
             own, starts = self.tokenizer.encode(query.text)
-            step = room - self.engine.max_tokens // OVERLAP
-            for begin in range(0, len(own) - (room - step), step):
+            if context and len(own) <= room:
+                yield at, self.frames.newest_query(context, query.text, limit), QueryScores(nothing, windowed=True)
+                continue
+            step = room - limit // OVERLAP
+            for begin in range(0, max(len(own) - (room - step), 1), step):
                 end = min(begin + room, len(own))
                 stop = starts[end] if end < len(own) else len(query.text)
                 yield (
