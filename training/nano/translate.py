@@ -59,6 +59,11 @@ def translate(text: str, lexicon: dict[str, list[str]], rng: random.Random) -> t
     return WORD.sub(one, text), known / max(seen, 1)
 
 
+def spelled(form: str) -> str:
+    """A form as the vocabulary spells it."""
+    return "".join(map(fold, form))
+
+
 def main() -> None:
     import torch
 
@@ -85,12 +90,7 @@ def main() -> None:
                 for text in (row["prompt"], row["response"]):
                     counts.update(tokenizer.encode((text or "")[:2000])[0])
     kept_for_bytes = range(FIRST_BYTE_ID, FIRST_BYTE_ID + 256)
-    forms = {
-        "".join(fold(c) for c in form)
-        for lexicon in lexicons().values()
-        for shown in lexicon.values()
-        for form in shown
-    }
+    forms = {spelled(form) for lexicon in lexicons().values() for shown in lexicon.values() for form in shown}
     free = [
         i
         for i, entry in enumerate(entries)
@@ -111,7 +111,7 @@ def main() -> None:
         for place, form in enumerate(forms)
     ]
     for _, form, english, weight in sorted(ranked, key=lambda r: r[0]):
-        folded = "".join(fold(c) for c in form)
+        folded = spelled(form)
         if not folded.isalpha() or len(tokenizer.encode(folded)[0]) < 2:
             continue
         order.setdefault(folded)

@@ -1,4 +1,5 @@
-"""nano's tokenizer: BERT's uncased WordPiece vocabulary, made total, incremental and exact in its offsets.
+"""nano's tokenizer: BERT's uncased WordPiece vocabulary with German, Spanish and French words in it, made total,
+incremental and exact in its offsets.
 
 Three things differ from BERT's own tokenizer, each because a guard needs it:
 
