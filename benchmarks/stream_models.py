@@ -10,7 +10,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from guardkit.engine.cache import Cache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.config import Qwen3Config
 from guardkit.engine.engine import Engine, Head
-from guardkit.engine.qwen3 import Qwen3
+from guardkit.engine.qwen3 import Embedding, Qwen3
 from guardkit.engine.setup import DTYPES, GIB, Options, build, pick_device, pick_dtype
 from guardkit.models.stream import _GuardHead
 from guardkit.verdict import Category
@@ -85,6 +85,9 @@ class RandomWeights:
             }
         return shapes
 
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        pass
+
     def load(self, shapes: Sequence[str], **_: object) -> dict[str, Tensor]:
         return {name: self.tensors[name] for name in shapes}
 
@@ -94,7 +97,7 @@ class RandomWeights:
         """guardkit's engine over these weights, with the limits that `Guard.load` would give it."""
         eps = self.config.rms_norm_eps
 
-        def heads(own: dict[str, Tensor], _: Tensor) -> dict[str, Head]:
+        def heads(own: dict[str, Tensor], _: Embedding) -> dict[str, Head]:
             return {"response": _GuardHead(own, "", eps), "query": _GuardHead(own, "query_", eps)}
 
         name = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)

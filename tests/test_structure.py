@@ -22,7 +22,7 @@ LAYERS = (
     ("models.remote_client",),
     ("models.remote_answer",),
     ("engine.checkpoint", "engine.qwen3", "engine.paged_attention", "engine.template"),
-    ("engine.cache",),
+    ("engine.cache", "engine.int8"),
     ("engine.engine",),
     ("engine.setup",),
     ("models.nano", "models.nano.model", "models.stream", "models.gen_walk", "models.gen", "models.remote"),

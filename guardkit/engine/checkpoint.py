@@ -232,7 +232,7 @@ class Checkpoint:
         Names, shapes and dtypes are all checked before any data is read; names in `optional` may be missing.
         check_finite: refuse NaN and infinite weights, which would make every verdict noise. Raises `ModelLoadError`.
         """
-        self._check(shapes, optional)
+        self.check(shapes, optional)
         present = {name: self.tensors[name] for name in shapes if name in self.tensors}
         self.unused = tuple(sorted(self.tensors.keys() - present.keys() - {"lm_head.weight"}))
         loaded: dict[str, torch.Tensor] = {}
@@ -251,7 +251,8 @@ class Checkpoint:
                     raise ModelLoadError(f"{file}: {name} holds values that are not finite; {_AGAIN}")
         return loaded
 
-    def _check(self, shapes: Mapping[str, tuple[int, ...]], optional: Collection[str]) -> None:
+    def check(self, shapes: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()) -> None:
+        """Whether the tensors are there with these shapes, in a dtype that is read. Raises `ModelLoadError`."""
         problems = []
         for name, shape in shapes.items():
             found = self.tensors.get(name)

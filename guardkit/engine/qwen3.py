@@ -7,7 +7,8 @@ so that logits agree within rounding. Inference only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -58,31 +59,76 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return _packable[dtype]
 
 
-class _Layer:
-    def __init__(self, config: Qwen3Config, take: Callable[[str], Tensor]):
+class Layer(Protocol):
+    """A decoder layer, cut where attention looks at other tokens."""
+
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """x [N, hidden_size], cos and sin [N, 1, D] -> queries and keys [N, heads + kv_heads, D], values
+        [N, kv_heads, D]."""
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x [N, hidden_size] and attention's output [N, heads * D] -> the next layer's x."""
+
+
+class FloatLayer:
+    """A layer in the dtype of its weights. linear: how its products are computed."""
+
+    def __init__(self, config: Qwen3Config, take: Callable[[str], Tensor], linear: Callable[[Tensor], Linear] = Linear):
+        self._config = config
         self.input_norm = take("input_layernorm.weight")
-        self.qkv = Linear(torch.cat([take(f"self_attn.{n}_proj.weight") for n in "qkv"]))
-        q, k = take("self_attn.q_norm.weight"), take("self_attn.k_norm.weight")
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.qk_norm = torch.cat([q.expand(heads, -1), k.expand(kv_heads, -1)])  # [heads + kv_heads, D]
-        self.out = Linear(take("self_attn.o_proj.weight"))
+        self.qkv = linear(torch.cat([take(f"self_attn.{n}_proj.weight") for n in "qkv"]))
+        self.qk_norm = qk_norm(config, take)
+        self.out = linear(take("self_attn.o_proj.weight"))
         self.post_norm = take("post_attention_layernorm.weight")
-        self.gate_up = Linear(torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")]))
-        self.down = Linear(take("mlp.down_proj.weight"))
+        self.gate_up = linear(torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")]))
+        self.down = linear(take("mlp.down_proj.weight"))
+
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        c = self._config
+        qkv = self.qkv(rms_norm(x, self.input_norm, c.rms_norm_eps)).view(len(x), -1, c.head_dim)
+        turned = c.num_attention_heads + c.num_key_value_heads
+        qk = rms_norm(qkv[:, :turned], None, c.rms_norm_eps) * self.qk_norm
+        return qk * cos + _rotate_half(qk) * sin, qkv[:, turned:]
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.out(attended)
+        gate, up = self.gate_up(rms_norm(x, self.post_norm, self._config.rms_norm_eps)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+def qk_norm(config: Qwen3Config, take: Callable[[str], Tensor]) -> Tensor:
+    """The norm weights of queries and keys, one row a head: [heads + kv_heads, D]."""
+    q, k = take("self_attn.q_norm.weight"), take("self_attn.k_norm.weight")
+    return torch.cat([q.expand(config.num_attention_heads, -1), k.expand(config.num_key_value_heads, -1)])
+
+
+class Embedding:
+    """ids [N] -> their rows of `weight` [N, hidden_size]."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
 
 
 class Qwen3:
-    """Weights on one device in one dtype. Takes its tensors out of `tensors`, so that no second copy stays."""
+    """The backbone on one device, in one dtype: its embeddings, its layers, its last norm's weight."""
 
-    def __init__(self, config: Qwen3Config, tensors: dict[str, Tensor]):
-        self.config = config
-        self.embedding = tensors.pop("model.embed_tokens.weight")
-        self.device, self.dtype = self.embedding.device, self.embedding.dtype
-        self.layers = []
-        for i in range(config.num_hidden_layers):
-            self.layers.append(_Layer(config, lambda name, i=i: tensors.pop(f"model.layers.{i}.{name}")))  # type: ignore[misc]
-        self.norm = tensors.pop("model.norm.weight")
+    def __init__(self, config: Qwen3Config, embed: Embedding, layers: Sequence[Layer], norm: Tensor):
+        self.config, self.embed, self.layers, self.norm = config, embed, layers, norm
+        self.device, self.dtype = norm.device, norm.dtype
         self.cos, self.sin = _rotary(config, self.dtype, self.device)
+
+    @staticmethod
+    def of(config: Qwen3Config, tensors: dict[str, Tensor]) -> Qwen3:
+        """The backbone as it was saved. Takes its tensors out of `tensors`, so that no second copy stays."""
+        embed = Embedding(tensors.pop("model.embed_tokens.weight"))
+        layers = [
+            FloatLayer(config, lambda name, i=i: tensors.pop(f"model.layers.{i}.{name}"))  # type: ignore[misc]
+            for i in range(config.num_hidden_layers)
+        ]
+        return Qwen3(config, embed, layers, tensors.pop("model.norm.weight"))
 
     @staticmethod
     def shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
@@ -108,19 +154,13 @@ class Qwen3:
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """ids, positions [N] -> hidden states [N, hidden_size] after the final norm."""
-        c = self.config
-        wide = c.num_attention_heads
-        turned = wide + c.num_key_value_heads
+        wide = self.config.num_attention_heads
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [N, 1, D]
-        x = F.embedding(ids, self.embedding)
+        x = self.embed(ids)
         for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(rms_norm(x, layer.input_norm, c.rms_norm_eps)).view(len(ids), -1, c.head_dim)
-            qk = rms_norm(qkv[:, :turned], None, c.rms_norm_eps) * layer.qk_norm
-            qk = qk * cos + _rotate_half(qk) * sin
-            x = x + layer.out(attend(i, qk[:, :wide], qk[:, wide:], qkv[:, turned:]))
-            gate, up = layer.gate_up(rms_norm(x, layer.post_norm, c.rms_norm_eps)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        return rms_norm(x, self.norm, c.rms_norm_eps)
+            qk, v = layer.before(x, cos, sin)
+            x = layer.after(x, attend(i, qk[:, :wide], qk[:, wide:], v))
+        return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

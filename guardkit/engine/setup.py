@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guardkit.engine import int8
 from guardkit.engine.cache import GROW, Cache, ContiguousCache, PagedCache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Limits
-from guardkit.engine.qwen3 import Qwen3
+from guardkit.engine.qwen3 import Embedding, Qwen3
 from guardkit.errors import GuardkitError, ModelLoadError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -27,6 +28,7 @@ class Options:
     dtype: "bfloat16", "float16" or "float32"; None: bfloat16 where the device computes in it, else float32.
     cache_gib: memory for keys and values, in GiB; None: most of what a GPU has left, a third of the free host memory.
     max_streams: streams that may be open at a time. threads: CPU threads; None: torch's own choice.
+    quantize: "int8" keeps the weights in 8 bits (`int8.py`); None: as `dtype` says.
     """
 
     device: str | None = None
@@ -34,21 +36,27 @@ class Options:
     cache_gib: float | None = None
     max_streams: int = 4096
     threads: int | None = None
+    quantize: str | None = None
 
 
 def build(
     checkpoint: Checkpoint,
     shapes: Mapping[str, tuple[int, ...]],
-    heads: Callable[[dict[str, Tensor], Tensor], Mapping[str, Head]],
+    heads: Callable[[dict[str, Tensor], Embedding], Mapping[str, Head]],
     options: Options,
 ) -> Engine:
-    """Load the backbone and the tensors of `shapes`; `heads` makes the heads of them and of the embedding matrix."""
+    """Load the backbone and the tensors of `shapes`; `heads` makes the heads of them and of the embeddings."""
     device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, device)
-    tensors = checkpoint.load({**Qwen3.shapes(checkpoint.config), **shapes}, dtype=dtype, device=device)
-    own = {name: tensors.pop(name) for name in shapes}
-    model = Qwen3(checkpoint.config, tensors)
-    made = heads(own, model.embedding)
+    if options.quantize is None:
+        dtype = pick_dtype(options.dtype, device)
+        tensors = checkpoint.load({**Qwen3.shapes(checkpoint.config), **shapes}, dtype=dtype, device=device)
+        own = {name: tensors.pop(name) for name in shapes}
+        model = Qwen3.of(checkpoint.config, tensors)
+    else:
+        dtype = _int8_dtype(options, device)
+        own = checkpoint.load(shapes, dtype=dtype, device=device)
+        model = int8.load(checkpoint, dtype, device, options.threads)
+    made = heads(own, model.embed)
     cache = _cache(checkpoint, dtype, device, options.cache_gib)
     on_gpu = device.type == "cuda"
     limits = Limits(
@@ -81,6 +89,17 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def _int8_dtype(options: Options, device: torch.device) -> torch.dtype:
+    """What weights in 8 bits are multiplied with."""
+    if options.quantize != "int8":
+        raise GuardkitError(f"quantize='{options.quantize}' is not supported; known: int8")
+    if device.type != "cpu":
+        return pick_dtype(options.dtype, device)
+    if options.dtype not in (None, "auto") and pick_dtype(options.dtype, device) is not torch.float32:
+        raise GuardkitError(f"quantize='int8' computes in float32 on a CPU: leave dtype='{options.dtype}' out")
+    return torch.float32
 
 
 def _cpu_has_bfloat16() -> bool:

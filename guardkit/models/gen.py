@@ -18,13 +18,14 @@ from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from guardkit.engine.cache import GROW
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Rows
 from guardkit.engine.engine import Sequence as Sequence_
-from guardkit.engine.qwen3 import Linear
+from guardkit.engine.qwen3 import Embedding, Linear
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate, Layout
 from guardkit.errors import ModelLoadError
@@ -59,9 +60,9 @@ def load(checkpoint: Checkpoint, name: str, options: Options) -> Qwen3GuardGen:
     tied = checkpoint.config.tie_word_embeddings
     shapes = {} if tied else {"lm_head.weight": (checkpoint.config.vocab_size, checkpoint.config.hidden_size)}
 
-    def make(own: dict[str, Tensor], embedding: Tensor) -> dict[str, Head]:
-        matrix = embedding if tied else own["lm_head.weight"]
-        return {"grammar": Linear(matrix[grammar.ids].clone())}
+    def make(own: dict[str, Tensor], embed: Embedding) -> dict[str, Head]:
+        rows = torch.tensor(grammar.ids, device=embed.weight.device)
+        return {"grammar": Linear(embed(rows) if tied else own["lm_head.weight"][rows])}
 
     return Qwen3GuardGen(name, build(checkpoint, shapes, make, options), tokenizer, template, grammar)
 

@@ -26,7 +26,7 @@ from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.config import GuardHeads
 from guardkit.engine.engine import Engine, Head, Rows
 from guardkit.engine.engine import Sequence as Sequence_
-from guardkit.engine.qwen3 import Linear, rms_norm
+from guardkit.engine.qwen3 import Embedding, Linear, rms_norm
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate
 from guardkit.errors import ModelLoadError
@@ -62,7 +62,7 @@ def load(checkpoint: Checkpoint, name: str, options: Options) -> Qwen3GuardStrea
             f"{side}category_head.weight": (len(categories), inner),
         }
 
-    def make(own: dict[str, Tensor], _: Tensor) -> dict[str, Head]:
+    def make(own: dict[str, Tensor], _: Embedding) -> dict[str, Head]:
         return {"response": _GuardHead(own, "", eps), "query": _GuardHead(own, "query_", eps)}
 
     return Qwen3GuardStream(name, build(checkpoint, shapes, make, options), tokenizer, frames, heads)

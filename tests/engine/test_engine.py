@@ -280,7 +280,7 @@ def test_bfloat16_at_true_shapes_agrees_where_the_margin_is_clear() -> None:
         reference.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items()})
         expected = (reference(torch.tensor([ids])).last_hidden_state[0] @ heads.T).numpy()
         del reference
-    model = Qwen3(config, {name: tensor.bfloat16() for name, tensor in tensors.items()})
+    model = Qwen3.of(config, {name: tensor.bfloat16() for name, tensor in tensors.items()})
     cache = ContiguousCache(config, torch.bfloat16, CPU, 1024)
     engine = Engine(model, {"response": lambda h: h.float() @ heads.T}, cache, Limits(64, 16))
     for found in (feed(engine, engine.open(), ids, [1]), feed(engine, engine.open(), ids, [40, 1, 17])):

@@ -23,6 +23,7 @@ import torch
 from guardkit import Guard, Message, ModelLoadError, NotJudged, Severity, Stage
 from guardkit.engine.cache import PAGE, Cache, ContiguousCache, PagedCache
 from guardkit.engine.engine import Engine, Limits
+from guardkit.engine.qwen3 import Embedding
 from guardkit.messages import read_messages
 from guardkit.models import gen
 from guardkit.models.base import Query, QueryScores
@@ -520,8 +521,8 @@ def poisoned(model: Any) -> Any:
     """A twin for which the word " poison" is no number."""
     other = twin(model)
     weights = copy.copy(other.engine.model)
-    weights.embedding = weights.embedding.clone()
-    weights.embedding[model.tokenizer.encode(" poison")[0][0]] = float("nan")
+    weights.embed = Embedding(weights.embed.weight.clone())
+    weights.embed.weight[model.tokenizer.encode(" poison")[0][0]] = float("nan")
     other.engine.model = weights
     return other
 

@@ -1,0 +1,185 @@
+"""Weights in 8 bits beside float32 and bfloat16 on a CPU: milliseconds a token, memory, and how far scores move.
+
+    python benchmarks/int8_weights.py [--size 0.6B] [--context 128] [--tokens 8] [--rounds 7]
+
+Every kind runs in a process of its own, so that its memory is its own; they take turns, one round after another. All
+have the same random weights, which are drawn layer by layer where they are needed. Scores are compared on sequences of
+random ids, position by position. Random weights carry an error further than trained ones do, so what is shown of
+severities is an upper bound; they are compared where float32 has a clear margin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import multiprocessing as mp
+import statistics
+import sys
+import time
+import zlib
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, cast
+
+from common import header, mib, rss_mib, table
+
+KINDS: dict[str, dict[str, str]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantize": "int8"},
+}
+CLEAR = 0.1  # the margin of probability from which on two kinds should agree
+SEQUENCES, LENGTH = 8, 64
+
+
+def worker(pipe: Connection, size: str, kind: str, threads: int | None) -> None:
+    import torch
+    from stream_models import CATEGORIES, RISKS, SIZES
+
+    from guardkit.engine.checkpoint import Checkpoint
+    from guardkit.engine.qwen3 import Embedding
+    from guardkit.engine.setup import Options, build
+    from guardkit.models.stream import _GuardHead
+
+    if threads:
+        torch.set_num_threads(threads)
+    config = SIZES[size]
+    inner = config.hidden_size // 2
+
+    class Drawn:
+        """Stands in for a `Checkpoint`: a tensor is drawn from its name."""
+
+        folder = Path(f"random-{size}")
+
+        def __init__(self) -> None:
+            self.config = config
+
+        def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+            pass
+
+        def load(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **_: object) -> dict[str, Any]:
+            return {name: self._draw(name, shape).to(dtype) for name, shape in shapes.items()}
+
+        def _draw(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            tensor = torch.empty(shape)
+            if len(shape) == 1:
+                return tensor.normal_(1, 0.1, generator=generator)
+            return tensor.normal_(
+                0, (3 if name.endswith("head.weight") else 1) / math.sqrt(shape[1]), generator=generator
+            )
+
+    shapes: dict[str, tuple[int, ...]] = {
+        "risk_level_category_pre.weight": (inner, config.hidden_size),
+        "risk_level_category_layernorm.weight": (inner,),
+        "risk_level_head.weight": (RISKS, inner),
+        "category_head.weight": (CATEGORIES[""], inner),
+    }
+
+    def heads(own: dict[str, torch.Tensor], _: Embedding) -> dict[str, Any]:
+        return {"response": _GuardHead(own, "", config.rms_norm_eps)}
+
+    options = Options(device="cpu", cache_gib=1.0, threads=threads, **KINDS[kind])  # type: ignore[arg-type]
+    engine = build(cast(Checkpoint, Drawn()), shapes, heads, options)
+    pipe.send(rss_mib())
+    while (asked := pipe.recv()) is not None:
+        what, *numbers = asked
+        if what == "time":
+            pipe.send(_time(engine, config.vocab_size, *numbers))
+        else:
+            pipe.send(_scores(engine, config.vocab_size))
+
+
+def _ids(vocabulary: int, n: int, seed: int) -> list[int]:
+    import torch
+
+    return torch.randint(vocabulary, (n,), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[no-any-return]
+
+
+def _time(engine: Any, vocabulary: int, context: int, tokens: int) -> tuple[float, float]:
+    """Milliseconds of the prefill, and of a token after it."""
+    ids = _ids(vocabulary, context + tokens, 1)
+    sequence = engine.open()
+    start = time.perf_counter()
+    engine.submit(sequence, ids[:context]).result()
+    prefilled = time.perf_counter()
+    for token in ids[context:]:
+        engine.submit(sequence, [token], "response").result()
+    end = time.perf_counter()
+    engine.close(sequence)
+    return (prefilled - start) * 1e3, (end - prefilled) / tokens * 1e3
+
+
+def _scores(engine: Any, vocabulary: int) -> Any:
+    import numpy as np
+
+    found = []
+    for seed in range(SEQUENCES):
+        sequence = engine.open()
+        logits = engine.submit(sequence, _ids(vocabulary, LENGTH, seed), "response").result()[:, :3]
+        engine.close(sequence)
+        e = np.exp(logits - logits.max(1, keepdims=True))
+        found.append(e / e.sum(1, keepdims=True))
+    return np.concatenate(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="0.6B", choices=("0.6B", "4B", "tiny"))
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=8, help="timed in each round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    args = parser.parse_args()
+    header(__doc__.splitlines()[0], "torch", "onnxruntime")
+    spawn = mp.get_context("spawn")
+    pipes, memory = {}, {}
+    for kind in args.kinds:
+        pipes[kind], theirs = spawn.Pipe()
+        spawn.Process(target=worker, args=(theirs, args.size, kind, args.threads), daemon=True).start()
+        memory[kind] = pipes[kind].recv()
+        print(f"{kind} is loaded", file=sys.stderr, flush=True)
+    found_ms: dict[str, list[tuple[float, float]]] = {kind: [] for kind in pipes}
+    for n in range(args.rounds + 1):
+        for kind, pipe in pipes.items():
+            pipe.send(("time", args.context, args.tokens))
+            found = pipe.recv()
+            if n:  # the first round warms up
+                found_ms[kind].append(found)
+    scores = {}
+    for kind, pipe in pipes.items():
+        pipe.send(("scores",))
+        scores[kind] = pipe.recv()
+        pipe.send(None)
+    first = args.kinds[0]
+    token = {kind: statistics.median(t for _, t in found) for kind, found in found_ms.items()}
+    prefill = {kind: statistics.median(p for p, _ in found) for kind, found in found_ms.items()}
+    rows = []
+    for kind in pipes:
+        a, b = scores[first], scores[kind]
+        ordered = sorted(abs(a - b).max(1).tolist())
+        top = a.copy()
+        top.sort(1)
+        clear = top[:, 2] - top[:, 1] > CLEAR
+        same = (a.argmax(1) == b.argmax(1))[clear].mean()
+        rows.append((
+            kind, f"{token[kind]:.1f}", f"{token[first] / token[kind]:.2f}", f"{prefill[kind]:.0f}",
+            f"{prefill[first] / prefill[kind]:.2f}", mib(memory[kind]), f"{statistics.median(ordered):.4f}",
+            f"{ordered[int(len(ordered) * 0.95)]:.4f}", f"{same:.1%} of {clear.sum()}",
+        ))  # fmt: skip
+    head = (
+        "weights",
+        f"ms a token at {args.context}",
+        f"times {first}",
+        f"ms of {args.context} tokens",
+        f"times {first}",
+    )
+    moved = ("RSS MiB, loaded", "scores moved, median", "p95", f"same severity, margin over {CLEAR}")
+    print(f"Random weights at the shapes of Qwen3Guard-Stream-{args.size}; medians of {args.rounds} rounds.\n")
+    table((*head, *moved), rows)
+
+
+if __name__ == "__main__":
+    main()

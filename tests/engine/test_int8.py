@@ -1,0 +1,112 @@
+"""Weights in 8 bits: the same verdicts as in full precision, however the tokens come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from guardkit import Guard, GuardkitError
+from guardkit.engine.int8 import Int8Embedding, Int8Linear
+from tests.engine.checkpoints import built, write_gen, write_stream
+from tests.engine.test_stream_model import ANSWER, ASK
+
+pytest.importorskip("onnx")
+SIZES: dict[str, Any] = {"hidden": 128, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 32, "intermediate": 224}
+TEXTS = [
+    ANSWER,
+    "Where is the bakery?",
+    "Ein Satz mit Umlauten: äöü.",
+    "1 2 3 4 5 6 7 8 9",
+    "def f(x):\n    return x + 1\n" * 12,
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(root: Path) -> Path:
+    return built(root, write_stream, positions=1024, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def exact(checkpoint: Path) -> Any:
+    return Guard.load(str(checkpoint), device="cpu", dtype="float32", policy="loose")
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint: Path) -> Any:
+    return Guard.load(str(checkpoint), device="cpu", quantize="int8", policy="loose")
+
+
+def rows(model: Any, ids: list[int], sizes: list[int]) -> Any:
+    engine = model.engine
+    sequence, found, at = engine.open(), [], 0
+    while at < len(ids):
+        n = sizes[len(found) % len(sizes)]
+        found.append(engine.submit(sequence, ids[at : at + n], "response").result())
+        at += n
+    engine.close(sequence)
+    return np.concatenate(found)
+
+
+def test_scores_are_close_to_full_precision(exact: Guard, small: Guard) -> None:
+    differences, same = [], []
+    for text in TEXTS:
+        ids = exact.model.tokenizer.encode(text)[0]  # type: ignore[attr-defined]
+        a, b = (torch.tensor(rows(g.model, ids, [len(ids)]))[:, :3].softmax(1) for g in (exact, small))
+        differences += (a - b).abs().amax(1).tolist()
+        top = a.sort(1).values
+        clear = top[:, 2] - top[:, 1] > 0.1
+        same += (a.argmax(1) == b.argmax(1))[clear].tolist()
+    assert np.median(differences) < 0.02
+    assert np.mean(same) >= 0.99
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 1, 7], [40]])
+def test_a_token_scores_the_same_in_any_pieces(small: Guard, sizes: list[int]) -> None:
+    ids = small.model.tokenizer.encode(ANSWER * 2)[0]  # type: ignore[attr-defined]
+    whole, pieces = (torch.tensor(rows(small.model, ids, n))[:, :3].softmax(1) for n in ([len(ids)], sizes))
+    # Attention's float sums may turn the rounding of an activation; nothing else may differ.
+    assert (whole - pieces).abs().max() < 0.05  # random weights are sharp: each such turn is carried on
+    assert (whole - pieces).abs().median() < 1e-3
+
+
+def test_a_batch_equals_one_by_one(small: Guard) -> None:
+    items: list[Any] = [[*ASK, {"role": "assistant", "content": text}] for text in TEXTS]
+    assert small.check_batch([*items, *TEXTS]) == [small.check(item) for item in [*items, *TEXTS]]
+
+
+def test_gen_loads_in_8_bits(root: Path) -> None:
+    folder = built(root, write_gen, **SIZES)
+    exact = Guard.load(str(folder), device="cpu", dtype="float32")
+    small = Guard.load(str(folder), device="cpu", quantize="int8")
+    for text in TEXTS:
+        a, b = exact.check(text).scores, small.check(text).scores
+        assert max(abs(a[name] - b[name]) for name in a) < 0.1
+
+
+def test_the_weights_take_a_quarter_of_the_memory() -> None:
+    weight = torch.randn(256, 512)
+    for made in (Int8Linear(weight), Int8Embedding(weight)):
+        assert made.weight.nbytes * 4 == weight.nbytes  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("n", [1, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torchs_own_product(n: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(96, 64, generator=generator), torch.randn(n, 64, generator=generator)
+    found = Int8Linear(weight.to(dtype))(x.to(dtype)).float()
+    assert (found - F.linear(x, weight)).abs().max() < 0.5  # sums of 64 products with a deviation of 8
+
+
+def test_what_cannot_be_asked_for(checkpoint: Path) -> None:
+    with pytest.raises(GuardkitError, match="known: int8"):
+        Guard.load(str(checkpoint), device="cpu", quantize="int3")
+    with pytest.raises(GuardkitError, match="float32"):
+        Guard.load(str(checkpoint), device="cpu", quantize="int8", dtype="bfloat16")
+    with pytest.raises(GuardkitError, match="quantize"):
+        Guard.load("nano", quantize="int8")
