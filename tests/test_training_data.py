@@ -66,7 +66,9 @@ def test_own_rows_are_whole(kind: str, least: int) -> None:
         assert set(row["categories"]) <= {category.value for category in Category}
     if kind == "pairs":
         assert Counter(row["severity"] for row in rows) == {"safe": len(rows) // 2, "unsafe": len(rows) // 2}
-        assert {row["lang"] for row in rows} == set(LANGUAGES)
+        languages = {row["lang"] for row in rows}
+        assert languages >= set(LANGUAGES)
+        assert len(languages) >= 40
 
 
 @pytest.mark.parametrize("language", [lang for lang in LANGUAGES if lang != "en"])
