@@ -15,6 +15,8 @@ HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "
 LAYERS = (
     ("_version", "errors", "verdict"),
     ("messages", "disguises", "sentences"),
+    ("normalize.draft",),
+    ("normalize.letters", "normalize.spelling"),
     ("normalize",),
     ("models.base", "policy_file"),
     ("policy", "retokenize", "engine", "engine.config", "models.nano.tokenizer", "models.qwen_tokenizer"),
