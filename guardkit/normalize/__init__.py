@@ -16,6 +16,7 @@ from __future__ import annotations
 from guardkit.disguises import (
     ALPHABET,
     ASCII_LETTER,
+    HIDDEN_RUN,
     HINT_RARE,
     HINT_SPACED,
     HINT_SPACED_WIDE,
@@ -26,6 +27,9 @@ from guardkit.disguises import (
     REPEATED,
 )
 from guardkit.normalize.draft import Draft, View
+from guardkit.normalize.letters import drop_hidden, fold_letters, fold_words
+from guardkit.normalize.spelling import join_spaced, read_leet, squeeze
+from guardkit.normalize.unwrap import unwrap
 
 __all__ = ["View", "normalized_view"]
 
@@ -34,6 +38,9 @@ def normalized_view(text: str) -> View | None:
     """The text as it reads, or None when that is the text itself (which is so for nearly all text)."""
     head = text if len(text) <= MAX_CHARS else text[:MAX_CHARS]
     draft = Draft(head)
+    if not head.isascii() and HIDDEN_RUN.search(head):
+        drop_hidden(draft)
+    unwrap(draft)
     _respell(draft)
     return None if draft.text == head else View(draft.text, tuple(draft.origin), len(text))
 
@@ -53,9 +60,6 @@ def _respell(draft: Draft) -> None:
         repeats = bool(REPEATED.search(head))
     if not (rare or words or spaced or repeats):
         return
-    from guardkit.normalize.letters import drop_hidden, fold_letters, fold_words
-    from guardkit.normalize.spelling import join_spaced, read_leet, squeeze
-
     if hidden:
         drop_hidden(draft)
     if words:

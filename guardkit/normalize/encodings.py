@@ -1,0 +1,239 @@
+"""Text that is written as numbers: base64, base32, hex, binary, decimal codes, Morse; and names in Punycode.
+
+A run counts only if it turns into something that reads like text: printable, mostly letters, words with blanks between
+them or letters of another script than Latin. Keys, hashes, pictures and certificates are none of that.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+
+from guardkit.normalize.draft import Draft, Pieces
+
+Unwrapped = Callable[[str], Draft]  # what a decoded text says in turn
+
+MIN_BYTES = 6
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd\ue000-\uf8ff\ud800-\udfff]")
+WORDS = re.compile(r"[^\W\d_]{2}[,.;:!?'\")]{0,3}\s[\"'(]?[^\W\d_]|[^\W\d_]\s[^\W\d_]{2}")
+OTHER_SCRIPT = re.compile("[\u0370-\u1dff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff\U00020000-\U0003ffff]")
+
+RUN = "[A-Za-z0-9+/_-]"
+NEXT_LINE = r"(?:\r?\n|\\{1,8}[rn]){1,2}[ \t>]{0,8}"
+BASE64 = re.compile(  # a key=value has no padding; short runs count only with it
+    rf"(?<!{RUN})(?:{RUN}{{40,}}+(?:{NEXT_LINE}{RUN}{{2,}}+(?![^\s\"'=\\]))*+={{0,2}}|{RUN}{{16,}}+={{0,2}}"
+    r"|(?<![\w=])[A-Za-z0-9+/]{6,15}+={1,2}(?![\w=]))"
+)
+LINE = re.compile(rf"(?:(?<=\\[rn])|(?<!\\)){RUN}+={{0,2}}")
+CUTS = re.compile(r"[/_-]")
+CUT = re.compile(r"[A-Za-z0-9+]{16,}+={0,2}")
+STANDARD = bytes.maketrans(b"-_", b"+/")
+BASE32 = re.compile(r"(?<![A-Z2-7a-z])[A-Z2-7]{16,}+={0,6}(?![A-Za-z0-9])")
+HEX_RUN = re.compile(
+    r"(?<!\w)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w)(?:(?:[ ,;:]{1,2}|-|\r?\n)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w))*+"
+)
+HEX_GROUP = re.compile(r"(?:0[xX](?=[0-9a-fA-F]))?([0-9a-fA-F]{2}|[^0-9a-fA-F]++)")
+BITS = re.compile(r"(?<!\w)[01]{8}(?![^\W01])(?:[ ,]{0,2}[01]{8}(?![^\W01])){3,}+")
+BYTE = re.compile("[01]{8}")
+DECIMAL = re.compile(r"(?<![\w.])(?:1[0-9]{2}|[3-9][0-9])(?:(?:, ?|;? )(?:1[0-9]{2}|[3-9][0-9])(?![\w.])){5,}+")
+CODE = re.compile(r"[0-9]+")
+MORSE = re.compile(r"(?<![^\s\"'])[.-]{1,5}(?![^\s\"'])(?:(?: | {1,3}[/|] {1,3}| {2,7})[.-]{1,5}(?![^\s\"'])){5,}+")
+MORSE_SIGN = re.compile(r"([.-]+)( {2,}| ?[/|] ?)?")
+MORSE_LETTERS = dict(
+    zip(
+        re.findall(
+            r"\S+",
+            ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- "
+            "--.. ----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----.",
+        ),
+        "abcdefghijklmnopqrstuvwxyz0123456789",
+        strict=True,
+    )
+)
+PUNYCODE = re.compile(r"(?<![\w-])xn--([a-zA-Z0-9-]{1,59})(?![\w-])")
+
+# --- the fast path: letters of a kind become one letter, so that a run of them is a substring ------------------------
+IS_BASE64 = bytes(97 if (chr(code).isalnum() and code < 128) or chr(code) in "+/-_" else 32 for code in range(256))
+IS_HEX = bytes(
+    104 if chr(code) in "0123456789abcdefABCDEF" else 120 if chr(code) in "xX" else 32 if chr(code) in " ,;:-\n" else 46
+    for code in range(256)
+)
+LONG = b"a" * 16
+NUMBERS = (  # long runs; bytes and codes set apart by one or two signs (a date with its time has seven groups)
+    *(b"h" * 12, b"h" * 8 + b" " + b"h" * 8, b"hh " * 8, b"hh  " * 8, b"hhh hhh hhh", b"hhh  hhh  hhh"),
+    *(b"hxhh hxhh hxhh", b"hxhh  hxhh  hxhh"),
+)
+
+
+def decode(draft: Draft, unwrapped: Unwrapped) -> bool:
+    """Replace runs that hold text by the text; `unwrapped` reads what a run holds. True if there were any."""
+    text, changed = draft.text, False
+    raw = text.encode("utf-8", "replace")
+    if LONG in raw.translate(IS_BASE64):
+        changed |= draft.rewrite(BASE64, lambda m: _base64(m, unwrapped))
+        changed |= draft.rewrite(BASE32, lambda m: _base32(m, unwrapped))
+    elif "=" in text:
+        changed |= draft.rewrite(BASE64, lambda m: _base64(m, unwrapped))
+    numbers = raw.translate(IS_HEX)
+    if any(hint in numbers for hint in NUMBERS):
+        changed |= draft.rewrite(BITS, lambda m: _numbers(m, BYTE, 2, unwrapped))
+        changed |= draft.rewrite(DECIMAL, lambda m: _numbers(m, CODE, 10, unwrapped))
+        changed |= draft.rewrite(HEX_RUN, lambda m: _hex(m, unwrapped))
+    if ".- " in text or "-. " in text:
+        changed |= draft.rewrite(MORSE, _morse)
+    if "xn--" in text:
+        changed |= draft.rewrite(PUNYCODE, _punycode)
+    return changed
+
+
+def reads_as_text(text: str) -> bool:
+    """Whether decoded bytes are text: hardly any other bytes pass for it by chance."""
+    letters = sum(map(str.isalpha, text))
+    if letters < len(text) / 2 or UNPRINTABLE.search(text):
+        return False
+    return bool(WORDS.search(text)) or len(OTHER_SCRIPT.findall(text)) > 2
+
+
+def _settle(raw: bytes, at: Callable[[int], int], unwrapped: Unwrapped, *, word: int = 0) -> Pieces | None:
+    """The text that bytes hold, its characters at `at(byte)`; `word`: the letters of which a lone word is enough."""
+    read = _as_text(raw)
+    if read is None or UNPRINTABLE.search(read[0]):
+        return None
+    text, offsets = read
+    inner = unwrapped(text)
+    if not (reads_as_text(inner.text) or (word and len(text) >= word and text.isascii() and text.isalpha())):
+        return None
+    return [(char, at(offsets[index])) for char, index in zip(inner.text, inner.origin, strict=True)]
+
+
+def _as_text(raw: bytes) -> tuple[str, Sequence[int]] | None:
+    """Bytes as text, and the byte that each character begins at."""
+    wide = b"\0" in raw and not len(raw) % 2 and len(set(raw[1::2])) <= 2  # as PowerShell takes it
+    code = "utf-16-le" if wide else "utf-8"
+    try:
+        text = raw.decode(code)
+    except UnicodeDecodeError:
+        return None
+    if len(text) == len(raw):
+        return text, range(len(text))
+    return text, list(accumulate((len(char.encode(code)) for char in text), initial=0))
+
+
+# --- base64, base32 --------------------------------------------------------------------------------------------------
+
+
+def _base64(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
+    """Lines of one length are one run, with the shorter line behind them; a run that is no text may hold one."""
+    lines = list(LINE.finditer(match.string, match.start(), match.end()))
+    pieces: Pieces = []
+    done = match.start()
+    for read, end in _blocks(lines, unwrapped):
+        pieces += [(match.string[k], k) for k in range(done, read[0][1])]
+        pieces += read
+        done = end
+    return pieces + [(match.string[k], k) for k in range(done, match.end())] if pieces else None
+
+
+def _blocks(lines: Sequence[re.Match[str]], unwrapped: Unwrapped) -> Iterator[tuple[Pieces, int]]:
+    """The texts in lines of base64, and where each ends."""
+    i = 0
+    while i < len(lines):
+        size, j = len(lines[i][0]), i + 1
+        while j < len(lines) and len(lines[j - 1][0]) == size and len(lines[j][0]) <= size:
+            j += 1
+        for k in (j, j - 1):  # the shorter line may be a word that follows
+            if k > i + 1 and (read := _decode64(lines[i:k], unwrapped)):
+                yield read, lines[k - 1].end()
+                i = k
+                break
+        else:
+            for line in lines[i:j]:
+                if read := _decode64([line], unwrapped):
+                    yield read, line.end()
+                elif inner := _inside(line, unwrapped):
+                    yield inner
+            i = j
+
+
+def _inside(line: re.Match[str], unwrapped: Unwrapped) -> tuple[Pieces, int] | None:
+    """A run of base64 behind a path or a prefix: what begins after one of the first signs, or lies between two."""
+    signs = [m.end() for m in CUTS.finditer(line[0])]
+    for start in signs[:3]:
+        rest = LINE.match(line.string, line.start() + start, line.end())
+        if rest and len(rest[0]) >= 16 and (read := _decode64([rest], unwrapped)):
+            return read, rest.end()
+    if signs:
+        for part in CUT.finditer(line.string, line.start(), line.end()):
+            if read := _decode64([part], unwrapped):
+                return read, part.end()
+    return None
+
+
+def _decode64(lines: Sequence[re.Match[str]], unwrapped: Unwrapped) -> Pieces | None:
+    run = "".join(line[0] for line in lines)
+    short = len(run) < 16
+    run = run.rstrip("=")
+    raw = run.encode().translate(STANDARD)
+    raw = raw[: len(raw) - (len(raw) % 4 == 1)]
+    raw += b"=" * (-len(raw) % 4)
+    found = binascii.a2b_base64(raw)
+    if short and not found.isalpha():
+        return None
+    if len(lines) == 1:
+        start = lines[0].start()
+        return _settle(found, lambda byte: start + byte * 4 // 3, unwrapped, word=4)
+    places = [k for line in lines for k in range(line.start(), line.end())]
+    return _settle(found, lambda byte: places[byte * 4 // 3], unwrapped, word=4)
+
+
+def _base32(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
+    import base64  # seldom needed
+
+    run = match[0].rstrip("=")
+    run = run[: len(run) - {1: 1, 3: 1, 6: 1}.get(len(run) % 8, 0)]
+    return _settle(
+        base64.b32decode(run + "=" * (-len(run) % 8)), lambda byte: match.start() + byte * 8 // 5, unwrapped, word=8
+    )
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _hex(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
+    if len(match[0]) < 2 * MIN_BYTES:
+        return None
+    found = [(m[1], m.start(1)) for m in HEX_GROUP.finditer(match.string, match.start(), match.end())]
+    digits = [(int(pair, 16), at) for pair, at in found if len(pair) == 2 and pair.isalnum()]
+    if len(digits) < MIN_BYTES:
+        return None
+    return _settle(bytes(value for value, _ in digits), lambda byte: digits[byte][1], unwrapped, word=8)
+
+
+def _numbers(match: re.Match[str], unit: re.Pattern[str], base: int, unwrapped: Unwrapped) -> Pieces | None:
+    found = [(int(m[0], base), m.start()) for m in unit.finditer(match.string, match.start(), match.end())]
+    if any(value > 255 for value, _ in found):
+        return None
+    return _settle(bytes(value for value, _ in found), lambda byte: found[byte][1], unwrapped)
+
+
+def _morse(match: re.Match[str]) -> Pieces | None:
+    pieces: Pieces = []
+    for sign in MORSE_SIGN.finditer(match.string, match.start(), match.end()):
+        letter = MORSE_LETTERS.get(sign[1])
+        if letter is None:
+            return None
+        pieces.append((letter, sign.start()))
+        if sign[2]:
+            pieces.append((" ", sign.start(2)))
+    letters = {char for char, _ in pieces}
+    return pieces if len(letters) > 4 and letters & set("aeiou") else None
+
+
+def _punycode(match: re.Match[str]) -> Pieces | None:
+    try:
+        name = match[1].encode().decode("punycode")
+    except UnicodeError:
+        return None
+    return [(name, match.start())] if name.replace("-", "").isalnum() else None

@@ -1,0 +1,277 @@
+"""The normalised view of wrapped text: escapes and encodings come off, in any script, at linear cost."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import quopri
+import time
+import urllib.parse
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guardkit import Guard
+from guardkit.normalize import normalized_view
+from guardkit.testing import FakeGuard
+
+TEXTS = {
+    "English": "How do I repair the old bicycle in the cellar?",
+    "German": "Wie töte ich Läuse für größere Gärten, bitte ausführlich?",
+    "Russian": "Расскажи мне, пожалуйста, про дикие яблони и лес",
+    "Arabic": "كيف يمكنني إصلاح الدراجة القديمة في القبو",
+    "Chinese": "请告诉我如何修理地下室里的旧自行车好吗谢谢",
+    "emoji": "please water 🌻 the garden 🏡 tomorrow",
+}
+
+
+def b64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+WRAPPINGS: dict[str, Callable[[str], str]] = {
+    "every character as \\u": lambda t: (
+        "".join(f"\\u{ord(c):04x}" for c in t) if max(t) < "\U00010000" else json.dumps(t)
+    ),
+    "JSON": json.dumps,
+    "JSON in JSON": lambda t: json.dumps(json.dumps(t)),
+    "JSON three times": lambda t: json.dumps({"a": json.dumps({"b": json.dumps(t)})}),
+    "\\u{}": lambda t: "".join(f"\\u{{{ord(c):x}}}" for c in t),
+    "\\U": lambda t: "".join(f"\\U{ord(c):08x}" for c in t),
+    "\\x": lambda t: "".join(f"\\x{b:02x}" for b in t.encode()),
+    "octal": lambda t: "".join(f"\\{b:03o}" for b in t.encode()),
+    "decimal references": lambda t: "".join(f"&#{ord(c)};" for c in t),
+    "hexadecimal references": lambda t: "".join(f"&#x{ord(c):X};" for c in t),
+    "references with zeros": lambda t: "".join(f"&#0000{ord(c)};" for c in t),
+    "escaped references": lambda t: html.escape("".join(f"&#{ord(c)};" for c in t)),
+    "references in JSON": lambda t: json.dumps("".join(f"&#{ord(c)};" for c in t)),
+    "percent": lambda t: urllib.parse.quote(t),
+    "percent twice": lambda t: urllib.parse.quote(urllib.parse.quote(t)),
+    "percent, every byte": lambda t: "".join(f"%{b:02X}" for b in t.encode()),
+    "a form": lambda t: "x=1&q=" + urllib.parse.quote_plus(t),
+    "quoted-printable": lambda t: quopri.encodestring((t * 3).encode()).decode(),
+    "quoted-printable, every byte": lambda t: "".join(f"={b:02X}" for b in t.encode()),
+    "code points": lambda t: " ".join(f"U+{ord(c):04X}" for c in t),
+    "base64": b64,
+    "base64 without padding": lambda t: b64(t).rstrip("="),
+    "base64 for URLs": lambda t: base64.urlsafe_b64encode(f"{t}???>>>".encode()).decode(),
+    "base64 in lines": lambda t: base64.encodebytes((t * 5).encode()).decode(),
+    "base64 in lines in JSON": lambda t: json.dumps({"data": base64.encodebytes((t * 5).encode()).decode()}),
+    "base64 twice": lambda t: b64(b64(t)),
+    "base64 of percent": lambda t: b64(urllib.parse.quote(t)),
+    "base64 of JSON": lambda t: b64(json.dumps(t)),
+    "base64 of UTF-16": lambda t: base64.b64encode(t.encode("utf-16-le")).decode() if t.isascii() else b64(t),
+    "base64 with hidden characters": lambda t: "\u200b".join(b64(t)),
+    "data address": lambda t: f"<img src='data:text/plain;base64,{b64(t)}'>",
+    "in a path": lambda t: f"https://example.com/read/{base64.urlsafe_b64encode(t.encode()).decode()}",
+    "a signed token": lambda t: f"eyJhbGciOiJIUzI1NiJ9.{b64(json.dumps({'sub': t})).rstrip('=')}.c2lnbmF0dXJl",
+    "base32": lambda t: base64.b32encode(t.encode()).decode(),
+    "hex": lambda t: t.encode().hex(),
+    "hex, spaced": lambda t: t.encode().hex(" "),
+    "hex with colons": lambda t: t.encode().hex(":"),
+    "hex list": lambda t: ", ".join(f"0x{b:02x}" for b in t.encode()),
+    "binary": lambda t: " ".join(f"{b:08b}" for b in t.encode()),
+    "binary in one": lambda t: "".join(f"{b:08b}" for b in t.encode()),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("language", TEXTS)
+def test_a_wrapping_comes_off(wrapping: str, language: str) -> None:
+    text = TEXTS[language]
+    wrapped = WRAPPINGS[wrapping](text)
+    if text in wrapped:  # nothing to undo: ASCII in JSON
+        return
+    view = normalized_view(f"Note: {wrapped}\nthanks")
+    assert view is not None
+    assert text in view.text
+    assert view.text.endswith("\nthanks")
+    assert view.text.startswith("Note: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("t&oumlte, t&ouml;te, t&#246te", "töte, töte, töte"),
+        ("red&nbsp;apple and bl&shy;ue", "red\xa0apple and blue"),
+        ("re<b></b>d ap<!-- x - y -->ple <i>n</i>ow", "red apple <i>now"),
+        ("a<td>b</td>c", "a<td>b</td>c"),
+        ("re\x1b[0md", "red"),
+        ("ap[b][/b]ple", "apple"),
+        ("ap**pl**e", "apple"),
+        ("a large ap-\n   ple tree", "a large apple tree"),
+        ("A LARGE AP-\r\n> PLE TREE", "A LARGE APPLE TREE"),
+        ("call ap\u00adple", "call apple"),
+        ("print('ap' + 'ple')", "print('apple')"),
+        ('echo "ap" . "ple";', 'echo "apple";'),
+        (r"\61\70\70\6c\65", "apple"),
+        (r"\000061\000070\000070 le", "apple"),
+        (r"\N{LATIN SMALL LETTER A}pple", "apple"),
+        (r'{"a": "first\nSecond line"}', '{"a": "first\nSecond line"}'),
+        (r"\ud83c\udf3b and \ud83c alone", "🌻 and \ud83c alone"),
+        ("%u0061%u0070ple", "apple"),
+        ("?q=water+the+red+apple&x=1", "?q=water the red apple&x=1"),
+        ("the YXBwbGU= tree", "the apple tree"),
+        ("String.fromCharCode(116,104,101,32,114,101,100,32,97,112,112,108,101)", "String.fromCharCode(the red apple)"),
+        ("- .... . / .-. . -.. / .- .--. .--. .-.. .", "the red apple"),
+        ("xn--mnchen-3ya.de", "münchen.de"),
+    ],
+    ids=ascii,
+)
+def test_a_single_disguise_comes_off(text: str, reads: str) -> None:
+    view = normalized_view(text)
+    assert (view.text if view else text) == reads
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r"path C:\users\x64\data and \\server\share\file",
+        r're.compile("[^\\w\\d]+\s*\.\d{2}")',
+        r'{"html": "\u003cp\u003e5 \u0026 6\u003c/p\u003e", "q": "say \"hi\""}',
+        "<p>Tom &amp; Jerry &lt;tom@example.com&gt; &quot;hi&quot; &#39;s</p><td>a</td><td>b</td>",
+        "GET /a%2Fb?x=1&copy=2&lang=de&region=eu&order=3 HTTP/1.1",
+        "50% of 20% at 100%, %d of %s, %20s|%-5d|%5.2f",
+        "if (a<b && c>d) x = y == z ? 1 : 2; a=B; c=DE",
+        "sha512-9NET910DNaIPngYnLLPeg+Ogzqsi9uM4mSboU5y6p8S5DzMTVEsJZrawi+BoDNUVBa2DhJqQYUFvMDfgU062LQ==",
+        "d41d8cd98f00b204e9800998ecf8427e da39a3ee5e6b4b0d3255bfef95601890afd80709",
+        "550e8400-e29b-41d4-a716-446655440000 aa:bb:cc:dd:ee:ff 2024-05-01 12:00:03,123",
+        "-----BEGIN CERTIFICATE-----\nMIIDdzCCAl+gAwIBAgIEAgAAuTANBgkqhkiG9w0BAQUFADBaMQswCQYDVQQGEwJJ\n-----END",
+        "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
+        "65 70 75 80 85 90 95 100 | 100 101 102 103 104 105 | 00 01 02 03 04 05 06 07 08",
+        "10110100 01101001 11110000 00001111",
+        "- - - - - - - -\n. . . . . . .\n-- -- -- -- -- --",
+        "ConfigurationManagerFactoryBean org/apache/commons/lang3/StringUtils this-is-a-long-slug-of-a-page",
+        "x**2 + y**2 and __init__ and 2**10",
+    ],
+)
+def test_ordinary_notation_has_no_view(line: str) -> None:
+    assert normalized_view(line) is None
+
+
+def test_positions_lead_to_the_run() -> None:
+    for wrapped in (b64(TEXTS["German"]), TEXTS["German"].encode().hex(" "), json.dumps(TEXTS["German"])[1:-1]):
+        text = f"first {wrapped} last"
+        view = normalized_view(text)
+        assert view is not None
+        start = view.text.index("größere")
+        assert list(view.origin) == sorted(view.origin)
+        assert view.to_original(0) == 0
+        assert view.to_original(view.text.index("last")) == text.index("last")
+        assert 6 < view.to_original(start) < view.to_original(start + 7) < 6 + len(wrapped)
+    view = normalized_view("say \\u0061pple, &#97;pple")
+    assert view is not None
+    assert view.text == "say apple, apple"
+    assert (view.to_original(4), view.to_original(5), view.to_original(11), view.to_original(12)) == (4, 10, 16, 21)
+
+
+def test_the_view_counts_at_every_stage_and_only_where_it_is_worse() -> None:
+    class Model(type(FakeGuard({}).model)):  # type: ignore[misc]
+        judges_normalized_view = True
+
+    guard = Guard(Model({"BAD THING": "unsafe"}))
+    for stage in ("prompt", "response", "tool_output", "document", "reasoning", "tool_call"):
+        wrapped = f'{{"data": "{b64("this is a BAD THING here")}"}}'
+        verdict = guard.check(wrapped, stage=stage)
+        assert verdict.severity.value == "unsafe", stage
+        assert guard.check(wrapped, stage=stage, normalize=False).severity.value == "safe"
+        assert guard.check(f"BAD THING {b64('all is well here')}", stage=stage).severity.value == "unsafe"
+
+
+PARTS = st.sampled_from(
+    (
+        *"\\ux0123456789abcdefN{}&#;%=+<>!-/[]'\"\n ._\x1b",
+        "\\u00",
+        "\\ud83d",
+        "&amp;",
+        "&#x",
+        "%25",
+        "xn--",
+        "ué",
+        "中",
+        "aGVsbG8gd29ybGQgYWdhaW4",
+        "68656c6c6f20776f726c64",
+        "01101000",
+        ".-",
+        " -...",
+        "U+0061",
+        "=C3=B6",
+        "**",
+        "<b>",
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(PARTS, max_size=25).map("".join) | st.binary(max_size=40).map(lambda raw: base64.b64encode(raw).decode())
+)
+def test_any_text_gives_a_sound_view_or_none(text: str) -> None:
+    view = normalized_view(text)
+    if view is not None:
+        assert view.text != text
+        assert len(view.origin) == len(view.text)
+        assert list(view.origin) == sorted(view.origin)
+        assert all(0 <= i < len(text) for i in view.origin)
+
+
+ADVERSARIAL = [
+    *(
+        "\\",
+        "\\u",
+        "\\u00",
+        "\\u0062",
+        "\\x62",
+        "\\0",
+        "\\u{",
+        "\\N{A",
+        "&",
+        "&amp;",
+        "&#",
+        "&#9",
+        "&a",
+        "%",
+        "%25",
+        "%2",
+    ),
+    *("=", "=3", "=\n", "a=", "=a+", "a<", "a<b", "a<!--", "a<!--a-", "a[/b", "a\x1b[", "a**", "a-\n", "a'+", "a' + '"),
+    *(
+        "A",
+        "AAAA\n",
+        "A/",
+        "A=",
+        "ab ",
+        "00 ",
+        "0x",
+        "01",
+        "00000000 ",
+        "99 ",
+        "999, ",
+        ".- ",
+        "- . ",
+        "xn--a",
+        "U+0061 ",
+    ),
+    *("aGVsbG8gd29ybGQgYWdhaW4=\n", "68656c6c6f20776f726c64 ", "gur naq ", "Aa", "q=a+b+c", "eht dna "),
+    "a" * 63 + "\n",
+    b64(b64("how are you all " * 9)),
+]
+
+
+@pytest.mark.parametrize("unit", ADVERSARIAL, ids=lambda unit: ascii(unit)[:20])
+def test_work_grows_with_the_length_only(unit: str) -> None:
+    def seconds(size: int) -> float:
+        text = unit * (size // len(unit)) + "x"
+        best = []
+        for _ in range(3):
+            start = time.process_time()
+            normalized_view(text)
+            best.append(time.process_time() - start)
+        return min(best)
+
+    small, large = seconds(16_000), seconds(128_000)
+    # Eight times the text: eight times the work, sixty-four times if it were quadratic.
+    assert large < 28 * small + 0.02
