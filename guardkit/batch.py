@@ -8,14 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
+from guardkit.coverage import unmeasured
 from guardkit.errors import MessageError, NotJudged
 from guardkit.judge import ResponseReader, RunningVerdict, check_finite, empty_verdict, verdict_of
+from guardkit.locate import Flagged, locate, to_original
 from guardkit.messages import Message, Part, read_messages, starts_in_reasoning
 from guardkit.models.base import Query, QueryScores, Session, StreamModel, Tokens
-from guardkit.policy import Decision, Policy
-from guardkit.verdict import SEVERITIES, Stage, Verdict
+from guardkit.policy import Action, Decision, Policy
+from guardkit.verdict import SEVERITIES, Severity, Stage, Verdict
 
 Item = str | Sequence[Message | Mapping[str, Any]]
 """What can be judged: a text, or messages of which the last is judged."""
@@ -46,20 +48,31 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The most severe verdict; the first of equals."""
-        return max(filter(None, (d.verdict for d in self.found)), key=lambda v: v.severity, default=None)
+        """The most severe verdict; of equals the first, or the first in a language that the model was not measured
+        on."""
+        worst = max(self.found, key=_severity, default=None)
+        return worst.verdict if worst else None
 
     @property
     def decision(self) -> Decision | None:
         """What the policy finds worst: not always the most severe, since policies tell stages apart."""
-        return max(self.found, key=lambda d: (d.action, d.verdict and d.verdict.severity), default=None)
+        return max(self.found, key=_action, default=None)
+
+
+def _severity(decision: Decision) -> tuple[Severity, bool]:
+    verdict = decision.verdict
+    return (verdict.severity, verdict.coverage is not None) if verdict else (Severity.safe, False)
+
+
+def _action(decision: Decision) -> tuple[Action, Severity]:
+    return decision.action, decision.verdict.severity if decision.verdict else Severity.safe
 
 
 class Judging:
     """One batch on its way through a model."""
 
-    def __init__(self, model: StreamModel, policy: Policy, debounce: int, run: Runner):
-        self.model, self.policy, self.debounce, self.run = model, policy, debounce, run
+    def __init__(self, model: StreamModel, policy: Policy, debounce: int, run: Runner, locate: int | None = None):
+        self.model, self.policy, self.debounce, self.run, self.n_locate = model, policy, debounce, run, locate
 
     def judge(self, items: Sequence[Item], stage: Stage | None, views: bool) -> list[Outcome]:
         """Every item's outcome. Parts of all items share batches; a fault of one item does not touch the others."""
@@ -88,6 +101,7 @@ class Judging:
         responses = [w for w in everything if not (w.stage.is_query or self.model.whole_texts)]
         for i in range(0, len(responses), RESPONSES):
             self._run_responses(responses[i : i + RESPONSES])
+        self._locate(groups)
         elapsed = (time.perf_counter() - start) * 1e3
         outcomes = []
         for found, work, error in zip(parts, groups, errors, strict=True):
@@ -109,16 +123,59 @@ class Judging:
             try:
                 if isinstance(result, Exception):
                     raise result
-                w.found = [self.policy.decide(self._verdict(q, w.stage)) for q in result]
+                coverage = unmeasured(w.text, self.model.coverage)
+                w.found = [self.policy.decide(self._verdict(q, w, coverage)) for q in result]
                 w.found.sort(key=lambda d: d.verdict.scores["safe"] if d.verdict else 0.0)
             except Exception as error:
                 w.error = error
 
-    def _verdict(self, found: QueryScores, stage: Stage) -> Verdict:
+    def _verdict(self, found: QueryScores, work: _Work, coverage: Literal["unmeasured"] | None) -> Verdict:
         check_finite(found.scores, 1)
-        level = self.model.severities(found.scores.severity, stage)[0]
-        verdict = verdict_of(self.model, found.scores, 0, SEVERITIES[level], stage)
-        return replace(verdict, char_index=found.start, char_end=found.end, windowed=found.windowed)
+        level = self.model.severities(found.scores.severity, work.stage)[0]
+        verdict = verdict_of(self.model, found.scores, 0, SEVERITIES[level], work.stage)
+        verdict = replace(verdict, char_index=found.start, windowed=found.windowed, coverage=coverage)
+        if not level:
+            return verdict
+        end = len(work.text) if found.end is None else found.end
+        return replace(verdict, char_start=found.start or 0, char_end=end)
+
+    def _locate(self, groups: Sequence[Sequence[_Work]]) -> None:
+        """Narrow the places of the verdicts that count, of each item the most severe and the policy's worst."""
+        found: list[tuple[_Work, int, Flagged]] = []
+        for work in groups:
+            every = [(w, i, d) for w in work for i, d in enumerate(w.found)]
+            worst = [max(every, key=lambda e, by=by: by(e[2]), default=None) for by in (_severity, _action)]  # type: ignore[misc]
+            for w, i, d in {id(e[2]): e for e in worst if e is not None}.values():
+                v = d.verdict
+                if v and v.token_index is None and v.char_start is not None and v.char_end is not None:
+                    found.append((w, i, Flagged(w.text, v.char_start, v.char_end, v.severity)))
+        if not found:
+            return
+
+        def judge(parts: Sequence[tuple[int, tuple[int, int]]]) -> list[tuple[Severity, float]]:
+            asked = [(found[i][0], found[i][2], start, end) for i, (start, end) in parts]
+            results = self.model.query([Query(w.text[a:b], w.stage, w.context) for w, _, a, b in asked])
+            return [self._worst(r, w.stage, f.severity) for r, (w, f, _, _) in zip(results, asked, strict=True)]
+
+        try:
+            places = self.run(lambda: locate([f for _, _, f in found], judge, self.n_locate))
+        except Exception:  # the verdicts stand: without a narrower place theirs is all of what was judged
+            return
+        for (w, i, _), (start, end) in zip(found, places, strict=True):
+            verdict = w.found[i].verdict
+            if verdict is not None:
+                w.found[i] = replace(w.found[i], verdict=replace(verdict, char_start=start, char_end=end))
+
+    def _worst(
+        self, result: Sequence[QueryScores] | Exception, stage: Stage, severity: Severity
+    ) -> tuple[Severity, float]:
+        """What a part is by itself: the worst of its windows, and their highest probability of `severity`."""
+        if isinstance(result, Exception):
+            return Severity.safe, 0.0
+        rows = [q.scores.severity for q in result]
+        levels = [int(self.model.severities(row, stage)[0]) for row in rows]
+        risks = [float(row[0, 2] if severity is Severity.unsafe else 1 - row[0, 0]) for row in rows]
+        return SEVERITIES[max(levels)], max(risks)
 
     def _each(self, queries: Sequence[Query]) -> list[list[QueryScores] | Exception]:
         """One batch; where it fails, its rows one by one, so that a poisoned row fails alone."""
@@ -192,9 +249,12 @@ class _Work:
         v = decision.verdict
         if v is None or self.origin is None:
             return decision
-        start = None if v.char_index is None else self.origin(v.char_index)
-        end = None if v.char_end is None else self.origin(v.char_end)
-        return replace(decision, verdict=replace(v, token_index=None, char_index=start, char_end=end))
+        index = None if v.char_index is None else self.origin(v.char_index)
+        start, end = v.char_start, v.char_end
+        if start is not None and end is not None:
+            start, end = to_original((start, end), self.origin, len(self.text))
+        verdict = replace(v, token_index=None, char_index=index, char_start=start, char_end=end)
+        return replace(decision, verdict=verdict)
 
 
 class _ResponseJob:
@@ -203,7 +263,7 @@ class _ResponseJob:
     def __init__(self, judging: Judging, work: _Work):
         self._work = work
         self._reader = ResponseReader(judging.model, work.start)
-        self.running = RunningVerdict(judging.model, judging.policy, work.start, judging.debounce)
+        self.running = RunningVerdict(self._reader, judging.model, judging.policy, judging.debounce)
         self._at = 0
         self._queue: list[Tokens] = []
         self.session: Session | None = None

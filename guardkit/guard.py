@@ -38,11 +38,13 @@ class Guard:
 
     policy: a built-in's name, a `Policy`, a mapping or a YAML file. on_error: overrides the policy's action for what
     cannot be judged. timeout: seconds that one model call may take before the text counts as not judged.
-    holdback, debounce: the defaults of `stream`. normalize: whether `check` also judges the de-obfuscated view, for
-    models that ask for it. then, when: a second, stronger model that `check` and `decide` ask where the first one's
-    probability of "not safe" lies in the band `when` (ends included), or where the first one fails; streams are judged
-    by the first alone. The verdict's `model` says who judged. audit: a callable or a JSONL path that gets a record of
-    every decision and stream.
+    holdback, debounce: the defaults of `stream`. threshold: the probability of "unsafe" from which on a text is unsafe,
+    and of harm from which on it is controversial, in place of the model's own. locate: how many further queries finding
+    the flagged place in a text may take; True leaves it to the model, False names the whole text. normalize: whether
+    `check` also judges the de-obfuscated view, for models that ask for it. then, when: a second, stronger model that
+    `check` and `decide` ask where the first one's probability of "not safe" lies in the band `when` (ends included), or
+    where the first one fails; streams are judged by the first alone. The verdict's `model` says who judged. audit: a
+    callable or a JSONL path that gets a record of every decision and stream.
     """
 
     def __init__(
@@ -55,18 +57,23 @@ class Guard:
         holdback: int = HOLDBACK,
         debounce: int = DEBOUNCE,
         normalize: bool = True,
+        threshold: float | None = None,
+        locate: bool | int = True,
         then: StreamModel | None = None,
         when: tuple[float, float] = UNCLEAR,
         audit: Sink | str | Path | None = None,
         audit_text: bool = False,
     ):
-        self.model = model
+        if threshold is not None and not 0 < threshold <= 1:
+            raise ValueError(f"threshold must be a probability above 0, not {threshold}")
+        self.model = model if threshold is None else model.with_threshold(threshold)
         self.policy = Policy.load(policy)
         if on_error is not None:
             self.policy = Policy(
                 self.policy.name,
                 extends=self.policy.extends,
                 on_error=parse_on_error(on_error),
+                on_unmeasured=self.policy.on_unmeasured,
                 rules=self.policy.own_rules,
             )
         if timeout is not None and timeout <= 0:
@@ -75,7 +82,8 @@ class Guard:
             raise ValueError(f"holdback must be >= 0 and debounce >= 1, not {holdback} and {debounce}")
         if not 0 <= when[0] <= when[1] <= 1:
             raise ValueError(f"when must be two probabilities, the lower one first, not {when}")
-        self.then, self.when = then, when
+        self.then = then if then is None or threshold is None else then.with_threshold(threshold)
+        self.when, self.locate = when, locate
         self.timeout, self.holdback, self.debounce, self.normalize = timeout, holdback, debounce, normalize
         self._audit = Audit(audit, model.name, audit_text) if audit is not None else None
         self._running = threading.BoundedSemaphore(MAX_HANGING)
@@ -289,7 +297,8 @@ class Guard:
     def _judge_with(
         self, model: StreamModel, items: Sequence[Item], stage: Stage | str | None, views: bool
     ) -> list[Outcome]:
-        judging = Judging(model, self.policy, self.debounce, self.run)
+        n_locate = model.locate_queries if self.locate is True else int(self.locate)
+        judging = Judging(model, self.policy, self.debounce, self.run, n_locate)
         return judging.judge(items, _stage(stage), views and model.judges_normalized_view)
 
     def _is_unclear(self, outcome: Outcome) -> bool:

@@ -14,6 +14,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from guardkit.coverage import Meter
+from guardkit.locate import begin_of_sentence, visible
 from guardkit.messages import REASONING_TAG, REASONING_TAGS
 from guardkit.models.base import Floats, Ints, Scores, StreamModel, Tokens
 from guardkit.policy import Action, Decision, Policy
@@ -22,6 +24,7 @@ from guardkit.verdict import SEVERITIES, Category, Severity, Stage, Verdict
 
 CATEGORY_FLOOR = 0.25  # a further category is named where its probability is at least this
 DEBOUNCE = 2  # consecutive flagged tokens that make a flag (Qwen3Guard report, 4.4)
+MEMORY = 4096  # characters of a response that are remembered: more than a sentence before any token under way
 _LONGEST_TAG = max(map(len, REASONING_TAGS))
 
 
@@ -37,6 +40,7 @@ class ResponseReader:
         self._stride = model.stride
         self._block: Tokens | None = None  # final tokens that wait for a whole stride
         self.text_in = 0  # characters taken in, surrogate pairs counted as one
+        self._recent = ""  # the newest of them
 
     def push(self, text: str) -> tuple[str, list[Tokens]]:
         """Take a delta; returns it with surrogate pairs joined, and the tokens that are final now."""
@@ -57,6 +61,12 @@ class ResponseReader:
             return self._block.starts[0]
         return self.text_in - len(self._pending) - len(self._tokens.tail)
 
+    def text(self, start: int, end: int) -> str:
+        """The characters from `start` to `end`, as far as they are remembered: those of the last push and at least
+        `MEMORY` before it."""
+        first = self.text_in - len(self._recent)
+        return self._recent[max(start - first, 0) : max(end - first, 0)]
+
     def peek(self) -> Tokens:
         """The tokens that are not judged yet, as if the text ended here."""
         tail = Tokens(self.stage, *self._tokens.peek())
@@ -64,6 +74,7 @@ class ResponseReader:
 
     def _read(self, text: str, final: bool) -> tuple[str, list[Tokens]]:
         self.text_in += len(text)
+        self._recent = (self._recent if final else self._recent[-MEMORY:]) + text
         out: list[Tokens] = []
         rest = self._pending + text
         self._pending = ""
@@ -108,9 +119,13 @@ class ResponseReader:
 class RunningVerdict:
     """Scores of consecutive tokens in, the verdict out. `stopped` once the policy's action stops the text."""
 
-    def __init__(self, model: StreamModel, policy: Policy, stage: Stage, debounce: int = DEBOUNCE):
+    def __init__(self, reader: ResponseReader, model: StreamModel, policy: Policy, debounce: int = DEBOUNCE):
+        self._reader = reader
         self._model, self._policy, self._debounce = model, policy, run_length(model, debounce)
-        self._run: deque[int] = deque(maxlen=self._debounce)  # starts of the flagged tokens of the current run
+        stage = reader.stage
+        self._run: deque[tuple[int, int]] = deque(maxlen=self._debounce)  # the current run's flagged tokens: start, end
+        self._meter = Meter(model.coverage) if model.coverage is not None else None
+        self._measured = 0  # characters that the meter has seen
         self._decision: Decision | None = None
         self._last = empty_verdict(model, stage)
         self.n_tokens = 0
@@ -120,11 +135,14 @@ class RunningVerdict:
         """A twin that goes its own way."""
         twin = copy.copy(self)
         twin._run = self._run.copy()
+        twin._meter = copy.copy(self._meter)
         return twin
 
     @property
     def stopped(self) -> bool:
-        return self._decision is not None and self._decision.action.stops
+        if self._decision is not None and self._decision.action.stops:
+            return True
+        return self._policy.on_unmeasured.stops and self._meter is not None and self._meter.found is not None
 
     @property
     def verdict(self) -> Verdict:
@@ -132,23 +150,35 @@ class RunningVerdict:
 
     @property
     def decision(self) -> Decision:
-        if self._decision is not None:
-            return self._decision
-        return Decision(Action.allow, self._last, f"{self._policy.name}: nothing flagged", True, self._last.stage)
+        """So far. What the model was not measured on is told of the text up to the newest token."""
+        found = self._decision
+        if found is None:
+            nothing = f"{self._policy.name}: nothing flagged"
+            found = Decision(Action.allow, self._last, nothing, True, self._last.stage)
+        if self._meter is None or self._meter.found is None or found.verdict is None:
+            return found
+        found = replace(found, verdict=replace(found.verdict, coverage="unmeasured"))
+        return self._policy.act_on_coverage(found)
 
     def add(self, tokens: Tokens, scores: Scores) -> list[Decision]:
         """Take the scores of `tokens`; returns each decision that is stronger than all before. Stops at the stop."""
         check_finite(scores, len(tokens.ids))
         found: list[Decision] = []
         levels, flagged = judge_tokens(self._model, self._policy, scores, tokens.stage)
+        each = self._meter is not None and self._policy.on_unmeasured.stops
         if not flagged.any():
             self._run.clear()
-        else:
+        if each or flagged.any():
             for i in range(len(scores)):
+                if each and self._measure(tokens.end_of(i)):
+                    self._last = self._verdict_at(tokens, scores, i, Severity.safe)
+                    self.run_start = tokens.starts[i]
+                    self.n_tokens += i + 1
+                    return [*found, self.decision]
                 if not flagged[i]:
                     self._run.clear()
                     continue
-                self._run.append(tokens.starts[i])
+                self._run.append((tokens.starts[i], tokens.end_of(i)))
                 if len(self._run) < self._debounce:
                     continue
                 decision = self._policy.decide(self._verdict_at(tokens, scores, i, SEVERITIES[levels[i]]))
@@ -156,12 +186,23 @@ class RunningVerdict:
                     self._decision = decision
                     found.append(decision)
                     if self.stopped:
-                        self.run_start = self._run[0]
+                        self._measure(tokens.end_of(i))
+                        self.run_start = self._run[0][0]
                         self.n_tokens += i + 1
                         return found
+        self._measure(tokens.end_of(len(scores) - 1))
         self._last = self._verdict_at(tokens, scores, len(scores) - 1, Severity.safe)
         self.n_tokens += len(scores)
         return found
+
+    def _measure(self, end: int) -> bool:
+        """Tell the meter of the text up to `end`; whether the model was not measured on it."""
+        if self._meter is None:
+            return False
+        if end > self._measured:
+            self._meter.add(self._reader.text(self._measured, end))
+            self._measured = end
+        return self._meter.found is not None
 
     @staticmethod
     def _rank(decision: Decision | None) -> tuple[Action, Severity]:
@@ -172,7 +213,14 @@ class RunningVerdict:
     def _verdict_at(self, tokens: Tokens, scores: Scores, i: int, severity: Severity) -> Verdict:
         verdict = verdict_of(self._model, scores, i, severity, tokens.stage)
         windowed = scores.windowed is not None and bool(scores.windowed[i])
-        return replace(verdict, token_index=self.n_tokens + i, char_index=tokens.starts[i], windowed=windowed)
+        verdict = replace(verdict, token_index=self.n_tokens + i, char_index=tokens.starts[i], windowed=windowed)
+        if severity is Severity.safe:
+            return verdict
+        start, end = tokens.starts[i], tokens.end_of(i)
+        begin = self._run[0][0]
+        if start - begin < MEMORY // 2:  # else the run is torn apart by a flood of blanks
+            begin = begin_of_sentence(self._reader.text, *self._run[0])
+        return replace(verdict, char_start=begin, char_end=start + visible(self._reader.text(start, end)))
 
 
 def run_length(model: StreamModel, debounce: int) -> int:
@@ -198,6 +246,7 @@ def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, s
         refusal=refusal,
         stage=stage,
         model=model.name,
+        threshold=limits.of(severity) if (limits := model.limits(stage)) else None,
     )
 
 

@@ -7,7 +7,7 @@ the built-in that it extends come after, so a policy file holds only what differ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import total_ordering
 from pathlib import Path
@@ -49,7 +49,8 @@ class Decision:
     """A verdict with the policy's action.
 
     judged is False where there is no (whole) verdict; `error` then says why, and `action` is at least that of
-    `on_error`. `rule` names what decided: "policy-name: rule 2 (...)" or "on_error".
+    `on_error`. `rule` names what decided: "policy-name: rule 2 (...)", "on_error" or "on_unmeasured". limit: the first
+    threshold of that rule, where it has one.
     """
 
     action: Action
@@ -58,6 +59,19 @@ class Decision:
     judged: bool = True
     stage: Stage = Stage.prompt
     error: str | None = None
+    limit: tuple[Severity, float] | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The probability that `threshold` is held against; None without a verdict."""
+        if self.verdict is None:
+            return None
+        return self.verdict.score if self.limit is None else self.verdict.scores.get(self.limit[0].value, 0.0)
+
+    @property
+    def threshold(self) -> float | None:
+        """What decided about `score`: the rule's threshold where it has one, else the model's, where that has one."""
+        return self.limit[1] if self.limit else self.verdict.threshold if self.verdict else None
 
     def __str__(self) -> str:
         if self.verdict is None:
@@ -117,7 +131,8 @@ BUILTINS: dict[str, tuple[Rule, ...]] = {
 DEFAULT_POLICY = "balanced"
 DEFAULT_ON_ERROR = Action.block
 _E = TypeVar("_E", bound=Enum)
-_KEYS = ("name", "extends", "on_error", "rules")
+DEFAULT_ON_UNMEASURED = Action.flag
+_KEYS = ("name", "extends", "on_error", "on_unmeasured", "rules")
 _RULE_KEYS = ("stage", "category", "severity", "threshold", "action")
 
 
@@ -125,9 +140,11 @@ class Policy:
     """What to do about each kind of verdict.
 
     name: shown in decisions; extends: the built-in whose rules follow (default: "balanced"); on_error: the action
-    for what could not be judged, "block" (default) or "allow"; rules: mappings with the keys ``stage`` and
-    ``category`` (a name or a list), ``severity`` (at least), ``threshold`` (``{severity: probability}``, at least)
-    and ``action``. Anything else raises `PolicyError` that names the known keys.
+    for what could not be judged, "block" (default) or "allow"; on_unmeasured: the action for what would be allowed, in
+    a language or script that the model was not measured on: "flag" (default), "block" or "allow"; rules: mappings with
+    the keys ``stage`` and ``category`` (a name or a list), ``severity`` (at least), ``threshold``
+    (``{severity: probability}``, at least) and ``action``. Anything else raises `PolicyError` that names the known
+    keys.
     """
 
     def __init__(
@@ -136,6 +153,7 @@ class Policy:
         *,
         extends: str | None = None,
         on_error: str | Action | None = None,
+        on_unmeasured: str | Action | None = None,
         rules: Iterable[Mapping[str, Any] | Rule] = (),
         **unknown: Any,
     ):
@@ -147,6 +165,7 @@ class Policy:
         self.name = name or base
         self.extends = base
         self.on_error = DEFAULT_ON_ERROR if on_error is None else parse_on_error(on_error)
+        self.on_unmeasured = DEFAULT_ON_UNMEASURED if on_unmeasured is None else _on_unmeasured(on_unmeasured)
         self.own_rules = tuple(_rule(r, ("rules", i)) for i, r in enumerate(rules))
         self.rules = self.own_rules + BUILTINS[base]
 
@@ -176,8 +195,21 @@ class Policy:
         """The action for `verdict`, and the rule that gave it."""
         for number, rule in enumerate(self.rules, 1):
             if rule.matches(verdict):
-                return Decision(rule.action, verdict, f"{self.name}: rule {number} ({rule})", True, verdict.stage)
-        return Decision(Action.allow, verdict, f"{self.name}: no rule matches", True, verdict.stage)
+                name = f"{self.name}: rule {number} ({rule})"
+                limit = rule.threshold[0] if rule.threshold else None
+                return self.act_on_coverage(Decision(rule.action, verdict, name, True, verdict.stage, limit=limit))
+        return self.act_on_coverage(
+            Decision(Action.allow, verdict, f"{self.name}: no rule matches", True, verdict.stage)
+        )
+
+    def act_on_coverage(self, decision: Decision) -> Decision:
+        """`decision`, or where it allows what the model was not measured on, what `on_unmeasured` says of that."""
+        verdict = decision.verdict
+        if verdict is None or verdict.coverage is None or decision.action is not Action.allow:
+            return decision
+        if self.on_unmeasured is Action.allow:
+            return decision
+        return replace(decision, action=self.on_unmeasured, rule=f"{self.name}: on_unmeasured", limit=None)
 
     def candidates(self, scores: NDArray[np.float32], stage: Stage) -> NDArray[np.bool_]:
         """Which tokens a threshold rule may act on although their severity is safe. scores [n, 3] -> [n]."""
@@ -202,7 +234,13 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         rules = [rule.to_dict() for rule in self.own_rules]
-        return {"name": self.name, "extends": self.extends, "on_error": self.on_error.value, "rules": rules}
+        return {
+            "name": self.name,
+            "extends": self.extends,
+            "on_error": self.on_error.value,
+            "on_unmeasured": self.on_unmeasured.value,
+            "rules": rules,
+        }
 
     def to_yaml(self) -> str:
         """A policy file with the same meaning; the inherited rules stand as comments."""
@@ -256,7 +294,20 @@ def _from_mapping(data: Mapping[str, Any]) -> Policy:
     for key in ("name", "extends"):
         if data.get(key) is not None and not isinstance(data[key], str):
             _fail((key,), f"'{key}' must be a string")
-    return Policy(data.get("name"), extends=data.get("extends"), on_error=data.get("on_error"), rules=rules)
+    return Policy(
+        data.get("name"),
+        extends=data.get("extends"),
+        on_error=data.get("on_error"),
+        on_unmeasured=data.get("on_unmeasured"),
+        rules=rules,
+    )
+
+
+def _on_unmeasured(value: str | Action) -> Action:
+    name = value.value if isinstance(value, Action) else value
+    if name not in ("block", "flag", "allow"):
+        _fail(("on_unmeasured",), f"on_unmeasured must be 'block', 'flag' or 'allow', not {value!r}")
+    return Action(name)
 
 
 def _rule(data: Mapping[str, Any] | Rule, path: tuple[str | int, ...]) -> Rule:

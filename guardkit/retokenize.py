@@ -10,8 +10,8 @@ import re
 
 from guardkit.models.base import Tokenizer
 
-Cut = tuple[list[int], list[int], str]
-"""Token ids, the index of each one's first character, and the text that they were made from."""
+Cut = tuple[list[int], list[int], str, int]
+"""Token ids, the index of each one's first character, the text that they were made from, and where it ends."""
 
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
@@ -60,11 +60,11 @@ class IncrementalTokenizer:
     def peek(self) -> Cut:
         """The tokens of the tail as if the text ended here."""
         ids, starts = self._tokenizer.encode(self.tail)
-        return ids, [self._offset + s for s in starts], self.tail
+        return ids, [self._offset + s for s in starts], self.tail, self._offset + len(self.tail)
 
     def _take(self, n_chars: int) -> Cut:
         text, self.tail = self.tail[:n_chars], self.tail[n_chars:]
         ids, starts = self._tokenizer.encode(text) if text else ([], [])
         starts = [self._offset + s for s in starts]
         self._offset += n_chars
-        return ids, starts, text
+        return ids, starts, text, self._offset

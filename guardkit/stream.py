@@ -81,7 +81,7 @@ class StreamGuard:
             raise ValueError(f"a stream judges a model's own output; use check(..., stage='{stage.value}')")
         self._guard, self._holdback = guard, holdback
         self._reader = ResponseReader(guard.model, stage)
-        self._running = RunningVerdict(guard.model, guard.policy, stage, debounce)
+        self._running = RunningVerdict(self._reader, guard.model, guard.policy, debounce)
         self._session: Session | None = None
         self._held: deque[int] = deque(maxlen=max(holdback, 1))  # starts of the newest judged tokens
         self._text = ""  # received and not released
@@ -141,8 +141,11 @@ class StreamGuard:
 
     # -- text in, events out
 
-    def feed(self, delta: str) -> list[Event]:
-        """Take more text; returns what may be shown now. After a stop: nothing, and the text counts as withheld."""
+    def feed(self, delta: str | None) -> list[Event]:
+        """Take more text; returns what may be shown now. After a stop: nothing, and the text counts as withheld.
+
+        None, as the first and last delta of many APIs, is no text.
+        """
         return self._drive(self._feed(delta))
 
     def feed_ids(self, ids: Sequence[int]) -> list[Event]:
@@ -179,8 +182,12 @@ class StreamGuard:
             self._decoder = make()
         return str(self._decoder.push(ids))
 
-    def _feed(self, delta: str) -> _Steps:
+    def _feed(self, delta: str | None) -> _Steps:
         self._check_open()
+        if delta is None:
+            return []
+        if not isinstance(delta, str):
+            raise TypeError(f"a stream is fed str (or None), not {type(delta).__name__}")
         text, tokens = self._reader.push(delta)
         return (yield from self._advance(text, tokens))
 
@@ -321,7 +328,7 @@ class AsyncStreamGuard:
             return getattr(self._stream, name)
         raise AttributeError(f"AsyncStreamGuard has no '{name}'")
 
-    async def feed(self, delta: str) -> list[Event]:
+    async def feed(self, delta: str | None) -> list[Event]:
         return await self._drive(self._stream._feed(delta))
 
     async def feed_ids(self, ids: Sequence[int]) -> list[Event]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import total_ordering
-from typing import Any
+from typing import Any, Literal
 
 
 @total_ordering
@@ -93,7 +93,12 @@ class Verdict:
         last one (0-based within the response, None for queries and empty texts).
     char_index: the first character of that token in the original text; for a query judged in windows, the first
         character of the worst window.
-    char_end: for a query judged in windows, the end (exclusive) of the worst window; else None.
+    char_start, char_end: the flagged place, as characters of the original text (end exclusive); None when safe. In a
+        response the flagged run, from where its sentence begins; elsewhere the smallest sentence or stretch that is as
+        severe by itself (see `locate.py`).
+    threshold: the least `score` that the model calls this severity (of a safe text: that it would not call safe);
+        None for models that name the likeliest severity.
+    coverage: "unmeasured" where the text is in a language or script that the model was not measured on, else None.
     windowed: whether the text and its context outgrew what the model sees at once, so that it saw them in parts.
     latency_ms: wall time of the check that this verdict came from.
     """
@@ -106,9 +111,22 @@ class Verdict:
     model: str = ""
     token_index: int | None = None
     char_index: int | None = None
+    char_start: int | None = None
     char_end: int | None = None
+    threshold: float | None = None
+    coverage: Literal["unmeasured"] | None = None
     windowed: bool = False
     latency_ms: float = field(default=0.0, compare=False)
+
+    @property
+    def score(self) -> float:
+        """The probability that `threshold` is held against: of "unsafe" where that is the severity, else of harm."""
+        return self.scores.get("unsafe", 0.0) if self.severity is Severity.unsafe else self.risk
+
+    @property
+    def risk(self) -> float:
+        """The probability that the text is not safe: one scale for all verdicts."""
+        return 1.0 - self.scores.get("safe", 1.0)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Verdict):

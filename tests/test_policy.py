@@ -63,7 +63,7 @@ def test_a_file_means_what_it_says_and_round_trips(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "says"),
     [
-        ("name: x\nrulez: []\n", 2, "known: name, extends, on_error, rules"),
+        ("name: x\nrulez: []\n", 2, "known: name, extends, on_error, on_unmeasured, rules"),
         ("rules:\n  - action: block\n    stages: prompt\n", 3, "known: stage, category"),
         ("rules:\n  - stage: prompt\n", 2, "needs an 'action'"),
         ("rules:\n  - action: block\n  - action: explode\n", 3, "known: allow, flag"),

@@ -14,11 +14,11 @@ HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "
 # Data flows one way; a module imports only from rows above its own.
 LAYERS = (
     ("_version", "errors", "verdict"),
-    ("messages", "disguises", "sentences"),
+    ("messages", "disguises", "sentences", "languages"),
     ("normalize.draft",),
     ("normalize.letters", "normalize.spelling", "normalize.escapes", "normalize.encodings"),
     ("normalize.unwrap",),
-    ("normalize",),
+    ("normalize", "coverage", "locate"),
     ("models.base", "policy_file"),
     ("policy", "retokenize", "engine", "engine.config", "models.nano.tokenizer", "models.qwen_tokenizer"),
     ("models.gen_grammar", "models.gen_messages", "models.word_tokenizer", "models.loop_thread"),

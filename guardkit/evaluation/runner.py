@@ -220,7 +220,7 @@ def _locate(guard: Guard, row: Row) -> Prediction:
         what = [*judged.unjudgeable, *(["tool call"] if judged.tool_calls else [])]
         raise NotJudged(f"{', '.join(what)}: only text and reasoning have locations")
     model, reader = guard.model, ResponseReader(guard.model, Stage.response)
-    running = RunningVerdict(model, guard.policy, Stage.response, guard.debounce)
+    running = RunningVerdict(reader, model, guard.policy, guard.debounce)
     groups = reader.push(row.text)[1] + reader.finish()[1]
     session = model.open(context)
     levels = [np.zeros(0, np.int8)]

@@ -7,16 +7,18 @@ a conversation, and what its scores mean; windows longer than its context are it
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from guardkit.coverage import Coverage
 from guardkit.messages import Message
-from guardkit.verdict import Category, Stage
+from guardkit.verdict import Category, Severity, Stage
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -37,12 +39,13 @@ class Tokenizer(Protocol):
 @dataclass(frozen=True)
 class Tokens:
     """Consecutive tokens of one stage. starts: the index of each one's first character in the response; text: what
-    they were made from, the blanks around them included."""
+    they were made from, the blanks around them included; end: the index in the response where `text` ends."""
 
     stage: Stage
     ids: Sequence[int]
     starts: Sequence[int] = ()
     text: str = ""
+    end: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,12 +54,18 @@ class Tokens:
         """The first `n` tokens, and the rest; `text` is cut where token `n` starts."""
         at = self.starts[n] - self.starts[0] if n < len(self) else len(self.text)
         return (
-            Tokens(self.stage, self.ids[:n], self.starts[:n], self.text[:at]),
-            Tokens(self.stage, self.ids[n:], self.starts[n:], self.text[at:]),
+            Tokens(self.stage, self.ids[:n], self.starts[:n], self.text[:at], self.end - len(self.text) + at),
+            Tokens(self.stage, self.ids[n:], self.starts[n:], self.text[at:], self.end),
         )
 
     def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(self.stage, [*self.ids, *other.ids], [*self.starts, *other.starts], self.text + other.text)
+        ids, starts = [*self.ids, *other.ids], [*self.starts, *other.starts]
+        return Tokens(self.stage, ids, starts, self.text + other.text, other.end)
+
+    def end_of(self, i: int) -> int:
+        """Where token `i` ends, the next one's start at the latest; at least one character."""
+        end = self.starts[i + 1] if i + 1 < len(self) else self.end
+        return max(end, self.starts[i] + 1)
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,19 @@ class QueryScores:
     windowed: bool = False
 
 
+@dataclass(frozen=True)
+class Limits:
+    """unsafe: the least probability of "unsafe" for that severity; flagged: the least probability of "not safe" for
+    "controversial"."""
+
+    unsafe: float
+    flagged: float
+
+    def of(self, severity: Severity) -> float:
+        """What the score of a verdict of this severity is held against."""
+        return self.unsafe if severity is Severity.unsafe else self.flagged
+
+
 class Session(ABC):
     """One response under way: everything fed so far is in the model's cache. Not for use by two threads at once."""
 
@@ -144,6 +166,13 @@ class StreamModel(ABC):
     whole_texts: bool = False
     """Whether the model judges texts of every stage whole (the Gen contract): `check` then hands responses to `query`,
     and only streams use sessions."""
+    locate_queries: int | None = None
+    """How many queries finding the flagged place in a text may take where the guard does not say; None: as many as it
+    has sentences, in one batch."""
+    coverage: Coverage | None = None
+    """The languages and scripts that the model was measured on; None: whatever there is."""
+    threshold: float | None = None
+    """See `with_threshold`."""
     stride: int = 1
     """Tokens of a stream that are judged together; fewer only where a text or its reasoning ends."""
 
@@ -163,6 +192,22 @@ class StreamModel(ABC):
         """`append` for many sessions at once. Models that can share a forward pass override it."""
         return [session.append(tokens) for session, tokens in work]
 
+    def limits(self, stage: Stage) -> Limits | None:
+        """The probabilities from which on a text of this stage is not safe; None: the likeliest severity is named."""
+        return None if self.threshold is None else Limits(self.threshold, self.threshold)
+
+    def with_threshold(self, least: float) -> Self:
+        """This model with `least` as the limit of every severity and stage; weights and caches are shared."""
+        twin = copy.copy(self)
+        twin.threshold = least
+        return twin
+
     def severities(self, scores: Floats, stage: Stage) -> Ints:
-        """The severity (index into `SEVERITIES`) of each row of `scores` [n, 3]. By default the likeliest."""
-        return np.asarray(np.argmax(scores, axis=1), np.int64)
+        """The severity (index into `SEVERITIES`) of each row of `scores` [n, 3]."""
+        limits = self.limits(stage)
+        if limits is None:
+            return np.asarray(np.argmax(scores, axis=1), np.int64)
+        out = np.zeros(len(scores), np.int64)
+        out[1.0 - scores[:, 0] >= limits.flagged] = 1
+        out[scores[:, 2] >= limits.unsafe] = 2
+        return out

@@ -83,6 +83,7 @@ class Qwen3GuardGen(StreamModel):
     """A loaded Qwen3Guard-Gen checkpoint."""
 
     whole_texts = True
+    locate_queries = 8
     stride = STRIDE
     query_categories = CATEGORIES
     response_categories = RESPONSE_CATEGORIES

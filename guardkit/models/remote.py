@@ -117,6 +117,7 @@ class RemoteGen(StreamModel):
     connections of its own. The connections end with `close`, or when this object is dropped."""
 
     whole_texts = True
+    locate_queries = 8
     stride = STRIDE
     query_categories: tuple[Category, ...] = CATEGORIES
     response_categories: tuple[Category, ...] = CATEGORIES

@@ -23,9 +23,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from guardkit.coverage import Coverage
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message
-from guardkit.models.base import Floats, Ints, Query, QueryScores, Scores, Session, StreamModel, Tokens
+from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Tokens
 from guardkit.models.nano.tokenizer import CLS, SEP, NanoTokenizer
 from guardkit.verdict import Category, Stage
 
@@ -46,17 +47,16 @@ _CATEGORIES = tuple(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fitted on the dev split. temperature: by head; thresholds: by stage, the least probability of "unsafe", and the
-    least probability of "unsafe or controversial" for controversial."""
+    """Fitted on the dev split. temperature: by head; limits: by stage."""
 
     query_temperature: float
     response_temperature: float
-    thresholds: dict[Stage, tuple[float, float]]
+    limits: dict[Stage, Limits]
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
         data = json.loads(path.read_text(encoding="utf-8"))
-        limits = {Stage(s): (float(t["unsafe"]), float(t["flagged"])) for s, t in data["thresholds"].items()}
+        limits = {Stage(s): Limits(float(t["unsafe"]), float(t["flagged"])) for s, t in data["thresholds"].items()}
         return cls(float(data["temperature"]["query"]), float(data["temperature"]["response"]), limits)
 
 
@@ -75,6 +75,7 @@ class Nano(StreamModel):
         try:
             self._graph = ort.InferenceSession(str(folder / "nano.onnx"), options, providers=["CPUExecutionProvider"])
             self._calibration = Calibration.read(folder / "calibration.json")
+            self.coverage = Coverage.read(folder / "coverage.json")
             self.tokenizer = NanoTokenizer(folder / "vocab.txt")
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
@@ -218,12 +219,8 @@ class Nano(StreamModel):
 
     # -- both
 
-    def severities(self, scores: Floats, stage: Stage) -> Ints:
-        unsafe, flagged = self._calibration.thresholds[stage]
-        out = np.zeros(len(scores), np.int64)
-        out[1.0 - scores[:, 0] >= flagged] = 1
-        out[scores[:, 2] >= unsafe] = 2
-        return out
+    def limits(self, stage: Stage) -> Limits:
+        return super().limits(stage) or self._calibration.limits[stage]
 
     def forward(
         self, ids: Ints, past: NDArray[np.int8] | None, rows: Ints, frames: Ints | None = None
