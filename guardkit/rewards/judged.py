@@ -1,0 +1,124 @@
+"""What a guard finds in completions: thinking, answer and tool calls each at their own stage, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from guardkit.errors import GuardkitError, MessageError
+from guardkit.guard import Guard
+from guardkit.messages import Message, read_messages, split_reasoning
+from guardkit.policy import Decision
+from guardkit.verdict import Severity, Stage
+
+Conversation = str | Sequence[Message | Mapping[str, Any]]
+"""A prompt or a completion: plain text, or messages."""
+
+
+class LogMetric(Protocol):
+    def __call__(self, name: str, value: float) -> object: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found in one completion.
+
+    severity: the worst of its parts; None where any of them was not judged, or where there was nothing to judge.
+    stage: of that part. refusal: whether the last answer declines; None where the guard does not say. error: why there
+    is no severity.
+    """
+
+    severity: Severity | None
+    stage: Stage = Stage.response
+    refusal: bool | None = None
+    error: str | None = None
+
+
+def judge_completions(
+    guard: Guard, prompts: Sequence[Conversation], completions: Sequence[Conversation]
+) -> list[Judged]:
+    """Judge each completion after its prompt. Equal completions of equal prompts are judged once.
+
+    What the model wrote is judged: reasoning, answers and tool calls of every assistant message. Tool results in a
+    completion are context. Raises ValueError for sequences of different lengths.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions")
+    rows: list[list[tuple[Message, ...]]] = []
+    errors: dict[int, str] = {}
+    items: dict[tuple[Message, ...], int] = {}
+    for at, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        try:
+            parts = _parts(prompt, completion)
+        except MessageError as error:
+            parts, errors[at] = [], str(error)
+        for part in parts:
+            items.setdefault(part, len(items))
+        rows.append(parts)
+    decisions = guard.decide_batch([list(item) for item in items])
+    return [
+        Judged(None, error=errors[at]) if at in errors else _worst([decisions[items[part]] for part in parts])
+        for at, parts in enumerate(rows)
+    ]
+
+
+def tell(found: Sequence[Judged], log_metric: LogMetric | None) -> None:
+    """Shares by severity, of refusals and of what was not judged, to a trainer's log."""
+    if log_metric is None or not found:
+        return
+    judged = [f for f in found if f.severity is not None]
+    for severity in Severity:
+        share = sum(f.severity is severity for f in judged) / len(judged) if judged else 0.0
+        log_metric(f"guard/{severity.value}", share)
+    told = [f.refusal for f in judged if f.refusal is not None]
+    if told:
+        log_metric("guard/refusal", sum(told) / len(told))
+    unsafe_thoughts = sum(f.stage is Stage.reasoning and f.severity is not Severity.safe for f in judged)
+    log_metric("guard/unsafe_thinking", unsafe_thoughts / len(judged) if judged else 0.0)
+    log_metric("guard/not_judged", 1 - len(judged) / len(found))
+
+
+def _parts(prompt: Conversation, completion: Conversation) -> list[tuple[Message, ...]]:
+    """What must be judged, each as a conversation whose last message holds one part."""
+    context = [Message("user", prompt)] if isinstance(prompt, str) else read_messages(prompt)
+    written = [Message("assistant", completion)] if isinstance(completion, str) else read_messages(completion)
+    found: list[tuple[Message, ...]] = []
+    for message in written:
+        if message.stage is Stage.response:
+            thought, answer = split_reasoning(message.content)
+            thought = "\n".join(filter(None, (message.reasoning, thought)))
+            own = [
+                Message(message.role, reasoning=thought) if thought.strip() else None,
+                Message(message.role, tool_calls=message.tool_calls) if message.tool_calls else None,
+                Message(message.role, unjudgeable=message.unjudgeable) if message.unjudgeable else None,
+                Message(message.role, answer) if answer.strip() else None,
+            ]
+            found += [(*context, part) for part in own if part is not None]
+        context = [*context, message]
+    return found
+
+
+def _worst(decisions: Sequence[Decision]) -> Judged:
+    if not decisions:
+        return Judged(None, error="nothing was written: there is nothing to judge")
+    worst: Decision | None = None
+    refusal: bool | None = None
+    for decision in decisions:
+        verdict = decision.verdict
+        if not decision.judged or verdict is None:
+            return Judged(None, decision.stage, error=decision.error or "not judged")
+        if worst is None or worst.verdict is None or verdict.severity > worst.verdict.severity:
+            worst = decision
+        if decision.stage is Stage.response:
+            refusal = verdict.refusal
+    assert worst is not None
+    assert worst.verdict is not None
+    return Judged(worst.verdict.severity, worst.stage, refusal)
+
+
+def check_guard(guard: object) -> Guard:
+    """Raises `GuardkitError` for what is no guard: a name would be loaded once a call."""
+    if not hasattr(guard, "decide_batch"):
+        raise GuardkitError(f"a reward takes a Guard, not {type(guard).__name__}: Guard.load(...) makes one")
+    return guard  # type: ignore[return-value]

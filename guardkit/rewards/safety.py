@@ -1,0 +1,60 @@
+"""The guard-only reward."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from guardkit.guard import Guard
+from guardkit.rewards.judged import Conversation, Judged, LogMetric, check_guard, judge_completions, tell
+from guardkit.verdict import Severity
+
+Rewards = list["float | None"]
+
+
+class SafetyReward:
+    """1 where the thinking and the answer of a completion are both safe, else 0; controversial is not safe.
+
+    A callable with TRL's signature; make one a process and give it to `reward_funcs`. `as_async()` gives the same as a
+    coroutine function, which runs beside other rewards. A model that learns from this alone learns to refuse:
+    `HybridReward` is what the report ends up with.
+    """
+
+    def __init__(self, guard: Guard, *, safe: float = 1.0, not_safe: float = 0.0):
+        self.guard, self.safe, self.not_safe = check_guard(guard), safe, not_safe
+        self.__name__ = "safety_reward"  # what trainers log it as
+        self.found: list[Judged] = []  # of the last call
+
+    def __call__(
+        self,
+        prompts: Sequence[Conversation],
+        completions: Sequence[Conversation],
+        *,
+        log_metric: LogMetric | None = None,
+        **columns: Any,
+    ) -> Rewards:
+        """prompts, completions: texts or messages, equally many. Gives a reward each, None where one was not judged."""
+        self.found = judge_completions(self.guard, prompts, completions)
+        tell(self.found, log_metric)
+        return [self._reward(f) for f in self.found]
+
+    def _reward(self, found: Judged) -> float | None:
+        if found.severity is None:
+            return None
+        return self.safe if found.severity is Severity.safe else self.not_safe
+
+    def as_async(self) -> Callable[..., Awaitable[Rewards]]:
+        """This reward as a coroutine function."""
+        return off_loop(self)
+
+
+def off_loop(reward: Callable[..., Rewards]) -> Callable[..., Awaitable[Rewards]]:
+    """A coroutine function that runs `reward` in a thread, with its name."""
+
+    async def judge(prompts: Sequence[Conversation], completions: Sequence[Conversation], **columns: Any) -> Rewards:
+        import asyncio
+
+        return await asyncio.to_thread(reward, prompts, completions, **columns)
+
+    judge.__name__ = getattr(reward, "__name__", "reward")
+    return judge

@@ -1,0 +1,193 @@
+"""Rewards: the report's formulas on constructed cases; what was not judged is never rewarded."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from guardkit import GuardkitError, NotJudged
+from guardkit.errors import MessageError
+from guardkit.rewards import HybridReward, RewardServer, SafetyReward, per_sample
+from guardkit.rewards.adapters import for_openrlhf, for_verl
+from guardkit.testing import FakeGuard
+
+SCRIPT: dict[str, Any] = {"forbidden": "unsafe", "hmm": "controversial", "crash": RuntimeError("boom")}
+ASK = "What do tomatoes need?"
+
+
+def assistant(content: str, **other: Any) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": content, **other}]
+
+
+def refuses(prompts: Sequence[Any], completions: Sequence[Any]) -> list[bool]:
+    return ["sorry" in str(c) for c in completions]
+
+
+def hybrid(helpfulness: Any = 3.0, **settings: Any) -> HybridReward:
+    if not callable(helpfulness):
+        value = helpfulness
+        helpfulness = per_sample(lambda prompt, completion: value)
+    return HybridReward(FakeGuard(SCRIPT), helpfulness, **{"refusals": refuses, **settings})
+
+
+CASES: list[tuple[Any, float | None, float | None]] = [  # completion, guard-only, hybrid with W = 3
+    ("Sun and water.", 1.0, 3.0),
+    ("A forbidden thing.", 0.0, -10.0),
+    ("hmm, maybe.", 0.0, 3.0),
+    ("I am sorry, no.", 1.0, -5.0),
+    ("<think>forbidden plans</think>Sun and water.", 0.0, -10.0),
+    ("<think>fine</think>Sun and water.", 1.0, 3.0),
+    (assistant("Sun.", reasoning_content="forbidden plans"), 0.0, -10.0),
+    (assistant("sorry, no.", reasoning_content="forbidden plans"), 0.0, -10.0),
+    (assistant("", tool_calls=[{"function": {"name": "f", "arguments": '{"q": "forbidden"}'}}]), 0.0, -10.0),
+    (assistant("I look.") + [{"role": "tool", "content": "forbidden"}] + assistant("Sun."), 1.0, 3.0),
+    (assistant("I look.") + [{"role": "tool", "content": "fine"}] + assistant("forbidden"), 0.0, -10.0),
+    ("", None, None),
+    ("  <think> </think> ", None, None),
+    ([], None, None),
+    ("crash", None, None),
+    (assistant("Sun.") + assistant("crash"), None, None),
+    ([{"role": "nobody", "content": "Sun."}], None, None),
+    (
+        assistant("Sun.") + [{"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        None,
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("completion", "safety", "both"), CASES)
+def test_the_reports_formulas(completion: Any, safety: float | None, both: float | None) -> None:
+    assert SafetyReward(FakeGuard(SCRIPT))([ASK], [completion]) == [safety]
+    assert hybrid()([ASK], [completion]) == [both]
+
+
+def test_a_batch_equals_one_by_one() -> None:
+    completions = [completion for completion, _, _ in CASES]
+    asked = [ASK] * len(CASES)
+    assert SafetyReward(FakeGuard(SCRIPT))(asked, completions) == [safety for _, safety, _ in CASES]
+    assert hybrid()(asked, completions) == [both for _, _, both in CASES]
+
+
+def test_caps_never_raise_a_reward() -> None:
+    assert hybrid(-20.0)([ASK] * 3, ["forbidden", "sorry", "Sun."]) == [-20.0, -20.0, -20.0]
+
+
+def test_strict_counts_controversial_as_unsafe() -> None:
+    assert hybrid(strict=True)([ASK], ["hmm"]) == [-10.0]
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), float("inf")])
+def test_no_helpfulness_no_reward(nothing: float | None) -> None:
+    assert hybrid(nothing)([ASK] * 2, ["Sun.", "forbidden"]) == [None, None]
+
+
+def test_equal_completions_are_judged_once() -> None:
+    guard = FakeGuard(SCRIPT)
+    SafetyReward(guard)([ASK] * 8, ["Sun and water."] * 8)
+    once = FakeGuard(SCRIPT)
+    SafetyReward(once)([ASK], ["Sun and water."])
+    assert guard.model.calls == once.model.calls  # type: ignore[attr-defined]
+
+
+def test_conversational_prompts_and_trainers_columns() -> None:
+    told: dict[str, float] = {}
+    prompts = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": ASK}]] * 4
+    completions = [assistant(text) for text in ("Sun.", "forbidden", "hmm", "crash")]
+    reward = SafetyReward(FakeGuard(SCRIPT))
+    found = reward(
+        prompts=prompts, completions=completions, completion_ids=[[1]] * 4, source=["a"] * 4, trainer_state=None,
+        log_extra=lambda *a: None, log_metric=told.__setitem__,
+    )  # fmt: skip
+    assert found == [1.0, 0.0, 0.0, None]
+    assert told["guard/safe"] == told["guard/unsafe"] == pytest.approx(1 / 3)
+    assert told["guard/not_judged"] == 0.25
+    assert reward.found[3].error is not None
+    assert "boom" in reward.found[3].error
+
+
+@pytest.mark.parametrize("reward", [SafetyReward(FakeGuard(SCRIPT)), hybrid()])
+def test_async_equals_sync(reward: Any) -> None:
+    judge = reward.as_async()
+    assert inspect.iscoroutinefunction(judge)
+    assert judge.__name__ == reward.__name__
+    completions = [completion for completion, _, _ in CASES]
+    asked = [ASK] * len(CASES)
+    assert asyncio.run(judge(prompts=asked, completions=completions)) == reward(asked, completions)
+
+
+def test_helpfulness_may_be_async_wherever_it_is_called() -> None:
+    async def helpful(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        await asyncio.sleep(0)
+        return [2.0] * len(completions)
+
+    reward = hybrid(helpful)
+    assert reward([ASK], ["Sun."]) == [2.0]
+
+    async def inside() -> Any:
+        return reward([ASK], ["Sun."])
+
+    assert asyncio.run(inside()) == [2.0]
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(ValueError, match="1 prompts for 2"):
+        SafetyReward(FakeGuard())([ASK], ["a", "b"])
+    with pytest.raises(ValueError, match="gave 1 numbers for 2"):
+        hybrid(lambda **_: [1.0])([ASK] * 2, ["a", "b"])
+    with pytest.raises(GuardkitError, match="takes a Guard, not str"):
+        SafetyReward("nano")  # type: ignore[arg-type]
+
+
+def test_a_guard_without_refusals_is_no_teacher_alone() -> None:
+    from guardkit import Guard
+    from guardkit.models.base import Scores
+    from guardkit.testing import FakeModel
+
+    class Silent(FakeModel):
+        def scores(self, levels: Sequence[int], categories: int) -> Scores:
+            found = super().scores(levels, categories)
+            return Scores(found.severity, found.category)
+
+    reward = HybridReward(Guard(Silent(SCRIPT), debounce=1), per_sample(lambda p, c: 1.0))
+    with pytest.raises(GuardkitError, match="does not judge refusals"):
+        reward([ASK], ["Sun."])
+
+
+def test_verl() -> None:
+    compute_score = for_verl(SafetyReward(FakeGuard(SCRIPT)))
+    found = compute_score("set", "Sun.", None, {"prompt": ASK}, reward_router_address=None)
+    assert found == {"score": 1.0, "severity": "safe", "refusal": False}
+    assert (
+        compute_score(data_source="set", solution_str="forbidden", ground_truth="", extra_info={"prompt": ASK})["score"]
+        == 0
+    )
+    with pytest.raises(MessageError, match="extra_info has no 'prompt'"):
+        compute_score("set", "Sun.", None, {})
+    with pytest.raises(NotJudged, match="boom"):
+        compute_score("set", "crash", None, {"prompt": ASK})
+    assert (
+        for_verl(SafetyReward(FakeGuard(SCRIPT)), not_judged=0.0)("set", "crash", None, {"prompt": ASK})["score"] == 0
+    )
+
+
+def test_openrlhf() -> None:
+    reward_func = for_openrlhf(hybrid())
+    found = reward_func([ASK + " Sun.", ASK + " forbidden"], [ASK, ASK], ["", ""])
+    assert found["rewards"] == found["scores"] == [3.0, -10.0]
+    assert found["extra_logs"]["guard/unsafe"] == 0.5
+    with pytest.raises(MessageError, match="query 0 does not begin"):
+        reward_func(["Sun."], [ASK], [""])
+    with pytest.raises(NotJudged):
+        reward_func([ASK + "crash"], [ASK], [""])
+
+
+def test_a_reward_server_that_fails_gives_no_reward() -> None:
+    pytest.importorskip("httpx")
+    server = RewardServer("http://127.0.0.1:9/rewards", timeout=2)
+    with pytest.raises(NotJudged, match="gave no rewards"):
+        HybridReward(FakeGuard(), server, refusals=refuses)([ASK], ["Sun."])
