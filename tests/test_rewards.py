@@ -16,6 +16,7 @@ from guardkit.rewards.adapters import for_openrlhf, for_verl
 from guardkit.testing import FakeGuard
 
 SCRIPT: dict[str, Any] = {"forbidden": "unsafe", "hmm": "controversial", "crash": RuntimeError("boom")}
+IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
 ASK = "What do tomatoes need?"
 
 
@@ -44,19 +45,15 @@ CASES: list[tuple[Any, float | None, float | None]] = [  # completion, guard-onl
     (assistant("Sun.", reasoning_content="forbidden plans"), 0.0, -10.0),
     (assistant("sorry, no.", reasoning_content="forbidden plans"), 0.0, -10.0),
     (assistant("", tool_calls=[{"function": {"name": "f", "arguments": '{"q": "forbidden"}'}}]), 0.0, -10.0),
-    (assistant("I look.") + [{"role": "tool", "content": "forbidden"}] + assistant("Sun."), 1.0, 3.0),
-    (assistant("I look.") + [{"role": "tool", "content": "fine"}] + assistant("forbidden"), 0.0, -10.0),
+    ([*assistant("I look."), {"role": "tool", "content": "forbidden"}, *assistant("Sun.")], 1.0, 3.0),
+    ([*assistant("I look."), {"role": "tool", "content": "fine"}, *assistant("forbidden")], 0.0, -10.0),
     ("", None, None),
     ("  <think> </think> ", None, None),
     ([], None, None),
     ("crash", None, None),
     (assistant("Sun.") + assistant("crash"), None, None),
     ([{"role": "nobody", "content": "Sun."}], None, None),
-    (
-        assistant("Sun.") + [{"role": "assistant", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-        None,
-        None,
-    ),
+    ([*assistant("Sun."), {"role": "assistant", "content": IMAGE}], None, None),
 ]
 
 

@@ -148,9 +148,8 @@ class RewardServer:
             answer.raise_for_status()
             return [None if r is None else float(r) for r in answer.json()["rewards"]]
         except Exception as error:  # httpx's, JSON's, and a body of another shape
-            raise NotJudged(
-                f"the reward server at {self.url} gave no rewards ({type(error).__name__}: {error})"
-            ) from error
+            told = f"{type(error).__name__}: {error}"
+            raise NotJudged(f"the reward server at {self.url} gave no rewards ({told})") from error
 
 
 def _plain(conversation: Conversation) -> str:
