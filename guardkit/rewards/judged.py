@@ -17,7 +17,7 @@ Conversation = str | Sequence[Message | Mapping[str, Any]]
 
 
 class LogMetric(Protocol):
-    def __call__(self, name: str, value: float) -> object: ...
+    def __call__(self, name: str, value: float, /) -> object: ...
 
 
 @dataclass(frozen=True)
