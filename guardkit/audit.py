@@ -7,6 +7,7 @@ for. A record whose `judged` is False says why in `error`; it never looks like o
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from guardkit.audit_text import audit_text
 from guardkit.policy import Decision
 
 
@@ -50,15 +52,30 @@ Sink = Callable[[AuditRecord], object]
 
 
 class JsonlSink:
-    """Appends one JSON object a line to a file; safe to share between threads. An unwritable file raises OSError."""
+    """Appends one JSON object a line to a file; safe to share between threads. An unwritable file raises OSError.
+
+    A file that was moved or removed (log rotation) is opened anew under its name.
+    """
 
     def __init__(self, path: str | Path):
-        self._lock = threading.Lock()
-        self._file = Path(path).open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        self._path, self._lock = Path(path).expanduser(), threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+
+    def _is_moved(self) -> bool:
+        try:
+            return not os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return True
 
     def __call__(self, record: AuditRecord) -> None:
         line = json.dumps(record.to_dict(), ensure_ascii=False) + "\n"
         with self._lock:
+            if self._is_moved():
+                self._file.close()
+                self._open()
             self._file.write(line)
 
     def close(self) -> None:
@@ -70,7 +87,7 @@ class Audit:
 
     def __init__(self, sink: Sink | str | Path, model: str, with_text: bool = False):
         self._sink = JsonlSink(sink) if isinstance(sink, str | Path) else sink
-        self._model, self._with_text = model, with_text
+        self._model, self.with_text = model, with_text
 
     def __call__(self, decision: Decision, text: object, characters: int, latency_ms: float, surface: str) -> None:
         verdict = decision.verdict
@@ -90,6 +107,6 @@ class Audit:
                 error=decision.error,
                 characters=characters,
                 latency_ms=latency_ms,
-                text=str(text) if self._with_text and text is not None else None,
+                text=audit_text(text) if self.with_text and text is not None else None,
             )
         )

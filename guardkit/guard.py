@@ -91,7 +91,7 @@ class Guard:
     @classmethod
     def load(
         cls,
-        name: str = DEFAULT_MODEL,
+        name: str | Path = DEFAULT_MODEL,
         *,
         device: str | None = None,
         dtype: str | None = None,
@@ -101,7 +101,7 @@ class Guard:
         cache_gib: float | None = None,
         max_streams: int | None = None,
         quantize: str | None = None,
-        then: str | None = None,
+        then: str | Path | None = None,
         **settings: Any,
     ) -> Guard:
         """Load a model by name, folder or server address, and guard with it.
@@ -307,6 +307,11 @@ class Guard:
         flagged = [1 - d.verdict.scores["safe"] for d in outcome.found if d.verdict is not None]
         return bool(flagged) and self.when[0] <= max(flagged) <= self.when[1]
 
+    @property
+    def keeps_text(self) -> bool:
+        """Whether the audit's records hold the text."""
+        return self._audit is not None and self._audit.with_text
+
     def record(self, decision: Decision, text: object, characters: int, latency_ms: float, surface: str) -> None:
         """Hand a decision to the audit sink, where there is one. A sink's error is logged: the decision stands."""
         if self._audit is not None:
@@ -318,7 +323,7 @@ class Guard:
                 logging.getLogger("guardkit").exception("the audit sink failed")
 
 
-def _load(name: str, options: dict[str, Any]) -> StreamModel:
+def _load(name: str | Path, options: dict[str, Any]) -> StreamModel:
     try:
         return load_model(name, **options)
     except TypeError as error:

@@ -178,11 +178,12 @@ class Policy:
             return _from_mapping(source)
         if str(source) in BUILTINS:
             return cls(str(source))
-        if not Path(source).is_file():
+        file = Path(source).expanduser()
+        if not file.is_file():
             _fail((), f"no policy '{source}': neither a file nor one of {', '.join(BUILTINS)}")
         from guardkit.policy_file import read  # yaml is imported only where a file is read
 
-        data, lines = read(Path(source))
+        data, lines = read(file)
         try:
             return _from_mapping(data)
         except _Invalid as error:

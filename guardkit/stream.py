@@ -91,6 +91,7 @@ class StreamGuard:
         self._finished = False
         self._recorded = False
         self._decoder: Any = None
+        self._heard: list[str] | None = [] if guard.keeps_text else None  # all that was received, for the audit
         self._error: str | None = None
         self._started = time.perf_counter()
         self.released = 0
@@ -216,7 +217,8 @@ class StreamGuard:
             elapsed = (time.perf_counter() - self._started) * 1e3
             # Of a stream that was left early, only what went out is known to be judged.
             characters = self._reader.received if self._finished or self.stopped else self.released
-            self._guard.record(self.decision, None, characters, elapsed, "stream")
+            heard = None if self._heard is None else "".join(self._heard)
+            self._guard.record(self.decision, heard, characters, elapsed, "stream")
 
     def __enter__(self) -> StreamGuard:
         return self
@@ -231,6 +233,8 @@ class StreamGuard:
             raise StreamClosed("this stream is finished; open a new one with guard.stream(...)")
 
     def _advance(self, text: str, tokens: list[Tokens], final: bool = False) -> _Steps:
+        if self._heard is not None:
+            self._heard.append(text)
         if self.stopped:
             return []
         self._text += text

@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "
 # Data flows one way; a module imports only from rows above its own.
 LAYERS = (
     ("_version", "errors", "verdict"),
-    ("messages", "disguises", "sentences", "languages"),
+    ("messages", "disguises", "sentences", "languages", "audit_text"),
     ("normalize.draft",),
     ("normalize.letters", "normalize.spelling", "normalize.escapes", "normalize.encodings"),
     ("normalize.unwrap",),

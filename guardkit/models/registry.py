@@ -57,13 +57,15 @@ def list_models() -> list[ModelInfo]:
     return [nano, *rows, ModelInfo("http://HOST:PORT/v1", "remote", client, None, "your server", server)]
 
 
-def load_model(name: str, **options: Any) -> StreamModel:
-    """Load a model by name, folder or server address.
+def load_model(name: str | Path, **options: Any) -> StreamModel:
+    """Load a model by name, folder (``~`` stands for the home folder) or server address.
 
     Raises `UnknownModel` for a name that is none of these, `MissingExtra` where a package is missing, and
     `ModelLoadError` for files that do not load. Options that the model does not take raise TypeError.
     """
     options = {k: v for k, v in options.items() if v is not None}
+    if isinstance(name, Path) or name.startswith("~"):
+        name = str(Path(name).expanduser().absolute())
     if name == "nano":
         loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.nano").load)
         return loader(**options)
