@@ -14,8 +14,9 @@ HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "
 # Data flows one way; a module imports only from rows above its own.
 LAYERS = (
     ("_version", "errors", "verdict"),
+    ("reading", "reading.positions", "reading.jsontext", "reading.values"),
     ("messages", "disguises", "sentences", "languages", "audit_text"),
-    ("normalize.draft",),
+    ("normalize.draft", "reading.message", "reading.records"),
     ("normalize.letters", "normalize.spelling", "normalize.escapes", "normalize.encodings"),
     ("normalize.unwrap",),
     ("normalize", "coverage", "locate"),

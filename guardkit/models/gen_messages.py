@@ -46,7 +46,7 @@ def render(query: Query, clean: Callable[[str], str] | None = None) -> list[dict
 
 def content_of(message: Message) -> str:
     """All text of a message in one."""
-    return "\n\n".join(filter(None, (message.reasoning, *message.tool_calls, message.content)))
+    return "\n\n".join(filter(None, (message.reasoning, *message.tool_calls, message.said)))
 
 
 def plain(text: str) -> str:

@@ -142,7 +142,7 @@ class Frames:
     def _likely(self, context: Sequence[Message], limit: int, least: int) -> list[Message]:
         """The newest messages whose contents alone have at most `limit` tokens, but at least `least` messages."""
         kept = list(context)
-        sizes = [len(self._tokenizer.encode(message.content)[0]) for message in kept]
+        sizes = [len(self._tokenizer.encode(message.said)[0]) for message in kept]
         while len(kept) > least and sum(sizes) > limit:
             del kept[0], sizes[0]
         return kept
@@ -171,7 +171,7 @@ def _turns(messages: Sequence[Message]) -> tuple[list[str], list[str]]:
     roles = [_ROLES.get(m.role, m.role) for m in messages]
     contents = []
     for message, role in zip(messages, roles, strict=True):
-        answer = split_reasoning(message.content)[1].lstrip("\n") if role == "assistant" else message.content
+        answer = split_reasoning(message.said)[1].lstrip("\n") if role == "assistant" else message.said
         contents.append("\n".join(filter(None, (answer, *message.tool_calls))))
     return roles, contents
 

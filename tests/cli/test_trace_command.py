@@ -168,7 +168,7 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "fin
         ({"choices": [{"delta": {"content": "I will "}}]}, "choice 0 is a piece of a stream"),
         ({"choices": [{"text": "I will ", "finish_reason": None}]}, "choice 0 is a piece of a stream"),
         ({"messages": [*CHAT, {"role": "Assistant", "content": "BAD"}]}, "message 2: unknown role 'Assistant'"),
-        ({"messages": [*CHAT, {"type": "ai", "content": "BAD"}]}, "message 2: 'role' is missing"),
+        ({"messages": [*CHAT, {"type": "robot", "content": "BAD"}]}, "message 2: 'role' is missing"),
     ],
 )
 def test_a_record_with_more_than_is_read_is_not_judged(cli, record, reason):

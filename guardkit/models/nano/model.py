@@ -166,7 +166,7 @@ class Nano(StreamModel):
 
     def _frame(self, context: Sequence[Message]) -> tuple[list[int], bool]:
         """The ids that stand before a response, and whether they are less than the whole context."""
-        asked = next((m.content for m in reversed(context) if m.stage is Stage.prompt), "")
+        asked = next((m.said for m in reversed(context) if m.stage is Stage.prompt), "")
         half = CONTEXT // 2
         if len(asked) > 64 * CONTEXT:  # only the ends are used: do not tokenise a whole document for them
             head, tail = (

@@ -1,0 +1,13 @@
+"""One reader for every door: what a record, a message, a block, a tool call and a tool result are.
+
+| to read | call |
+|---|---|
+| any value: metadata, artifacts, states, commands | `values.texts_of`, and `values.replaced` to put texts back |
+| one message of any chat API | `guardkit.Message.of` (`message.read_message`) |
+| one record of any log, data set or API body | `records.read_record` |
+| the JSON text of a record | `jsontext.parse` |
+
+Three rules hold everywhere. What has no known meaning is walked, and every string in it is judged at the stage of its
+surroundings. What cannot be judged (media, bytes) is listed. A position that is known to hold no text (an id) is passed
+over only where its value looks like one.
+"""
