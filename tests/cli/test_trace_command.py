@@ -188,7 +188,7 @@ def test_a_record_with_more_than_is_read_is_not_judged(cli, record, reason):
         ({"response": "fine", "refusal": "BAD"}, "answer_only"),
         ({"type": "ai", "content": "fine", "tool_calls": [{"name": "run", "args": {"c": "BAD"}}]}, "answer_only"),
         ({"type": "ai", "content": "fine", "additional_kwargs": {"reasoning_content": "BAD"}}, "reasoning_only"),
-        ({"type": "ai", "content": "fine", "invalid_tool_calls": [{"name": "run", "args": "{BAD"}]}, "not_judged"),
+        ({"type": "ai", "content": "fine", "invalid_tool_calls": [{"name": "run", "args": "{BAD"}]}, "answer_only"),
         ({"messages": [*CHAT, {"role": "ai", "content": "BAD"}], "reasoning": {"effort": "low"}}, "answer_only"),
         ({"messages": None, "role": None, "response": "BAD", "done": True, "stop": True}, "answer_only"),
     ],
