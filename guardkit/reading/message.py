@@ -62,7 +62,8 @@ def unwrapped(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
     if "lc" in source and isinstance(inner, Mapping) and name:
         return {"type": name[-1]} | {k: v for k, v in inner.items() if k != "type"}
     inner = source.get("data")
-    if source.get("type") in at.ROLE_OF_TYPE and isinstance(inner, Mapping) and "content" in inner:
+    kind = source.get("type")
+    if isinstance(kind, str) and kind in at.ROLE_OF_TYPE and isinstance(inner, Mapping) and "content" in inner:
         rest = {k: v for k, v in source.items() if k != "data"}
         return rest | {k: v for k, v in inner.items() if k != "type"}
     return source
@@ -97,14 +98,14 @@ class MessageReader:
 
     def message(self, source: Mapping[Any, Any]) -> None:
         for key, value in source.items():
-            if value is None:
-                self._has_content |= key == "content"
+            if key == "content" and value is None:
+                self._has_content = True
             elif key == "content":
                 self._has_content = True
                 if isinstance(value, bool | int | float):
                     raise self._wrong("content", value)
                 self.content(value)
-            elif key in at.CONTENT and (key != "value" or "from" in source):
+            elif value is not None and key in at.CONTENT and (key != "value" or "from" in source):
                 self.content(value)
             elif key in ("additional_kwargs", "response_metadata") and isinstance(value, Mapping):
                 silent = at.NO_TEXT if key == "additional_kwargs" else at.RESPONSE_METADATA
@@ -119,8 +120,9 @@ class MessageReader:
     def beside(self, key: Any, value: Any, silent: frozenset[str]) -> None:
         """What stands beside the content."""
         if value is None:
-            return
-        if key in at.REASONING:
+            if not is_name(str(key)):
+                self.extra(key, value)
+        elif key in at.REASONING:
             old, self.thoughts = self.thoughts, []
             self.reasoning(value)
             self.thoughts = old + [text for text in self.thoughts if text not in old]  # servers give it under two keys
@@ -250,10 +252,11 @@ class MessageReader:
                 self.aside(value)
             elif key in silent:
                 self.silent(value, str(key))
-            elif value is not None:
+            else:
                 if not is_name(str(key)):
                     self.sink.append(str(key))
-                self.content(value)
+                if value is not None:
+                    self.content(value)
 
     def rest(self, block: Mapping[Any, Any], read: list[str]) -> None:
         """What else stands in a block of which some keys are read."""
@@ -302,9 +305,10 @@ class MessageReader:
         inner = call[wrapped] if wrapped else call
         names = [str(inner[key]) for key in at.CALL_NAMES if inner.get(key)]
         given = [key for key in at.CALL_ARGUMENTS if inner.get(key)]
-        if not given and not names and not wrapped and kind == "tool call":
-            given = list(call)  # of no known shape: all of it is judged
         old, self.sink = self.sink, [" ".join([*names, *(_plain(inner[key]) for key in given)]).strip()]
+        if not given and not names and not wrapped and kind == "tool call":  # of no known shape: all of it is judged
+            given = list(call)
+            self.plain(call, kind)
         read = {*at.CALL_NAMES, *at.CALL_ARGUMENTS, *given, *at.CALL_RESULTS, "function", "custom", "toolInvocation"}
         for source in (inner, call) if wrapped else (inner,):
             self.rest(source, [*read])

@@ -85,7 +85,7 @@ JSON = st.recursive(
 
 
 @given(JSON, st.sampled_from(("block", "content", "extra", "result", "call", "message")))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_marked_text_anywhere_in_a_message_is_judged_or_said_not_to_be(value: Any, place: str) -> None:
     source: dict[str, Any] = {
         "block": user(value),
