@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +9,8 @@ from typing import Any
 from guardkit.errors import MessageError
 from guardkit.messages import Message, Part
 from guardkit.reading import positions as at
-from guardkit.reading.jsontext import parse
-from guardkit.reading.values import as_sequence, decoded, is_name, texts_of
+from guardkit.reading.payloads import arguments_text, file_text
+from guardkit.reading.values import as_sequence, is_name, texts_of
 from guardkit.verdict import Stage
 
 MAX_NESTED = 24
@@ -305,7 +302,7 @@ class MessageReader:
         inner = call[wrapped] if wrapped else call
         names = [str(inner[key]) for key in at.CALL_NAMES if inner.get(key)]
         given = [key for key in at.CALL_ARGUMENTS if inner.get(key)]
-        old, self.sink = self.sink, [" ".join([*names, *(_plain(inner[key]) for key in given)]).strip()]
+        old, self.sink = self.sink, [" ".join([*names, *(arguments_text(inner[key]) for key in given)]).strip()]
         if not given and not names and not wrapped and kind == "tool call":  # of no known shape: all of it is judged
             given = list(call)
             self.plain(call, kind)
@@ -326,7 +323,7 @@ class MessageReader:
 
     def media(self, kind: str, block: Any) -> None:
         """What cannot be judged, and the texts beside it. A file whose type is text is read as a document."""
-        text = _file_text(block)
+        text = file_text(block)
         if text is None:
             self.unknown.append(kind)
         elif text:
@@ -379,46 +376,3 @@ class MessageReader:
 
 def _enum_value(value: Any) -> Any:
     return getattr(value, "value", value) if not isinstance(value, Mapping) else value
-
-
-def _plain(arguments: Any) -> str:
-    if isinstance(arguments, str):
-        try:
-            parsed = parse(arguments)
-        except ValueError:  # no JSON, or a key twice: as it stands
-            return arguments
-        if isinstance(parsed, str):
-            return parsed
-        arguments = parsed
-    try:
-        return json.dumps(arguments, ensure_ascii=False, default=_texts)
-    except (ValueError, TypeError, RecursionError):  # a cycle, or keys that are no strings
-        return "\n".join(_texts(arguments))
-
-
-def _texts(value: Any) -> list[str]:
-    return [
-        found.text if found.text is not None else found.what for found in texts_of(value, Stage.tool_call, names=True)
-    ]
-
-
-def _file_text(block: Any) -> str | None:
-    """The text of a file whose media type says that it is one; None for media."""
-    media_type, data = "", None
-    for found in texts_of(block, Stage.document):
-        key = found.path[-1] if found.path else None
-        if found.text is None:
-            continue
-        if key in at.MEDIA_TYPES:
-            media_type = found.text
-        elif found.text.startswith("data:") and "," in found.text:
-            head, _, data = found.text.partition(",")
-            media_type = head.removeprefix("data:").partition(";")[0]
-        elif key in at.MEDIA_DATA:
-            data = found.text
-    if data is None or not media_type.startswith(at.TEXT_MEDIA):
-        return None
-    try:
-        return decoded(base64.b64decode(data, validate=True))
-    except (binascii.Error, ValueError):
-        return data
