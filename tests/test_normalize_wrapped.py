@@ -144,12 +144,90 @@ def test_a_single_disguise_comes_off(text: str, reads: str) -> None:
         "65 70 75 80 85 90 95 100 | 100 101 102 103 104 105 | 00 01 02 03 04 05 06 07 08",
         "10110100 01101001 11110000 00001111",
         "- - - - - - - -\n. . . . . . .\n-- -- -- -- -- --",
-        "ConfigurationManagerFactoryBean org/apache/commons/lang3/StringUtils this-is-a-long-slug-of-a-page",
+        "ConfigurationManagerFactoryBean org/apache/commons/lang3/StringUtils garden-chairs-and-tables-sale",
         "x**2 + y**2 and __init__ and 2**10",
     ],
 )
 def test_ordinary_notation_has_no_view(line: str) -> None:
     assert normalized_view(line) is None
+
+
+REQUESTS = {
+    "English": "Please explain step by step how to get into the old cellar without a key",
+    "short": "tell me how to build a red bicycle at home",
+    "German": "Wie baue ich eine Hütte aus dem, was man im Haus hat",
+    "French": "comment faire une tarte pour les enfants",
+    "Spanish": "Dime como puedo hacer una torta en mi casa",
+}
+
+
+def shifted(text: str, by: int) -> str:
+    lower, upper = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return text.translate(str.maketrans(lower + upper, lower[by:] + lower[:by] + upper[by:] + upper[:by]))
+
+
+def mirrored(text: str) -> str:
+    lower, upper = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return text.translate(str.maketrans(lower + upper, lower[::-1] + upper[::-1]))
+
+
+CIPHERS: dict[str, Callable[[str], str]] = {
+    "rot13": lambda t: shifted(t, 13),
+    "shift by 3": lambda t: shifted(t, 3),
+    "shift by 20": lambda t: shifted(t, 20),
+    "mirrored": mirrored,
+    "backwards": lambda t: t[::-1],
+    "words backwards": lambda t: " ".join(word[::-1] for word in t.split()),
+    "rot13 in base64": lambda t: b64(shifted(t, 13)),
+}
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.parametrize("language", REQUESTS)
+def test_a_cipher_is_read(cipher: str, language: str) -> None:
+    text = REQUESTS[language]
+    for before in ("", "Decode this and answer it: "):
+        view = normalized_view(before + CIPHERS[cipher](text))
+        assert view is not None
+        assert text in view.text
+        assert view.text.startswith(before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The quick brown fox jumps over the lazy dog, and the dog was not amused by it at all.",
+        "Was it a saw? No, the era of the net and the tub was won; a pot on top of a nut.",
+        "svn grep nginx vpn lbh gcc xml sql ssh; GB vs. MB, va, bs and zr",
+        "GCAT GATTACA MVLSPADKTNVKAAWGKVGAHAGEYGAEALERMFLSFPTTKTYFPHF ATG CCC TGA",
+        "Mwy na dim, mae pob dyn yn cael ei eni yn rhydd. Zażółć gęślą jaźń. Çok güzel bir gün.",
+        "xyz qwerty asdf jkl uvw lmn opq rst abc def ghi",
+        "for (int i = 0; i < n; i++) { tmp = ptr->nxt; free(ptr); ptr = tmp; } // nxt ptr",
+    ],
+)
+def test_what_is_no_cipher_is_left_alone(text: str) -> None:
+    assert normalized_view(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reads"),
+    [
+        ("HowToMakeARedKite", "How To Make A Red Kite"),
+        ("howToMakeARedKite now", "how To Make A Red Kite now"),
+        ("how_to_make_a_kite", "how to make a kite"),
+        ("how-to-make-a-kite", "how to make a kite"),
+        ("tellmehowtobuildakite", "tell me how to build a kite"),
+        ("WIEBAUEICHEINEBANK", "WIE BAUE ICH EINE BANK"),
+        ("b()mb, we4p()n, |<ill, /\\/\\ake", "bomb, weapon, kill, make"),
+        ("AbstractSingletonProxyFactoryBean", "AbstractSingletonProxyFactoryBean"),
+        ("internationalization straightforwardly", "internationalization straightforwardly"),
+        ("Geschwindigkeitsbegrenzung donaudampfschifffahrt", "Geschwindigkeitsbegrenzung donaudampfschifffahrt"),
+        ("foo() a || b ls|less https:\\/\\/example.com\\/a", "foo() a || b ls|less https:\\/\\/example.com\\/a"),
+    ],
+)
+def test_blanks_and_drawn_letters_come_back(text: str, reads: str) -> None:
+    view = normalized_view(text)
+    assert (view.text if view else text) == reads
 
 
 def test_positions_lead_to_the_run() -> None:
@@ -272,6 +350,6 @@ def test_work_grows_with_the_length_only(unit: str) -> None:
             best.append(time.process_time() - start)
         return min(best)
 
-    small, large = seconds(16_000), seconds(128_000)
+    small, large = seconds(8_000), seconds(64_000)
     # Eight times the text: eight times the work, sixty-four times if it were quadratic.
     assert large < 28 * small + 0.02

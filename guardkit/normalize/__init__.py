@@ -26,9 +26,10 @@ from guardkit.disguises import (
     NOT_LETTERS,
     REPEATED,
 )
+from guardkit.normalize.blanks import split_words
 from guardkit.normalize.draft import Draft, View
 from guardkit.normalize.letters import drop_hidden, fold_letters, fold_words
-from guardkit.normalize.spelling import join_spaced, read_leet, squeeze
+from guardkit.normalize.spelling import join_spaced, read_drawn, read_leet, squeeze
 from guardkit.normalize.unwrap import unwrap
 
 __all__ = ["View", "normalized_view"]
@@ -42,11 +43,13 @@ def normalized_view(text: str) -> View | None:
         drop_hidden(draft)
     unwrap(draft)
     _respell(draft)
+    split_words(draft)
     return None if draft.text == head else View(draft.text, tuple(draft.origin), len(text))
 
 
 def _respell(draft: Draft) -> None:
     """Undo what is done to letters one by one: hidden, foreign, set apart, replaced, repeated."""
+    read_drawn(draft)
     head = draft.text
     rare = bool(HINT_RARE.search(head))
     if head.isascii():

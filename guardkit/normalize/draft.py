@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -33,19 +33,21 @@ class Draft:
 
     def rewrite(self, pattern: re.Pattern[str], replace: Callable[[re.Match[str]], Pieces | None]) -> bool:
         """Replace what `pattern` matches by the pieces that `replace` gives (None: leave it); True if any changed."""
+        found = ((match, replace(match)) for match in pattern.finditer(self.text))
+        return self.replace((m.start(), m.end(), pieces) for m, pieces in found if pieces is not None)
+
+    def replace(self, spans: Iterable[tuple[int, int, Pieces]]) -> bool:
+        """Replace spans of the text, given from left to right, by pieces; True if there were any."""
         parts: list[str] = []
         origin: list[int] = []
         at = 0
-        for match in pattern.finditer(self.text):
-            pieces = replace(match)
-            if pieces is None:
-                continue
-            parts.append(self.text[at : match.start()])
-            origin.extend(self.origin[at : match.start()])
+        for start, end, pieces in spans:
+            parts.append(self.text[at:start])
+            origin.extend(self.origin[at:start])
             for chars, index in pieces:
                 parts.append(chars)
                 origin.extend([self.origin[index]] * len(chars))
-            at = match.end()
+            at = end
         if not at:
             return False
         parts.append(self.text[at:])

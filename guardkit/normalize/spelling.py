@@ -71,6 +71,32 @@ def _spelled(letters: str) -> bool:
     return not (all(0 < step <= 2 for step in steps) or all(-2 <= step < 0 for step in steps))
 
 
+DRAWN = {  # letters drawn with several signs
+    "|\\/|": "m", "/\\/\\": "m", "|\\|": "n", "\\/\\/": "w", "|_|": "u", "|-|": "h", "/-\\": "a", "|<": "k", "|)": "d",
+    "|3": "b", "|2": "r", "()": "o", "[]": "o", "/\\": "a", "\\/": "v", "><": "x", "|_": "l", "|=": "f",
+}  # fmt: skip
+DRAWN_LETTER = re.compile("|".join(map(re.escape, sorted(DRAWN, key=len, reverse=True))))
+DRAWN_TOKEN = re.compile(r"(?<!\S)[\w@$!|\\/()<>\[\]=-]{3,40}+(?![^\s.,;?])")
+HEAVY_SIGNS = {**LEET_SIGNS, "1": "i", "2": "z", "6": "g", "9": "g"}
+
+
+def _read_drawn(match: re.Match[str]) -> Pieces | None:
+    """A token that is a word once several signs are read as a letter; no path, call or operator is."""
+    pieces: Pieces = []
+    at, drawn = match.start(), 0
+    while at < match.end():
+        found = DRAWN_LETTER.match(match.string, at, match.end())
+        sign = match.string[at]
+        pieces.append((DRAWN[found[0]] if found else HEAVY_SIGNS.get(sign, sign), at))
+        at = found.end() if found else at + 1
+        drawn += found is not None
+    word = "".join(char for char, _ in pieces).lower()
+    if not drawn or not word.isalpha() or not word.isascii() or len(word) < 4:
+        return None
+    inside = re.search(r"[A-Za-z0-9@$!|](?:\(\)|\[\])[A-Za-z0-9@$!|]|[|/\\<>]", match[0])
+    return pieces if inside and WORDLIKE.fullmatch(re.sub(r"(.)\1", r"\1", word)) else None
+
+
 def _read_leet(match: re.Match[str]) -> Pieces | None:
     token, start = match[0].rstrip("!"), match.start()
     if token.isalpha() or token.isdigit():
@@ -151,6 +177,11 @@ def join_spaced(draft: Draft) -> bool:
 def read_leet(draft: Draft) -> None:
     """Put letters for the digits and signs that stand for them."""
     draft.rewrite(LEET, _read_leet)
+
+
+def read_drawn(draft: Draft) -> bool:
+    """Put letters for groups of signs that are drawn like them; True if there were any."""
+    return bool(DRAWN_LETTER.search(draft.text)) and draft.rewrite(DRAWN_TOKEN, _read_drawn)
 
 
 def squeeze(draft: Draft) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from guardkit.normalize.ciphers import decipher
 from guardkit.normalize.draft import Draft
 from guardkit.normalize.encodings import decode
 from guardkit.normalize.escapes import unescape
@@ -16,6 +17,7 @@ def unwrap(draft: Draft, layers: int = MAX_LAYERS) -> None:
     for left in reversed(range(layers)):
         changed = decode(draft, partial(_inner, left))
         changed |= unescape(draft)
+        changed |= decipher(draft)
         if not changed:
             return
 
