@@ -145,6 +145,7 @@ def test_a_single_disguise_comes_off(text: str, reads: str) -> None:
         "10110100 01101001 11110000 00001111",
         "- - - - - - - -\n. . . . . . .\n-- -- -- -- -- --",
         "ConfigurationManagerFactoryBean org/apache/commons/lang3/StringUtils garden-chairs-and-tables-sale",
+        "caagtgcagttgtagtgccgtatttgtggcatgagcccgggcaaagttttctgaaataagcaagacgccc",
         "x**2 + y**2 and __init__ and 2**10",
     ],
 )

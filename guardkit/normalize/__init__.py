@@ -1,8 +1,17 @@
 """The normalised view: what a text says once its disguise is taken off, for a guard to judge beside the text itself.
 
-A model that knows "bomb" need not know "b0mb", "b o m b", "ｂｏｍｂ" or "bоmb" with a Cyrillic о; the language model
-behind the guard usually does. The view undoes such spellings and keeps, for every character, where it came from, so
-a finding in the view can be shown in the text.
+A model that knows "bomb" need not know "b0mb", "b o m b", "ｂｏｍｂ", "bоmb" with a Cyrillic о, "&#98;omb" or base64;
+the language model behind the guard usually does. The view undoes what is sure and cheap to undo, and keeps, for every
+character, where it came from, so a finding in the view can be shown in the text:
+
+- `escapes`: escapes of JSON and other languages, entities, percent-encoding, quoted-printable; tags, comments, line
+  ends and cut strings inside words
+- `encodings`: base64, base32, hex, binary, character codes, Morse, Punycode, where they turn into text
+- `ciphers`: shifted or mirrored Latin letters, reversed text
+- `letters`, `spelling`, `blanks`: letters hidden, foreign, set apart, replaced, drawn, repeated; blanks left out
+
+Not undone: compressed or encrypted data, base58 and base85, uuencode, UTF-7, hex dumps with offsets, ciphers of other
+alphabets than the Latin or with a key, arithmetic and code that builds a text, elements that a style sheet hides.
 
 Both texts are judged, so a wrong change here costs a second look and never a verdict. It would still cost it on every
 log line, so each rule asks for a reason that ordinary text does not give: another script inside one word, digits

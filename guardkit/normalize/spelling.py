@@ -15,6 +15,7 @@ from guardkit.disguises import (
     LEET_RUN,
     LEET_SHORT,
     LEET_SIGNS,
+    MAX_LEET,
     MIN_SPACED,
     NOT_LEET,
     REPEATED,
@@ -163,7 +164,8 @@ def _squeeze(match: re.Match[str]) -> Pieces | None:
     for m in REPEATED.finditer(token):
         pieces += [(token[i], start + i) for i in range(at, m.start() + KEEP_REPEATS)]
         at = m.end()
-    return pieces + [(token[i], start + i) for i in range(at, len(token))] if at else None
+    pieces += [(token[i], start + i) for i in range(at, len(token))]
+    return pieces if at and len(pieces) <= MAX_LEET else None  # no word is as long: a sequence of genes, a key
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
