@@ -225,7 +225,7 @@ class Judging:
 
 
 class _Work:
-    """One text to be judged. `origin` maps its characters to the original's where it is a normalised view."""
+    """One text to be judged. `origin` maps its characters to those of `original` where it is a normalised view."""
 
     def __init__(
         self,
@@ -235,7 +235,9 @@ class _Work:
         *,
         start: Stage | None = None,
         origin: Callable[[int], int] | None = None,
+        original: str | None = None,
     ):
+        self.original = text if original is None else original
         self.stage, self.text, self.context, self.origin = stage, text, context, origin
         self.start = start or stage  # the stage that a response begins in
         self.found: list[Decision] = []
@@ -248,13 +250,13 @@ class _Work:
     def _locate(self, decision: Decision) -> Decision:
         v = decision.verdict
         if v is None or self.origin is None:
-            return decision
+            return replace(decision, text=self.original)
         index = None if v.char_index is None else self.origin(v.char_index)
         start, end = v.char_start, v.char_end
         if start is not None and end is not None:
             start, end = to_original((start, end), self.origin, len(self.text))
         verdict = replace(v, token_index=None, char_index=index, char_start=start, char_end=end)
-        return replace(decision, verdict=verdict)
+        return replace(decision, verdict=verdict, text=self.original)
 
 
 class _ResponseJob:
@@ -321,7 +323,7 @@ def _works(stage: Stage, text: str, context: tuple[Message, ...], views: bool) -
 
         view = normalized_view(text)
         if view is not None:
-            work.append(_Work(stage, view.text, context, origin=view.to_original))
+            work.append(_Work(stage, view.text, context, origin=view.to_original, original=text))
     return work
 
 

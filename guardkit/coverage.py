@@ -220,3 +220,19 @@ def language(text: str, coverage: Coverage | None) -> str | None:
 def unmeasured(text: str, coverage: Coverage | None) -> Literal["unmeasured"] | None:
     """A verdict's `coverage`."""
     return "unmeasured" if language(text, coverage) is not None else None
+
+
+def guess_language(text: str) -> str:
+    """The likeliest language, or the script, of the beginning of a text, for people; "not told" for numbers and code
+    in which none shows."""
+    words = [w.lower() for w in _WORD.findall(text[:SEGMENT])]
+    scripts = Counter(script for w in words for c in w if c.isalpha() and (script := script_of(c)))
+    if not scripts:
+        return "not told"
+    script = "Kana" if scripts["Kana"] else scripts.most_common(1)[0][0]
+    codes = [code for code, (_, own) in NAMES.items() if own == script]
+    hits = {code: len(WORDS.get(code, frozenset()).intersection(words)) for code in codes}
+    best = max(hits, key=hits.__getitem__, default="")
+    if best and (hits[best] >= 2 or len(codes) == 1):
+        return NAMES[best][0]
+    return "not told" if script == "Latin" else script

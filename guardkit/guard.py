@@ -20,7 +20,7 @@ from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
 from guardkit.models.base import Scores, Session, StreamModel, Tokens
 from guardkit.models.registry import DEFAULT_MODEL, load_model
-from guardkit.policy import DEFAULT_POLICY, Action, Decision, Policy, parse_on_error
+from guardkit.policy import DEFAULT_POLICY, MARK, Action, Decision, Policy, parse_on_error
 from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
 from guardkit.verdict import Stage, Verdict
 
@@ -158,14 +158,18 @@ class Guard:
         """`check` plus policy. Never raises for what cannot be judged: `judged` is False and `on_error` acts."""
         return self.decide_batch([item], stage=stage)[0]
 
-    def decide_batch(self, items: Sequence[Item], *, stage: Stage | str | None = None) -> list[Decision]:
+    def decide_batch(
+        self, items: Sequence[Item], *, stage: Stage | str | None = None, audit: bool = True
+    ) -> list[Decision]:
+        """`decide` for many, in one batch; order is kept. audit: whether the audit sink gets records of them."""
         start = time.perf_counter()
         decisions = []
         for item, outcome in zip(items, self._judge(items, stage, None), strict=True):
             decision = outcome.decision
             if outcome.error is not None or decision is None:
                 decision = self.not_judged(_describe(outcome.error), outcome.stage, decision)
-            self.record(decision, item, outcome.characters, (time.perf_counter() - start) * 1e3, "check")
+            if audit:
+                self.record(decision, item, outcome.characters, (time.perf_counter() - start) * 1e3, "check")
             decisions.append(decision)
         return decisions
 
@@ -184,6 +188,13 @@ class Guard:
 
     async def aenforce(self, item: Item, *, stage: Stage | str | None = None) -> Decision:
         return await _off_loop(lambda: self.enforce(item, stage=stage))
+
+    def redact(self, text: str, *, stage: Stage | str | None = None, mark: str = MARK) -> str:
+        """`text` with `mark` in place of every sentence that the policy blocks or redacts; as it is where it passes.
+        What cannot be judged, or still does not pass, is replaced as a whole."""
+        from guardkit.redact import redact
+
+        return redact(self, text, _stage(stage), mark)
 
     # -- streams
 

@@ -7,7 +7,7 @@ the built-in that it extends come after, so a policy file holds only what differ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import total_ordering
 from pathlib import Path
@@ -44,13 +44,18 @@ class Action(Enum):
         return self >= Action.redact
 
 
+MARK = "[redacted]"
+"""What stands in place of a text that is redacted."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """A verdict with the policy's action.
 
     judged is False where there is no (whole) verdict; `error` then says why, and `action` is at least that of
     `on_error`. `rule` names what decided: "policy-name: rule 2 (...)", "on_error" or "on_unmeasured". limit: the first
-    threshold of that rule, where it has one.
+    threshold of that rule, where it has one. text: what was judged, which the verdict's places count in (one part of a
+    message; None for a stream).
     """
 
     action: Action
@@ -60,6 +65,17 @@ class Decision:
     stage: Stage = Stage.prompt
     error: str | None = None
     limit: tuple[Severity, float] | None = None
+    text: str | None = field(default=None, compare=False, repr=False)
+
+    def redacted(self, mark: str = MARK) -> str:
+        """`text` with `mark` in place of the flagged place; all of it replaced where the place is not known, and
+        nothing where the action lets the text pass. `Guard.redact` goes on until what is left passes."""
+        if not self.action.stops:
+            return self.text or ""
+        verdict, text = self.verdict, self.text
+        if text is None or verdict is None or verdict.char_start is None or verdict.char_end is None:
+            return mark
+        return text[: verdict.char_start] + mark + text[verdict.char_end :]
 
     @property
     def score(self) -> float | None:

@@ -46,6 +46,7 @@ LAYERS = (
     ("guard",),
     (
         "testing",
+        "redact",
         "adapters",
         "adapters.transformers",
         "trace_parts",

@@ -7,13 +7,30 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TextIO
 
 import click
 
 from guardkit_cli import loading
 from guardkit_cli.judging import Judge, Tally
-from guardkit_cli.output import Printer, Progress, Row, is_terminal, json_printer, say, table_printer
+from guardkit_cli.output import (
+    Printer,
+    Progress,
+    Row,
+    escape,
+    fit,
+    is_terminal,
+    json_printer,
+    row_lines,
+    row_to_dict,
+    say,
+    table_printer,
+    to_json,
+    width_of,
+    write_lines,
+)
 from guardkit_cli.records import Reader, Record, Source
+from guardkit_cli.summary import WORST, Summary
 
 MAX_TOLD_LINES = 10
 """Broken lines told one by one on stderr; the rest are counted (each is on stdout in any case)."""
@@ -51,12 +68,16 @@ class Shown:
     quiet: bool
     with_text: bool
     with_source: bool
+    summary_only: bool = False
+    top: int | None = None
 
     def printer(self) -> Printer | None:
         if self.quiet:
             return None
         if sys.stdout is None:
             raise click.UsageError("standard output is closed; --quiet gives the exit code alone")
+        if self.summary_only:
+            return None
         if self.as_json:
             return json_printer(sys.stdout, with_text=self.with_text, with_source=self.with_source)
         return table_printer(sys.stdout, with_source=self.with_source)
@@ -82,6 +103,16 @@ class Shown:
 @click.option("--only-flagged", is_flag=True, help="Show only what is not allowed, or was not judged.")
 @click.option("--quiet", "-q", is_flag=True, help="Nothing on standard output: the exit code only.")
 @click.option(
+    "--summary", is_flag=True, help="Only the summary, on standard output: by action, category, file, language; worst."
+)
+@click.option("--top", type=click.IntRange(min=0), help="How many of the worst the summary shows. Default: 3.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    help='Call a text unsafe from this probability of "unsafe" on, and controversial from this probability of harm '
+    "on, instead of the model's own thresholds. Lower finds more. The policy then acts as always.",
+)
+@click.option(
     "--batch-size", type=click.IntRange(1, 4096), default=64, show_default=True, help="Texts judged at once, at most."
 )
 @loading.guard_options
@@ -96,6 +127,9 @@ def command(
     with_text: bool,
     only_flagged: bool,
     quiet: bool,
+    summary: bool,
+    top: int | None,
+    threshold: float | None,
     batch_size: int,
     model: str,
     policy: str | None,
@@ -105,8 +139,9 @@ def command(
 ) -> int:
     """Judge texts: each TEXT, or each line of standard input (or of the --input files).
 
-    One line a record on standard output: action, severity, probability of harm, line number, categories, text.
-    A TEXT of "-" stands for standard input. The summary goes to standard error.
+    One line a record on standard output: action, severity, the score and the threshold that it was held against, line
+    number, categories, and the text with the flagged place in [[ ]] (in colour on a terminal). A TEXT of "-" stands for
+    standard input. The summary goes to standard error.
     """
     jsonl = jsonl or field is not None
     if whole and jsonl:
@@ -119,9 +154,13 @@ def command(
     parts += [_File(path) for path in inputs]
     _hint_at_files(texts)
 
-    shown = Shown(as_json, only_flagged, quiet, with_text, with_source=len(inputs) > 1)
+    if summary and quiet:
+        raise click.UsageError("--summary and --quiet exclude each other")
+    shown = Shown(as_json, only_flagged, quiet, with_text, with_source=len(inputs) > 1, summary_only=summary, top=top)
     printer = shown.printer()
-    guard = loading.load_guard(model, policy=policy, on_error=on_error, device=device, timeout=timeout)
+    guard = loading.load_guard(
+        model, policy=policy, on_error=on_error, device=device, timeout=timeout, threshold=threshold
+    )
     allow_errors = loading.allows_errors(guard)
     talk = Talk(shown, printer)
     judge = Judge(guard, talk.emit, stage=loading.stage_of(stage), batch_size=batch_size, allow_errors=allow_errors)
@@ -199,6 +238,8 @@ class Talk:
         self._progress: Progress | None = None
         self._n_told = 0
         self._n_errors = 0
+        top = WORST if shown.top is None else shown.top
+        self._summary = Summary(top=top, language=guess if shown.summary_only else None)
 
     def start(self, source: Source) -> None:
         self.wipe()
@@ -216,6 +257,7 @@ class Talk:
 
     def emit(self, rows: Sequence[Row]) -> None:
         for row in rows:
+            self._summary.add(row)
             if not row.judged:
                 self._tell_error(row)
         if self._printer is None:
@@ -249,11 +291,55 @@ class Talk:
             return
         seconds = perf_counter() - self._start
         rate = f" ({tally.records / seconds:,.0f}/s)" if tally.records >= 100 and seconds > 0 else ""
-        say(
+        redacted = f"{tally.redacted:,} redacted, " if tally.redacted else ""
+        total = (
             f"{'interrupted after ' if interrupted else ''}{_count(tally.records, self._noun)}: "
-            f"{tally.flagged:,} flagged, {tally.blocked:,} blocked, {tally.not_judged:,} not judged, "
+            f"{tally.flagged:,} flagged, {redacted}{tally.blocked:,} blocked, {tally.not_judged:,} not judged, "
             f"{seconds:.2f} s{rate}"
         )
+        if self._shown.summary_only:
+            self._print_summary(total)
+            return
+        say(total)
+        if tally.records > 1:
+            for line in self._summary.lines():
+                say(line)
+        if self._summary.unmeasured:
+            say(
+                f"{_count(self._summary.unmeasured, self._noun)} in a language or script that the model was not "
+                "measured on: what it finds there is a guess (policy key on_unmeasured)",
+                "warning",
+            )
+        if self._shown.top:
+            for row_line in self._worst(sys.stderr):
+                print(row_line, file=sys.stderr)
+
+    def _worst(self, out: TextIO) -> list[str]:
+        lines: list[str] = []
+        rows = self._summary.worst
+        if rows:
+            lines = row_lines(rows, out, with_source=self._shown.with_source)
+        return lines
+
+    def _print_summary(self, total: str) -> None:
+        out = sys.stdout
+        if self._shown.as_json:
+            with_source, with_text = self._shown.with_source, self._shown.with_text
+            data = self._summary.to_dict(lambda row: row_to_dict(row, with_text=with_text, with_source=with_source))
+            write_lines(out, [to_json(data, out.encoding)])
+            return
+        width = width_of(out)
+        lines = [total, *self._summary.lines()]
+        if self._summary.unmeasured:
+            lines.append(f"not measured on the language: {self._summary.unmeasured:,}")
+        write_lines(out, [*(fit(escape(line), width) for line in lines), *self._worst(out)])
+
+
+def guess(text: str) -> str:
+    """The language or script of a text, for the summary."""
+    from guardkit.coverage import guess_language
+
+    return guess_language(text)
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from guardkit_cli import loading
-from guardkit_cli.output import GREEN, RED, is_coloured, paint, risk_of, say, to_json
+from guardkit_cli.output import GREEN, RED, is_coloured, paint, say, to_json
 
 if TYPE_CHECKING:
     from guardkit import Guard
@@ -134,7 +134,7 @@ def self_test(guard: Guard) -> list[Probe]:
         if verdict is None or not decision.judged:
             probes.append(Probe(text, wanted, "not judged", None))
         else:
-            probes.append(Probe(text, wanted, verdict.severity.value, risk_of(verdict)))
+            probes.append(Probe(text, wanted, verdict.severity.value, verdict.risk))
     return probes
 
 

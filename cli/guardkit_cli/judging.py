@@ -51,6 +51,7 @@ class Tally:
 
     records: int = 0
     flagged: int = 0
+    redacted: int = 0
     blocked: int = 0
     not_judged: int = 0
     tolerated: int = 0
@@ -64,6 +65,8 @@ class Tally:
             self.blocked += row.tolerated and action == "block"  # the part that was judged is blocked
         elif action == "block":
             self.blocked += 1
+        elif action == "redact":
+            self.redacted += 1
         elif action != "allow":
             self.flagged += 1
 
@@ -90,6 +93,7 @@ class Judge:
         self._guard, self._emit, self._stage = guard, emit, stage
         self._batch_size, self._allow_errors = batch_size, allow_errors
         self._cache = DecisionCache()
+        self._shown: dict[tuple[str, Stage], str] = {}  # texts that were redacted
         self._waiting: list[Record] = []
         self._new: dict[str, None] = {}  # texts to judge, once each, in order
         self._chats: list[Record] = []
@@ -141,9 +145,19 @@ class Judge:
         else:
             decision = next_chat()
         tolerated = self._allow_errors and (decision is None or not decision.judged)
-        row = Row(self.tally.records, record, decision, tolerated)
+        row = Row(self.tally.records, record, decision, tolerated, self._redacted(decision))
         self.tally.add(row)
         return row
+
+    def _redacted(self, decision: Decision | None) -> str | None:
+        if decision is None or decision.action.value != "redact" or decision.text is None:
+            return None
+        key = (decision.text, decision.stage)
+        if key not in self._shown:
+            if len(self._shown) >= MAX_CACHED:
+                self._shown.clear()
+            self._shown[key] = self._guard.redact(decision.text, stage=decision.stage)
+        return self._shown[key]
 
     def _decide(self, items: Sequence[str | list[dict[str, object]]]) -> list[Decision]:
         if not items:

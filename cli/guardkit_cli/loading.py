@@ -27,11 +27,15 @@ def load_guard(
     device: str | None = None,
     timeout: float | None = None,
     revision: str | None = None,
+    threshold: float | None = None,
 ) -> Guard:
     """`Guard.load` with the options that were given; the others keep the guard's own defaults."""
     from guardkit import Guard
 
-    given = {"policy": policy, "on_error": on_error, "device": device, "timeout": timeout, "revision": revision}
+    given = {
+        "policy": policy, "on_error": on_error, "device": device, "timeout": timeout, "revision": revision,
+        "threshold": threshold,
+    }  # fmt: skip
     return Guard.load(model, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 

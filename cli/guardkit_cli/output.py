@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 from guardkit_cli.records import Record
 
 if TYPE_CHECKING:
-    from guardkit import Decision, Verdict
+    from guardkit import Decision
 
 RED, YELLOW, GREEN, MAGENTA, DIM, BOLD = "31", "33", "32", "35", "2", "1"
 _LEVEL_COLOURS = {"error": RED, "warning": YELLOW, "note": DIM}
 ACTION_COLOURS = {"allow": GREEN, "flag": YELLOW, "redact": MAGENTA, "block": RED}
 _PIPE_TEXT_WIDTH = 120
+_LEAST_WIDE = 90  # columns from which on a row shows all that is known
 # Characters that JSON leaves alone and a terminal may act on, or that UTF-8 cannot hold.
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
@@ -31,6 +32,8 @@ class Row:
     decision: Decision | None
     tolerated: bool = False
     """Not judged, and `on_error` says to let such records through."""
+    redacted: str | None = None
+    """The text as it may be shown, where the action is "redact"."""
 
     @property
     def judged(self) -> bool:
@@ -41,6 +44,20 @@ class Row:
         if self.decision is not None:
             return self.decision.action.value
         return "allow" if self.tolerated else "block"
+
+    @property
+    def text(self) -> str:
+        """The judged text, which the verdict's places count in; else the record's."""
+        judged = self.decision.text if self.decision is not None else None
+        return self.record.text if judged is None else judged
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """The flagged characters of `text`."""
+        verdict = self.decision.verdict if self.decision is not None else None
+        if verdict is None or verdict.char_start is None or verdict.char_end is None:
+            return None
+        return verdict.char_start, verdict.char_end
 
     @property
     def error(self) -> str:
@@ -137,6 +154,14 @@ def row_to_dict(row: Row, *, with_text: bool = False, with_source: bool = False)
     out["action"] = row.action
     out["model"] = verdict.model if verdict is not None else None
     out["latency_ms"] = round(verdict.latency_ms, 3) if verdict is not None else None
+    if row.place is not None:
+        out["char_start"], out["char_end"] = row.place
+    if row.decision is not None and (row.place is not None or row.decision.limit is not None):
+        out["threshold"] = row.decision.threshold
+    if verdict is not None and verdict.coverage is not None:
+        out["coverage"] = verdict.coverage
+    if row.redacted is not None:
+        out["redacted"] = row.redacted
     if with_text:
         out["text"] = row.record.text
     if not row.judged:
@@ -145,11 +170,6 @@ def row_to_dict(row: Row, *, with_text: bool = False, with_source: bool = False)
 
 
 # ------------------------------------------------------------------------------------------------------ printers
-
-
-def risk_of(verdict: Verdict) -> float:
-    """The probability that the text is not safe: one scale for all rows, whatever their severity."""
-    return 1.0 - verdict.scores.get("safe", 1.0)
 
 
 Printer = Callable[[Sequence[Row]], None]
@@ -164,33 +184,78 @@ def json_printer(out: TextIO, *, with_text: bool, with_source: bool) -> Printer:
 
 
 def table_printer(out: TextIO, *, with_source: bool) -> Printer:
-    """One line a record: action, severity, probability of harm, line number, categories, text."""
-    coloured = is_coloured(out)
-    room = _PIPE_TEXT_WIDTH
-    if is_terminal(out):
-        import shutil
+    def show(rows: Sequence[Row]) -> None:
+        write_lines(out, row_lines(rows, out, with_source=with_source))
 
-        room = max(shutil.get_terminal_size().columns - 58, 20)
+    return show
+
+
+def row_lines(rows: Sequence[Row], out: TextIO, *, with_source: bool) -> list[str]:
+    """One line a record: action, severity, score of threshold, line number, categories, text. Of a narrow line the
+    action, the score, the line number and the text are left."""
+    from guardkit_cli.excerpt import columns, excerpt
+
+    coloured = is_coloured(out)
+    width = width_of(out)
+    wide = width is None or width >= _LEAST_WIDE
 
     def line(row: Row) -> str:
-        action, verdict = row.action, row.decision.verdict if row.decision is not None else None
+        decision = row.decision
+        verdict = decision.verdict if decision is not None else None
         if row.judged and verdict is not None:
-            severity = verdict.severity.value
-            score = f"{risk_of(verdict):.2f}"
+            severity, score = verdict.severity.value, score_of(row)
             about = ",".join(c.value for c in verdict.categories[:2])
         else:
             severity, score, about = "not judged", "-", ""
-        where = f"{row.record.source}:{row.record.line}" if with_source else str(row.record.line)
-        text = shorten(row.record.text, room)
+        where = escape(f"{row.record.source}:{row.record.line}" if with_source else str(row.record.line))
+        most = 12 if not wide else len(where) if width is None else width // 4
+        where = where if len(where) <= most else "…" + where[1 - most :]
+        if wide:
+            head = f"{row.action:<6} {severity:<13} {score:>12} {where:>6}  {about:<19}  "
+        else:
+            head = f"{row.action:<6} {score.split()[0]:>4} {where:>5} "
+        room = _PIPE_TEXT_WIDTH if width is None else max(width - columns(head), 8)
         if not row.judged:
-            text = f"[{shorten(row.error, room)}] {text}"
-        head = f"{paint(f'{action:<6}', ACTION_COLOURS[action], coloured)} {severity:<13} {score:>4} "
-        return f"{head} {escape(where):>6}  {about:<19}  {text}".rstrip()
+            text = shorten(f"[{row.error}] {row.record.text[: room + 1]}", room)
+        elif row.redacted is not None:
+            text = shorten(row.redacted, room)
+        else:
+            text = excerpt(row.text, row.place, room, coloured)
+        return paint(head[:6], ACTION_COLOURS[row.action], coloured) + f"{head[6:]}{text}".rstrip()
 
-    def show(rows: Sequence[Row]) -> None:
-        write_lines(out, [line(row) for row in rows])
+    return [line(row) for row in rows]
 
-    return show
+
+def score_of(row: Row) -> str:
+    """The score beside what it was held against: "0.81 of 0.86"; "once" where a run of flagged tokens was too short."""
+    decision = row.decision
+    if decision is None or decision.verdict is None or decision.score is None:
+        return "-"
+    score, least = decision.score, decision.threshold
+    if least is None:
+        return f"{score:.2f}"
+    if decision.limit is None and decision.verdict.severity.value == "safe" and score >= least:
+        return f"{score:.2f} once"
+    return f"{_down(score, least):.2f} of {least:.2f}"
+
+
+def _down(score: float, least: float) -> float:
+    """`score` as it is shown: rounding must not lift it to the threshold that it did not reach."""
+    return round(least, 2) - 0.01 if score < least and round(score, 2) >= round(least, 2) else score
+
+
+def width_of(out: TextIO) -> int | None:
+    """The columns that a line may have; None for a pipe. COLUMNS in the environment says it for both."""
+    if not is_terminal(out) and not os.environ.get("COLUMNS", "").isdigit():
+        return None
+    import shutil
+
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def fit(line: str, width: int | None) -> str:
+    """`line`, which has no colour in it, cut to `width` columns."""
+    return line if width is None else shorten(line, width)
 
 
 def write_lines(out: TextIO, lines: Sequence[str]) -> None:

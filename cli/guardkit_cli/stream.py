@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from guardkit_cli import loading
-from guardkit_cli.output import is_terminal, risk_of, say, to_json
+from guardkit_cli.output import is_terminal, say, to_json
 from guardkit_cli.records import Decoder, Source
 
 if TYPE_CHECKING:
@@ -224,9 +224,7 @@ def describe(verdict: Verdict) -> str:
     """For people: "response is unsafe (Violent), probability of harm 0.97, at character 120"."""
     about = f" ({', '.join(c.label for c in verdict.categories)})" if verdict.categories else ""
     where = "" if verdict.char_index is None else f", at character {verdict.char_index:,}"
-    return (
-        f"{verdict.stage.value} is {verdict.severity.value}{about}, probability of harm {risk_of(verdict):.2f}{where}"
-    )
+    return f"{verdict.stage.value} is {verdict.severity.value}{about}, probability of harm {verdict.risk:.2f}{where}"
 
 
 def _close_input(source: Source) -> None:

@@ -221,7 +221,7 @@ class _Tracing:
             found = next(traces) if output.item is not None else None
             tolerated = self._allow_errors and (found is None or not found.judged)
             decision = None if found is None else found.decision
-            row = TraceRow(self._tally.records, output.record, decision, tolerated, output, found)
+            row = TraceRow(self._tally.records, output.record, decision, tolerated, output=output, trace=found)
             self._tally.add(row)
             rows.append(row)
         if rows:

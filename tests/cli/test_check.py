@@ -11,12 +11,13 @@ import pytest
 from guardkit import UnknownModel
 from guardkit_cli import loading
 
+PLACE = ["char_start", "char_end", "threshold"]
 KEYS = ["index", "line", "severity", "categories", "scores", "refusal", "stage", "action", "model", "latency_ms"]
 
 
 def test_json_has_exactly_the_keys_of_the_contract(cli):
     rows = cli("check", "--json", stdin="hello\nthis is BAD\n").rows
-    assert [list(row) for row in rows] == [KEYS, KEYS]
+    assert [list(row) for row in rows] == [KEYS, [*KEYS, *PLACE]]
     assert [(r["index"], r["line"], r["severity"], r["action"]) for r in rows] == [
         (0, 1, "safe", "allow"),
         (1, 2, "unsafe", "block"),
@@ -101,7 +102,7 @@ def test_input_files(cli, tmp_path):
     one.write_text("a\nBAD\n")
     two.write_text("c")
     result = cli("check", "--json", "--input", str(one))
-    assert [list(row) for row in result.rows] == [KEYS, KEYS]
+    assert [list(row) for row in result.rows] == [KEYS, [*KEYS, *PLACE]]
     rows = cli("check", "--json", "--input", str(one), "--input", str(two)).rows
     assert [(r["index"], Path(r["input"]).name, r["line"]) for r in rows] == [
         (0, "one", 1),
@@ -234,7 +235,7 @@ def test_rows_for_people_are_one_line_aligned_and_free_of_escapes(cli):
     assert len(lines) == 4
     assert all(c.isprintable() for line in lines for c in line)
     assert r"\x1b]0;pwned\x07" in lines[1]
-    assert lines[0].index("fine") == lines[1].index("BAD") == lines[2].index("HMM")
+    assert lines[0].index("fine") == lines[1].index("[[BAD") == lines[2].index("[[HMM")
     assert len(lines[3]) < 200
     assert lines[3].endswith("…")
     assert "4 records: 1 flagged, 1 blocked, 0 not judged" in result.err
