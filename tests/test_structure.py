@@ -18,6 +18,8 @@ LAYERS = (
     ("messages", "disguises", "sentences", "languages", "audit_text"),
     ("normalize.draft", "normalize.words", "reading.payloads"),
     ("reading.message",),
+    ("reading.drafts",),
+    ("reading.shapes",),
     ("reading.records",),
     (
         "normalize.letters",

@@ -287,6 +287,10 @@ class Talk:
             say(f"{lines} not valid UTF-8: the odd bytes were read as windows-1252")
         if reader.n_blank:
             say(f"{_count(reader.n_blank, 'blank line')} in the JSONL input, no record in them")
+        if reader.ignored:
+            shown = sorted(reader.ignored, key=lambda path: -reader.ignored[path])[:MAX_TOLD_LINES]
+            more = ", …" if len(reader.ignored) > len(shown) else ""
+            say(f'texts that were not judged themselves: {", ".join(shown)}{more} (in --json: "ignored")')
         if self._shown.quiet:
             return
         seconds = perf_counter() - self._start

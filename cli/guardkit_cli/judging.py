@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from guardkit_cli.output import Row
-from guardkit_cli.records import Record
+from guardkit_cli.records import Item, Record
 
 if TYPE_CHECKING:
     from guardkit import Decision, Guard, Stage
@@ -43,6 +43,22 @@ class DecisionCache:
         self._n_chars += len(text)
         while len(self._entries) > self._max_entries or self._n_chars > self._max_chars:
             self._n_chars -= len(self._entries.popitem(last=False)[0])
+
+
+def items_of(record: Record) -> list[Item]:
+    """All that is judged of a record."""
+    return [] if record.item is None else [record.item, *record.more]
+
+
+def worst(decisions: Sequence[Decision]) -> Decision:
+    """One decision for a record of several candidates: the strongest action; not judged if any of them is not."""
+    from guardkit import Severity
+
+    found = max(decisions, key=lambda d: (d.action, d.verdict.severity if d.verdict else Severity.safe))
+    unread = next((d for d in decisions if not d.judged), None)
+    if unread is None or not found.judged:
+        return found
+    return replace(unread, action=max(found.action, unread.action), verdict=found.verdict, stage=found.stage)
 
 
 @dataclass
@@ -105,7 +121,7 @@ class Judge:
             item = record.item
             self._waiting.append(record)
             self._n_chars += len(record.text)
-            if isinstance(item, str):
+            if isinstance(item, str) and not record.more:
                 if item not in new and cache.get(item) is None:
                     new[item] = None
             elif item is not None:
@@ -122,7 +138,7 @@ class Judge:
         if not self._waiting:
             return
         texts = list(self._new)
-        decisions = self._decide([*texts, *(r.item for r in self._chats if r.item is not None)])
+        decisions = self._decide([*texts, *(item for record in self._chats for item in items_of(record))])
         fresh = dict(zip(texts, decisions, strict=False))
         chats = iter(decisions[len(texts) :])
         rows = [self._row(record, fresh, chats.__next__) for record in self._waiting]
@@ -140,10 +156,10 @@ class Judge:
         decision: Decision | None
         if item is None:
             decision = None
-        elif isinstance(item, str):
+        elif isinstance(item, str) and not record.more:
             decision = fresh.get(item) or self._cache.get(item)
         else:
-            decision = next_chat()
+            decision = worst([next_chat() for _ in items_of(record)])
         tolerated = self._allow_errors and (decision is None or not decision.judged)
         row = Row(self.tally.records, record, decision, tolerated, self._redacted(decision))
         self.tally.add(row)
@@ -159,7 +175,7 @@ class Judge:
             self._shown[key] = self._guard.redact(decision.text, stage=decision.stage)
         return self._shown[key]
 
-    def _decide(self, items: Sequence[str | list[dict[str, object]]]) -> list[Decision]:
+    def _decide(self, items: Sequence[Item]) -> list[Decision]:
         if not items:
             return []
         try:

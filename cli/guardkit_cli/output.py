@@ -162,6 +162,8 @@ def row_to_dict(row: Row, *, with_text: bool = False, with_source: bool = False)
         out["coverage"] = verdict.coverage
     if row.redacted is not None:
         out["redacted"] = row.redacted
+    if row.record.ignored:
+        out["ignored"] = list(row.record.ignored)
     if with_text:
         out["text"] = row.record.text
     if not row.judged:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-Item = str | list[dict[str, Any]]
+if TYPE_CHECKING:
+    from guardkit import Message
+
+Item = str | list["Message"]
 CHUNK_BYTES = 1 << 18
+MAX_IGNORED = 100  # different paths that are counted
+_INDEX = re.compile(r"\[[\d.]+\]")
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(slots=True)
 class Record:
-    """One thing to judge. `item` is None where the input could not be read as one; `error` then says why."""
+    """One record. `item` is None where the input could not be read as one; `error` then says why. `more`: what else of
+    it is judged (other candidates); `ignored`: paths of its texts that are not judged."""
 
     line: int
     item: Item | None
     text: str
     source: str = ""
     error: str | None = None
+    more: tuple[Item, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------- decoding
@@ -158,6 +167,7 @@ class Reader:
     def __post_init__(self) -> None:
         self.decoder = Decoder()
         self.n_blank = 0
+        self.ignored: dict[str, int] = {}  # how often texts at a path were not judged
 
     def argument(self, number: int, text: str) -> list[Record]:
         """A TEXT of the command line."""
@@ -188,75 +198,42 @@ class Reader:
     def _record(self, number: int, text: str, source: str) -> Record:
         if not self.jsonl:
             return Record(number, text, text, source)
-        try:
-            item = parse_json(text, self.field)
-        except ValueError as error:
-            return Record(number, None, text, source, str(error))
-        return Record(number, item, _shown(item), source)
+        record = read_json(text, number, source, field=self.field)
+        self.note(record)
+        return record
+
+    def note(self, record: Record) -> None:
+        """Count what is not judged in a record, for the note at the end."""
+        for path in record.ignored:
+            path = _INDEX.sub("[]", path)
+            if path in self.ignored or len(self.ignored) < MAX_IGNORED:
+                self.ignored[path] = self.ignored.get(path, 0) + 1
 
 
-def parse_json(text: str, field: str | None = None) -> Item:
-    """What a JSONL line asks to have judged. Raises ValueError that says what is wrong with it."""
-    import json
+def read_json(text: str, line: int, source: str, *, field: str | None = None, shape: str | None = None) -> Record:
+    """The record in a JSON text; one with an error where it cannot be read."""
+    from guardkit.reading.jsontext import parse
 
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} (column {error.pos + 1})") from None
-    except RecursionError:
-        raise ValueError("not valid JSON: nested too deeply") from None
-    if field is not None:
-        return _string(_dig(data, field), field)
-    if isinstance(data, str):
-        return data
-    if not isinstance(data, dict):
-        raise ValueError(f"expected a JSON object or string, got {_kind(data)}")
-    if "messages" in data:
-        messages = data["messages"]
-        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-            raise ValueError("'messages' must be a list of objects, with at least one")
-        return messages
-    if "response" in data:
-        answer = {"role": "assistant", "content": _string(data["response"], "response")}
-        if data.get("prompt") is None:
-            return [answer]
-        return [{"role": "user", "content": _string(data["prompt"], "prompt")}, answer]
-    for key in ("text", "prompt"):
-        if key in data:
-            return _string(data[key], key)
-    known = ", ".join(f"'{key}'" for key in list(data)[:8]) or "none"
-    raise ValueError(f"no 'text', 'prompt', 'response' or 'messages' in it (keys: {known}); --field names another")
+        return read_value(parse(text), line, source, field=field, shape=shape)
+    except ValueError as error:
+        return Record(line, None, text, source, str(error))
 
 
-def _dig(data: Any, field: str) -> Any:
-    """`data[field]`, or along the dots of `field` where no key is called that."""
-    if isinstance(data, dict) and field in data:
-        return data[field]
-    for key in field.split("."):
-        if not isinstance(data, dict) or key not in data:
-            raise ValueError(f"no field '{field}'")
-        data = data[key]
-    return data
+def read_value(data: Any, line: int, source: str, *, field: str | None = None, shape: str | None = None) -> Record:
+    """The record that a parsed value is. Raises ValueError that says why it cannot be read."""
+    from guardkit.reading.records import read_record
 
-
-def _string(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"'{name}' must be a string, not {_kind(value)}")
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    found = read_record(data, field=field, shape=shape)
+    items = [judged.item for judged in found.judged]
+    shown = "\n".join(filter(None, map(_shown, items)))
+    return Record(line, items[0], shown, source, None, tuple(items[1:]), found.ignored)
 
 
 def _shown(item: Item) -> str:
     """The text of `item` that is judged, for people."""
     if isinstance(item, str):
         return item
-    content = item[-1].get("content")
-    if isinstance(content, str):
-        return content
-    import json
-
-    return json.dumps(item[-1] if content is None else content, ensure_ascii=False)
+    last = item[-1]
+    texts = [part.text or f"[{part.what}]" for part in last.parts() if part.text != last.content]
+    return "\n".join(filter(None, [last.content, *texts]))

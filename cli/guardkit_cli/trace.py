@@ -301,6 +301,8 @@ def row_to_dict(
         "parts": [_part_to_dict(p, with_text, with_tokens) for p in found.parts] if found is not None else [],
         "latency_ms": round(found.latency_ms, 3) if found is not None else None,
     }
+    if row.record.ignored:
+        out["ignored"] = list(row.record.ignored)
     if not row.judged:
         out["error"] = row.error
         if with_text:

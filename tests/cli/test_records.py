@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from guardkit_cli.records import Decoder, Reader, Source, parse_json
+from guardkit_cli.records import Decoder, Reader, Source
 
 
 class Dribble(io.RawIOBase):
@@ -81,8 +81,3 @@ def test_line_numbers_go_on_across_reads():
 
 def test_a_long_line_in_many_pieces():
     assert [len(t) for t in texts([b"ab" * 5000] * 1000)] == [10_000_000]
-
-
-def test_parse_json_keeps_messages_as_they_are():
-    messages = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
-    assert parse_json('{"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}') == messages

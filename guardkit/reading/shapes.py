@@ -1,0 +1,266 @@
+"""The shapes of records, one reader each: chats, responses, data sets, documents, and what has no known shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from guardkit.messages import Message, Part
+from guardkit.reading import positions as at
+from guardkit.reading.drafts import (
+    ANSWERS,
+    BESIDE,
+    LISTS,
+    PAIRS,
+    QUESTIONS,
+    SYSTEM,
+    Draft,
+    answer_in,
+    context_of,
+    first_of,
+    holds_text,
+    is_message,
+    keys_of,
+    kind_of,
+    messages_in,
+    one_output,
+    one_turn,
+    quoted,
+    refuse_pieces,
+)
+from guardkit.reading.message import read_message
+from guardkit.reading.values import as_sequence, is_name, texts_of
+from guardkit.verdict import Stage
+
+
+def read_draft(data: Any, shape: str | None, outputs: bool) -> tuple[str, Draft]:
+    if shape is not None and shape not in SHAPES:
+        raise ValueError(f"unknown shape '{shape}'; known: {', '.join(SHAPES)}")
+    for name, read in SHAPES.items():
+        if shape in (None, name) and (draft := read(data, outputs)) is not None:
+            return name, draft
+    raise ValueError(f"not of the shape '{shape}'{keys_of(data)}" if shape else f"expected an object{keys_of(data)}")
+
+
+# ------------------------------------------------------------------------------------------------- shapes, one each
+
+
+def _plain(data: Any, outputs: bool) -> Draft | None:
+    """A JSON string."""
+    if not isinstance(data, str):
+        return None
+    return Draft([], [("", None, [Message("assistant", data)])], ()) if outputs else Draft([], [], (), data)
+
+
+def _envelope(data: Any, outputs: bool) -> Draft | None:
+    """What only wraps another record: LangChain's dumps, OpenAI's batch files, logged requests with their response."""
+    if not isinstance(data, Mapping):
+        return None
+    refuse_pieces(data)
+    inner = data.get("kwargs")
+    if "lc" in data and isinstance(inner, Mapping) and not is_message(data):
+        return _inside(inner, "kwargs", ("lc", "type", "id", "kwargs"), outputs)
+    body, response = data.get("body"), data.get("response")
+    if isinstance(body, Mapping) and ("custom_id" in data or "url" in data or "status_code" in data):
+        return _inside(body, "body", ("body",), outputs)
+    if isinstance(response, Mapping):
+        draft = _inside(response, "response", ("response",), outputs)
+        asked = data.get("request", data.get("body"))
+        if draft.answers and not draft.messages and isinstance(asked, Mapping):
+            context = _inside(asked, "request", ("request",), False)
+            draft.messages, draft.used = context.messages, ("request", "response")
+        return draft
+    if "custom_id" in data and data.get("error"):
+        raise ValueError("a request of a batch that failed: there is no response in it")
+    return None
+
+
+def _inside(inner: Mapping[Any, Any], path: str, used: tuple[str, ...], outputs: bool) -> Draft:
+    draft = read_draft(inner, None, outputs)[1]
+    draft.messages = [(f"{path}.{p}", n, m) for p, n, m in draft.messages]
+    draft.answers = [(f"{path}.{p}", n, m) for p, n, m in draft.answers]
+    left = [key for key, value in inner.items() if key not in draft.used and holds_text(key, value)]
+    draft.ignored = tuple(f"{path}.{key}" for key in (*draft.ignored, *left))
+    draft.used = used
+    return draft
+
+
+def _choices(data: Any, outputs: bool) -> Draft | None:
+    """Every candidate of a response: OpenAI's ``choices``, Gemini's ``candidates``."""
+    key = first_of(data, ("choices", "candidates"))
+    if key is None:
+        return None
+    one_output(data, key, outputs)
+    listed = data[key]
+    if not isinstance(listed, list) or not listed or not all(isinstance(c, Mapping) for c in listed):
+        raise ValueError(f"'{key}' must be a list of objects, with at least one")
+    answers: list[tuple[str, int | None, list[Message]]] = []
+    for i, choice in enumerate(listed):
+        given = [name for name in ("message", "text", "delta", "content") if choice.get(name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"choice {i}: only one of {quoted(given)} can be read")
+        if given == ["delta"] or (given == ["text"] and choice.get("finish_reason", "") is None):
+            raise ValueError(f"choice {i} is a piece of a stream: join the pieces to one record")
+        if not given:
+            raise ValueError(f"choice {i} has no 'message'")
+        beside = [name for name in BESIDE if choice.get(name)]
+        if beside:
+            raise ValueError(
+                f"{quoted(beside)} beside '{key}[{i}]': not clear what belongs together; put it into the message"
+            )
+        told = choice[given[0]]
+        source = dict(told) if isinstance(told, Mapping) else {"content": told}
+        source |= {k: v for k, v in choice.items() if k in at.ASIDE and k not in source}
+        role = {"role": "assistant"} if source.get("role") is None else {}
+        answers.append((f"{key}[{i}]", i, [read_message(source | role, i)]))
+    context, used = context_of(data)
+    return Draft(context, answers, (key, *used))
+
+
+def _preference(data: Any, outputs: bool) -> Draft | None:
+    """The better and the worse of two answers; each is judged."""
+    pair = next((p for p in PAIRS if isinstance(data, Mapping) and all(k in data for k in p)), None)
+    if pair is None:
+        return None
+    context, used = context_of(data)
+    return Draft(context, [(key, i, answer_in(data[key], key, {})) for i, key in enumerate(pair)], (*pair, *used))
+
+
+def _chat(data: Any, outputs: bool) -> Draft | None:
+    """A list of messages, alone or in a request."""
+    if isinstance(data, list):
+        if not any(isinstance(m, Mapping) and is_message(m) for m in data):
+            return None
+        return Draft(messages_in(data, ""), [], ())
+    key = first_of(data, LISTS)
+    if key is None:
+        return None
+    one_output(data, key, outputs)
+    context, used = context_of(data)
+    return Draft([*context, *([] if key in used else messages_in(data[key], key))], [], (key, *used))
+
+
+def _items(data: Any, outputs: bool) -> Draft | None:
+    """The Responses API's ``output`` or ``input``, a turn of several items; Bedrock's ``output``."""
+    if not isinstance(data, Mapping):
+        return None
+    output, asked = data.get("output"), data.get("input")
+    if isinstance(output, Mapping) and isinstance(output.get("message"), Mapping):
+        context, used = context_of(data)
+        return Draft(
+            context, [("output.message", None, [read_message(output["message"], 0, "assistant")])], ("output", *used)
+        )
+    if isinstance(output, list) and output and all(isinstance(item, Mapping) for item in output):
+        one_output(data, "output", outputs)
+        context, used = context_of(data)
+        turn = one_turn([read_message(item, i, "assistant") for i, item in enumerate(output)])
+        settings = [key for key in ("text", "reasoning", "output_text") if not isinstance(data.get(key), str | list)]
+        return Draft(context, [("output", None, turn)], ("output", *settings, *used))
+    if isinstance(asked, list) and asked and all(isinstance(m, Mapping) for m in asked) and output is None:
+        context, used = context_of({k: v for k, v in data.items() if k != "input"})
+        return Draft([*context, *messages_in(asked, "input")], [], ("input", *used))
+    return None
+
+
+def _message(data: Any, outputs: bool) -> Draft | None:
+    """One message, alone or in ``message``."""
+    if not isinstance(data, Mapping):
+        return None
+    if isinstance(data.get("message"), Mapping) and "role" not in data:
+        one_output(data, "message", outputs)
+        context, used = context_of(data)
+        message = read_message(data["message"], 0, "assistant")
+        return Draft(context, [("message", None, [message])], ("message", *used))
+    role = data.get("role", data.get("from"))
+    if not is_message(data) or not (outputs or role is None or (isinstance(role, str) and role in at.ROLES)):
+        return None
+    return Draft([], [("", 0 if "role" in data else None, [read_message(data)])], tuple(data))
+
+
+def _answered(data: Any, outputs: bool) -> Draft | None:
+    """An answer with what it answers: ``prompt`` and ``response``, ``instruction``, ``input`` and ``output``."""
+    keys = (*ANSWERS, "content", "text") if outputs else ANSWERS
+    key = first_of(data, keys)
+    if not isinstance(data, Mapping) or (key is None and not (outputs and any(data.get(k) for k in BESIDE))):
+        null = next((k for k in ANSWERS if k in data), None) if isinstance(data, Mapping) and not outputs else None
+        if null is not None and any(k in data for k in QUESTIONS if k != null):
+            raise ValueError(f"'{null}' must be a string, not null")
+        return None
+    if key is not None:
+        one_output(data, key, outputs)
+    if outputs and data.get("type") not in (None, "ai", "AIMessage"):
+        raise ValueError(f"'type' is '{data['type']}': without a 'role', only 'ai' is known to be a model's")
+    beside = {name: data[name] for name in BESIDE if data.get(name) is not None}
+    context, used = context_of(data, but=key)
+    answer = answer_in(data[key] if key else "", key or "", beside)
+    return Draft(context, [(key or "", None, answer)], tuple(filter(None, (key, *beside, *used))))
+
+
+def _document(data: Any, outputs: bool) -> Draft | None:
+    """A document with its metadata: LangChain's and LlamaIndex's."""
+    if outputs or not isinstance(data, Mapping):
+        return None
+    text = data.get("page_content", data.get("text") if "class_name" in data else None)
+    if not isinstance(text, str):
+        return None
+    parts = [text, *(f.text for f in texts_of(data.get("metadata"), Stage.document, names=True) if f.text)]
+    attached = tuple(Part(Stage.document, t, "document") for t in ("\n".join(parts),) if t)
+    return Draft(
+        [("", None, Message("user", attached=attached))], [], ("page_content", "text", "metadata", "class_name")
+    )
+
+
+def _text(data: Any, outputs: bool) -> Draft | None:
+    """One text: ``text``, ``prompt``, or a question without an answer."""
+    key = None if outputs else first_of(data, ("text", *QUESTIONS, "content"))
+    if key is None:
+        return None
+    value = data[key]
+    if key == "prompt" and as_sequence(value) and all(isinstance(m, Mapping) for m in value):
+        return Draft(messages_in(value, key), [], (key,))
+    if not isinstance(value, str):
+        if key in ("text", "prompt"):
+            raise ValueError(f"'{key}' must be a string, not {kind_of(value)}")
+        return None
+    used = [k for k in (*SYSTEM, "input") if key == "instruction" and isinstance(data.get(k), str)]
+    if used:
+        return Draft(
+            [("instruction", None, Message("user", "\n".join([value, *(data[k] for k in used)])))], [], (key, *used)
+        )
+    return Draft([], [], (key,), value)
+
+
+def _values(data: Any, outputs: bool) -> Draft | None:
+    """Of no known shape: all of it is one text."""
+    if outputs and isinstance(data, Mapping | list):
+        raise ValueError(f"no 'messages', 'response', 'reasoning_content', 'choices' or 'text' in it{keys_of(data)}")
+    if not isinstance(data, Mapping | list):
+        raise ValueError(f"expected a JSON object or string, got {kind_of(data)}")
+    found = texts_of(data, Stage.prompt, names=True)
+    if not any(f.text is None or not f.is_key or not is_name(f.text) for f in found):
+        if isinstance(data, list):
+            raise ValueError("expected an object or text in it, got a list without any")
+        raise ValueError(f"no text in it{keys_of(data)}")
+    text = "\n".join(f.text for f in found if f.text is not None)
+    unread = tuple(dict.fromkeys(f.what for f in found if f.text is None))
+    if not unread:
+        return Draft([], [], tuple(data) if isinstance(data, Mapping) else (), text)
+    return Draft(
+        [("", None, Message("user", text, unjudgeable=unread))], [], tuple(data) if isinstance(data, Mapping) else ()
+    )
+
+
+SHAPES: dict[str, Callable[[Any, bool], Draft | None]] = {
+    "string": _plain,
+    "envelope": _envelope,
+    "choices": _choices,
+    "preference": _preference,
+    "messages": _chat,
+    "items": _items,
+    "message": _message,
+    "document": _document,
+    "answer": _answered,
+    "text": _text,
+    "values": _values,
+}
+"""The shapes of records, in the order in which they are tried."""
