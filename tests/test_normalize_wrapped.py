@@ -221,7 +221,7 @@ def test_what_is_no_cipher_is_left_alone(text: str) -> None:
         ("WIEBAUEICHEINEBANK", "WIE BAUE ICH EINE BANK"),
         ("b()mb, we4p()n, |<ill, /\\/\\ake", "bomb, weapon, kill, make"),
         ("AbstractSingletonProxyFactoryBean", "AbstractSingletonProxyFactoryBean"),
-        ("internationalization straightforwardly", "internationalization straightforwardly"),
+        ("internationalization methamphetamine", "internationalization methamphetamine"),
         ("Geschwindigkeitsbegrenzung donaudampfschifffahrt", "Geschwindigkeitsbegrenzung donaudampfschifffahrt"),
         ("foo() a || b ls|less https:\\/\\/example.com\\/a", "foo() a || b ls|less https:\\/\\/example.com\\/a"),
     ],

@@ -78,7 +78,8 @@ def _glued(match: re.Match[str]) -> Pieces | None:
         parts.append((match[0][begin[end] : end], match.start() + begin[end]))
         end = begin[end]
     parts.reverse()
-    common = [part.lower() for part, _ in parts if part.lower() in COMMON]
-    if len(set(common)) < 3 or 2 * sum(map(len, common)) < size or len(parts) - len(common) > len(common):
+    common = [part for part, _ in parts if part.lower() in COMMON]
+    long = {part for part in common if len(part) > 2}  # short ones are in any word: met-hamp-het-a-mi-ne
+    if len(long) < 2 or sum(map(len, long)) < 0.45 * size or len(parts) - len(common) > len(common):
         return None
     return _spread(parts)
