@@ -23,6 +23,7 @@ from guardkit.models.base import Scores, Session, Tokens
 from guardkit.policy import Decision
 from guardkit.retokenize import SurrogateJoiner
 from guardkit.trace_parts import Begin, Piece, Sentence, Span, TracePart, nothing_flagged
+from guardkit.trace_worst import with_worst
 from guardkit.verdict import Category, Severity, Stage
 
 if TYPE_CHECKING:
@@ -129,11 +130,19 @@ def trace_batch(guard: Guard, items: Sequence[Item], *, feed_chars: int = FEED_C
     for i in range(0, len(voices), RESPONSES):
         _run(guard, voices[i : i + RESPONSES])
     traces = []
-    for item, output in zip(items, outputs, strict=True):
-        found = replace(output.trace(), latency_ms=(time.perf_counter() - start) * 1e3)
+    for item, output, found in zip(items, outputs, _with_worst(guard, outputs), strict=True):
+        found = replace(found, latency_ms=(time.perf_counter() - start) * 1e3)
         guard.record(found.decision, item, output.characters, found.latency_ms, "trace")
         traces.append(found)
     return traces
+
+
+def _with_worst(guard: Guard, outputs: Sequence[_Output]) -> list[Trace]:
+    """The traces, with the worst sentence of each flagged part."""
+    found = [output.trace() for output in outputs]
+    contexts = [output.context for output, t in zip(outputs, found, strict=True) for _ in t.parts]
+    parts = iter(with_worst(guard, [p for t in found for p in t.parts], contexts))
+    return [replace(t, parts=tuple(next(parts) for _ in t.parts)) for t in found]
 
 
 def _run(guard: Guard, voices: Sequence[_Voice]) -> None:
@@ -168,9 +177,11 @@ class _Output:
         self._guard = guard
         self.voices: list[_Voice] = []
         self.characters = 0
+        self.context: tuple[Message, ...] = ()
         self.error: BaseException | None = None
         try:
             context, parts = _read(item)
+            self.context = context
             for number, part in enumerate(parts):
                 if part.text is not None:
                     self.characters += len(part.text)

@@ -64,6 +64,7 @@ class TracePart:
     text: without think tags, surrogate pairs joined; start: where it begins in the text that it is cut from (a field
     of the message, tags included). verdict: that of its worst token (the first of equals; with nothing flagged its
     last token's), indexes within the part. decision: what the policy finds worst in it, with the strongest action.
+    worst: the index of the sentence that is worst by itself, None where nothing is flagged (see `trace_worst.py`).
     """
 
     stage: Stage
@@ -75,6 +76,7 @@ class TracePart:
     verdict: Verdict
     decision: Decision
     begin: Begin | None
+    worst: int | None = None
 
     @property
     def severity(self) -> Severity:
@@ -136,7 +138,9 @@ class Piece:
     def _verdict(self, scores: Scores, row: int, token: int, severity: Severity, stage: Stage) -> Verdict:
         verdict = verdict_of(self._guard.model, scores, row, severity, stage)
         windowed = scores.windowed is not None and bool(scores.windowed[row])
-        return replace(verdict, token_index=token, char_index=self._starts[token], windowed=windowed)
+        char = self._starts[token]
+        verdict = replace(verdict, token_index=token, char_index=char, windowed=windowed)
+        return verdict if severity is Severity.safe else replace(verdict, char_start=char, char_end=char + 1)
 
     def _flag(self, verdict: Verdict, token: int, back: int) -> None:
         """A token ends a run that is long enough; `back` counts the tokens that make it so, this one included."""
@@ -173,6 +177,10 @@ class Piece:
         if self._begin is not None:
             char = self._starts[self._begin]
             begin = Begin(self._begin, bisect_right(starts, char) - 1, char)
+        if verdict.char_start is not None:  # its sentence
+            at = bisect_right(starts, verdict.char_start) - 1
+            end = starts[at + 1] if at + 1 < len(starts) else len(self._text)
+            verdict = replace(verdict, char_start=starts[at], char_end=end)
         sentences = self._sentences(starts, verdict.severity)
         spans = self._spans()
         return TracePart(

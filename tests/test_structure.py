@@ -60,6 +60,7 @@ LAYERS = (
     ("rewards.safety",),
     ("rewards.hybrid",),
     ("rewards", "rewards.adapters"),
+    ("trace_worst",),
     ("trace", "evaluation.rows", "evaluation.locations"),
     ("evaluation.sources", "evaluation.predictions", "evaluation.spans"),
     ("evaluation.columns",),

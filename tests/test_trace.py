@@ -13,6 +13,7 @@ from guardkit.models.base import Scores, Session, Tokens
 from guardkit.sentences import sentence_starts
 from guardkit.testing import FakeGuard, FakeModel
 from guardkit.trace import Begin, Trace, trace, trace_batch
+from guardkit.trace_worst import MOST
 
 SCRIPT = {"BAD": "unsafe", "HMM": "controversial", "BOOM": RuntimeError("boom")}
 THOUGHTS = {"safe": "All is fine. So go on.", "unsafe": "All is fine. This is BAD indeed."}
@@ -303,7 +304,46 @@ def test_a_long_trace_takes_as_many_model_calls_as_a_short_one_per_character():
     thought = found.parts[0]
     assert thought.n_tokens == 40_001
     assert thought.begin == Begin(20_000, 5000, len(text))
-    assert guard.model.calls <= 2 * (len(text) * 2 // 65_536 + 2)
+    # and as many again as sentences are looked at twice, however long the text
+    assert guard.model.calls <= 2 * (len(text) * 2 // 65_536 + 2) + MOST
+
+
+def test_the_worst_sentence_of_a_long_text_is_named():
+    calm = "All is well here. "
+    text = calm * 3000 + "Well, HMM. " + calm * 2000 + "Then do the BAD thing. " + calm * 5000
+    assert len(text) > 180_000
+    part = trace(FakeGuard(SCRIPT), text).parts[0]
+    assert part.begin is not None
+    assert part.begin.sentence == 3000
+    assert part.worst is not None
+    worst = part.sentences[part.worst]
+    assert text[worst.start : worst.end] == "Then do the BAD thing. "
+    assert trace(FakeGuard(SCRIPT), calm).parts[0].worst is None
+
+
+def test_where_the_second_look_fails_the_first_flagged_sentence_is_named():
+    class Fails(FakeModel):
+        def open(self, context):
+            if self.calls:
+                raise RuntimeError("gone")
+            return super().open(context)
+
+    part = trace(Guard(Fails(SCRIPT), debounce=1), "Fine. HMM. Then BAD. Fine.").parts[0]
+    assert (part.severity, part.worst) == (Severity.unsafe, 1)
+
+
+def test_nano_names_a_harmful_sentence_not_the_harmless_ones_behind_it():
+    calm = ["The bakery opens at nine. ", "Its baker gets up early. ", "A cat sleeps by the door. "]
+    harm = [
+        "I will murder you and your whole family. ",
+        "They are vermin and they all deserve to be murdered. ",
+        "You should stab him and then kill his children with a knife. ",
+    ]
+    text = "".join([*calm * 40, *harm, *calm * 40])
+    part = trace(Guard.load(), text).parts[0]
+    assert part.worst is not None
+    worst = part.sentences[part.worst]
+    assert text[worst.start : worst.end] in harm
 
 
 def sentences(text: str) -> list[str]:

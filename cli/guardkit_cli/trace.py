@@ -232,13 +232,30 @@ class _Tracing:
 
 
 def describe(part: TracePart) -> str:
-    """For people: 'reasoning: unsafe (Violent) from sentence 2 of 9, token 14 of 120'. Counts start at 1."""
+    """For people: 'reasoning: unsafe (Violent), worst in sentence 4 of 9, from sentence 2, token 14 of 120'. Counts
+    start at 1."""
     about = f" ({', '.join(c.label for c in part.verdict.categories)})" if part.verdict.categories else ""
     text = f"{_NAMES[part.stage.value]}: {part.severity.value}{about}"
     if part.begin is not None:
         b = part.begin
-        text += f" from sentence {b.sentence + 1} of {len(part.sentences)}, token {b.token + 1} of {part.n_tokens}"
+        if part.worst is not None and part.worst != b.sentence:
+            text += (
+                f", worst in sentence {part.worst + 1:,} of {len(part.sentences):,}, from sentence {b.sentence + 1:,}"
+            )
+        else:
+            text += f" from sentence {b.sentence + 1:,} of {len(part.sentences):,}"
+        text += f", token {b.token + 1:,} of {part.n_tokens:,}"
     return text
+
+
+def quoted(part: TracePart) -> str:
+    """The beginning of the worst sentence; where that is the one in which the risk begins, from there on."""
+    if part.begin is None:
+        return ""
+    start = part.begin.char
+    if part.worst is not None and part.worst != part.begin.sentence:
+        start = part.sentences[part.worst].start
+    return shorten(part.text[start : start + QUOTED + 1].lstrip(), QUOTED)
 
 
 def _line_printer(out: TextIO, shown: Shown) -> Callable[[Sequence[TraceRow]], None]:
@@ -248,8 +265,7 @@ def _line_printer(out: TextIO, shown: Shown) -> Callable[[Sequence[TraceRow]], N
         text = paint(escape(describe(part)), _COLOURS[part.severity.value], coloured)
         if part.begin is None:
             return text
-        start = part.begin.char
-        return f'{text}, "{shorten(part.text[start : start + QUOTED + 1], QUOTED)}"'
+        return f'{text}, "{quoted(part)}"'
 
     def line(row: TraceRow) -> str:
         where = str(row.record.line)
@@ -323,6 +339,7 @@ def _part_to_dict(part: TracePart, with_text: bool, with_tokens: bool) -> dict[s
         "risk": round(part.risk, 4),
         "action": part.decision.action.value,
         "begin": None if b is None else {"token": b.token, "sentence": b.sentence, "char": b.char},
+        "worst": part.worst,
         "sentences": [
             {"start": s.start, "end": s.end, "severity": s.severity.value, "risk": round(s.risk, 4)}
             for s in part.sentences

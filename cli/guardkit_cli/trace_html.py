@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHADES = (0.1, 0.25, 0.5, 0.75)
 """The risks at which a darker shade begins."""
+MAX_QUOTE = 200  # characters of the worst sentence in the report above a text
 MAX_CELLS = 240  # of the strip above a part; the sentences of longer ones share cells
 _NAMES = {"reasoning": "Reasoning", "response": "Answer", "tool_call": "Tool call"}
 _SUMMARIES = {
@@ -170,6 +171,13 @@ def _part(row: TraceRow, number: int, part: TracePart) -> Iterator[str]:
     badge = _badge(part.severity.value) if row.judged or part.begin is not None else ""  # the rest may be unsafe
     yield f"<section><h3>{_NAMES[part.stage.value]} {badge}{_text(about)}</h3><p>"
     yield f"{_count(len(part.sentences), 'sentence')}, {_count(part.n_tokens, 'token')}, highest risk {part.risk:.2f}. "
+    if part.worst is not None:
+        worst = part.sentences[part.worst]
+        quote = part.text[worst.start : min(worst.end, worst.start + MAX_QUOTE)].strip()
+        yield (
+            f'The worst is <a href="#{_anchor(row, number, f"s{part.worst}")}">sentence {part.worst + 1:,}</a>: '
+            f"<q>{_text(quote)}{'…' if worst.end - worst.start > MAX_QUOTE else ''}</q>. "
+        )
     if part.begin is not None:
         b = part.begin
         yield (
@@ -179,8 +187,10 @@ def _part(row: TraceRow, number: int, part: TracePart) -> Iterator[str]:
     yield "</p>"
     per_cell = -(-len(part.sentences) // MAX_CELLS) or 1
     linked = set(range(0, len(part.sentences), per_cell))
+    cells = sorted(linked)
+    linked.update(() if part.worst is None else (part.worst,))
     yield '<div class="strip">'
-    for i in sorted(linked):
+    for i in cells:
         group = part.sentences[i : i + per_cell]
         shade = _shade(max(s.risk for s in group))
         grow = group[-1].end - group[0].start

@@ -374,7 +374,7 @@ def test_a_risk_that_begins_in_blank_lines_has_a_place(tmp_path, text):
     path = tmp_path / "page.html"
     with Page(str(path)) as page:
         found = replace(found, parts=(replace(part, begin=Begin(0, 0, 0)),))
-        page.add([TraceRow(0, Record(1, text, text), found.decision, False, None, found)])
+        page.add([TraceRow(0, Record(1, text, text), found.decision, output=None, trace=found)])
     tags = Reading(path.read_text(encoding="utf-8")).tags
     links = {attrs["href"][1:] for tag, attrs in tags if tag == "a"}
     assert "t0p0b" in links
@@ -503,3 +503,16 @@ def test_nano(start, tmp_path):
     assert [row["outcome"] for row in rows] == ["reasoning_only", "safe"], err
     assert process.returncode == (1 if rows[0]["action"] == "block" else 0)
     assert Reading((tmp_path / "page.html").read_text(encoding="utf-8")).texts == [harm, "Tomatoes need sun.", "Hello."]
+
+
+def test_the_line_and_the_page_name_the_worst_sentence(cli, tmp_path):
+    calm = "All is well here. "
+    text = f"{calm * 400}Well, HMM. {calm * 100}Then do the BAD thing. {calm * 500}"
+    page = tmp_path / "page.html"
+    result = cli("trace", "--whole", "--html", str(page), stdin=text)
+    assert "worst in sentence 502 of 1,002, from sentence 401" in result.out
+    assert '"Then do the BAD thing."' in result.out
+    html = page.read_text(encoding="utf-8")
+    assert 'The worst is <a href="#t0p0s501">sentence 502</a>: <q>Then do the BAD thing.</q>' in html
+    assert 'id="t0p0s501"' in html
+    assert cli("trace", "--json", stdin=text).rows[0]["parts"][0]["worst"] == 501
