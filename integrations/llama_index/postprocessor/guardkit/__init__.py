@@ -12,9 +12,12 @@ from llama_index.postprocessor.guardkit.instrumentation import GuardEventHandler
 from llama_index.postprocessor.guardkit.llm import GuardedFunctionCallingLLM, GuardedLLM, guarded
 from llama_index.postprocessor.guardkit.memory import GuardMemory
 from llama_index.postprocessor.guardkit.nodes import Screened
+from llama_index.postprocessor.guardkit.pipeline import GuardIngestionPipeline
 from llama_index.postprocessor.guardkit.postprocessor import GuardNodePostprocessor, Screening
 from llama_index.postprocessor.guardkit.query_engine import GuardQueryEngine
 from llama_index.postprocessor.guardkit.rules import REDACTED, VIOLATION_MESSAGE, ExitBehavior, GuardEvent
+from llama_index.postprocessor.guardkit.runs import guard_policy
+from llama_index.postprocessor.guardkit.structured import Withheld
 from llama_index.postprocessor.guardkit.tools import guarded_tools
 from llama_index.postprocessor.guardkit.transform import GuardTransform
 from llama_index.postprocessor.guardkit.workflow import guard_step
@@ -26,6 +29,7 @@ __all__ = [
     "GuardChatEngine",
     "GuardEvent",
     "GuardEventHandler",
+    "GuardIngestionPipeline",
     "GuardMemory",
     "GuardNodePostprocessor",
     "GuardQueryEngine",
@@ -36,6 +40,8 @@ __all__ = [
     "Observation",
     "Screened",
     "Screening",
+    "Withheld",
+    "guard_policy",
     "guard_step",
     "guarded",
     "guarded_tools",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,15 +32,28 @@ from llama_index.core.tools import ToolOutput
 from llama_index.postprocessor.guardkit.guards import Source, resolve
 from llama_index.postprocessor.guardkit.inputs import Inputs
 from llama_index.postprocessor.guardkit.llm import guarded
+from llama_index.postprocessor.guardkit.marks import mark_of
 from llama_index.postprocessor.guardkit.memory import GuardMemory
 from llama_index.postprocessor.guardkit.postprocessor import GuardNodePostprocessor
-from llama_index.postprocessor.guardkit.query_engine import GuardQueryEngine, passable_metadata, with_guarded_nodes
-from llama_index.postprocessor.guardkit.rules import VIOLATION_MESSAGE, ExitBehavior, Rules
+from llama_index.postprocessor.guardkit.query_engine import (
+    GuardQueryEngine,
+    nodes_of,
+    passable_metadata,
+    with_guarded_parts,
+)
+from llama_index.postprocessor.guardkit.rules import (
+    VIOLATION_MESSAGE,
+    ExitBehavior,
+    OnViolation,
+    Rules,
+    ViolationMessage,
+)
+from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 from llama_index.postprocessor.guardkit.streaming import TextStream
 from llama_index.postprocessor.guardkit.tools import judged_output
 
-from guardkit import Guard, Message, Stage
+from guardkit import Decision, Guard, Message, Stage
 
 # Engines whose every answer comes from an LLM or query engine that is swapped for a guarded one.
 _KNOWN = (SimpleChatEngine, ContextChatEngine, CondensePlusContextChatEngine, CondenseQuestionChatEngine)
@@ -62,15 +74,17 @@ class GuardChatEngine(BaseChatEngine):
         guard: Guard | Source,
         *,
         exit_behavior: ExitBehavior = "end",
-        violation_message: str = VIOLATION_MESSAGE,
+        violation_message: ViolationMessage = VIOLATION_MESSAGE,
+        on_violation: OnViolation | None = None,
+        policies: Policies | None = None,
         check_input: bool = True,
         check_nodes: bool = True,
         check_output: bool = True,
         node_postprocessor: GuardNodePostprocessor | None = None,
     ):
-        self._rules = Rules(resolve(guard), exit_behavior, violation_message)
+        self._rules = Rules(resolve(guard), exit_behavior, violation_message, on_violation, policies or {})
         self._check_input, self._check_output = check_input, check_output
-        self._nodes = node_postprocessor or GuardNodePostprocessor(guard=self._rules.guard)
+        self._nodes = node_postprocessor or nodes_of(self._rules)
         self._check_nodes = check_nodes
         self._inputs = Inputs()
         self._given = chat_engine
@@ -79,30 +93,34 @@ class GuardChatEngine(BaseChatEngine):
 
     def _guarded_copy(self, engine: BaseChatEngine) -> BaseChatEngine:
         """The engine with its parts swapped for guarded ones: answers are judged before memory and events see them."""
-        made = with_guarded_nodes(engine, self._nodes) if self._check_nodes else copy.copy(engine)
-        settings: dict[str, Any] = {
-            "exit_behavior": self._rules.exit_behavior,
-            "violation_message": self._rules.violation_message,
+        given = self._rules
+        made = with_guarded_parts(engine, self._nodes if self._check_nodes else None, None)
+        shared: dict[str, Any] = {
+            "violation_message": given.violation_message,
+            "on_violation": given.on_violation,
+            "policies": given.policies,
         }
-        # Engines write the deltas that they saw: with a hold-back that is too short, also those to be taken back.
-        shows_early = self._rules.guard.holdback < self._rules.guard.debounce - 1
         for name, value in vars(engine).items():
-            if not self._check_output:
-                break
-            if isinstance(value, LLM):
-                part = guarded(value, self._rules.guard, check_input=False, check_tool_results=False, **settings)
+            if isinstance(value, BaseMemory) and not isinstance(value, GuardMemory):
+                memory = GuardMemory(memory=value, guard=given.base, **shared)
+                memory._inputs = self._inputs
+                setattr(made, name, memory)
+            elif isinstance(value, LLM) and self._check_output:
+                settings = shared | {"check_input": False, "check_tool_results": False}
+                part = guarded(value, given.base, exit_behavior=given.exit_behavior, **settings)
+                part._inputs = self._inputs
                 setattr(made, name, part)
-            elif isinstance(value, BaseQueryEngine):
-                checks: dict[str, Any] = {"check_input": False, "check_nodes": self._check_nodes}
+            elif isinstance(value, BaseQueryEngine) and self._check_output:
                 part_of = GuardQueryEngine(
-                    value, self._rules.guard, node_postprocessor=self._nodes, **checks, **settings
+                    value,
+                    given.base,
+                    exit_behavior=given.exit_behavior,
+                    check_input=False,
+                    check_nodes=self._check_nodes,
+                    node_postprocessor=self._nodes,
+                    **shared,
                 )
                 setattr(made, name, part_of)
-            elif isinstance(value, BaseMemory) and (type(engine) not in _KNOWN or shows_early):
-                memory = GuardMemory(
-                    memory=value, guard=self._rules.guard, violation_message=self._rules.violation_message
-                )
-                setattr(made, name, memory)
         return made
 
     def chat(
@@ -110,7 +128,7 @@ class GuardChatEngine(BaseChatEngine):
     ) -> AGENT_CHAT_RESPONSE_TYPE:
         message, history, refused = run(self._input(message, chat_history))
         if refused:
-            return AgentChatResponse(response=self._rules.violation_message)
+            return AgentChatResponse(response=self._rules.message(refused), metadata=mark_of(refused))
         response = self._engine.chat(message, history, **kwargs)
         return response if self._judges_itself else run(self._whole(message, response))
 
@@ -119,7 +137,7 @@ class GuardChatEngine(BaseChatEngine):
     ) -> AGENT_CHAT_RESPONSE_TYPE:
         message, history, refused = await arun(self._input(message, chat_history))
         if refused:
-            return AgentChatResponse(response=self._rules.violation_message)
+            return AgentChatResponse(response=self._rules.message(refused), metadata=mark_of(refused))
         response = await self._engine.achat(message, history, **kwargs)
         return response if self._judges_itself else await arun(self._whole(message, response))
 
@@ -128,13 +146,13 @@ class GuardChatEngine(BaseChatEngine):
     ) -> StreamingAgentChatResponse:
         message, history, refused = run(self._input(message, chat_history))
         if refused:
-            chunks = (chunk for chunk in [_chunk(self._rules.violation_message)])
+            chunks = (chunk for chunk in [_chunk(self._rules.message(refused))])
             return StreamingAgentChatResponse(chat_stream=chunks, is_writing_to_memory=False)
         response = self._engine.stream_chat(message, history, **kwargs)
         if self._judges_itself:
             return response
         sources = run(self._sources(response))
-        stream = TextStream(self._rules, [Message("user", message)])
+        stream = TextStream(self._rules.of_run(), [Message("user", message)])
         return StreamingAgentChatResponse(
             chat_stream=_released(response.response_gen, stream), is_writing_to_memory=False, **sources
         )
@@ -146,14 +164,14 @@ class GuardChatEngine(BaseChatEngine):
         if refused:
 
             async def chunks() -> ChatResponseAsyncGen:
-                yield _chunk(self._rules.violation_message)
+                yield _chunk(self._rules.message(refused))
 
             return StreamingAgentChatResponse(achat_stream=chunks(), is_writing_to_memory=False)
         response = await self._engine.astream_chat(message, history, **kwargs)
         if self._judges_itself:
             return response
         sources = await arun(self._sources(response))
-        stream = TextStream(self._rules, [Message("user", message)])
+        stream = TextStream(await arun(self._of_run()), [Message("user", message)])
         return StreamingAgentChatResponse(
             achat_stream=_areleased(response.async_response_gen(), stream), is_writing_to_memory=False, **sources
         )
@@ -167,17 +185,21 @@ class GuardChatEngine(BaseChatEngine):
 
     # -- decisions
 
+    def _of_run(self) -> Steps[Rules]:
+        yield from ()
+        return self._rules.of_run()
+
     def _input(
         self, message: str, history: Sequence[ChatMessage] | None
-    ) -> Steps[tuple[str, list[ChatMessage] | None, bool]]:
-        """The message and the history as they may go on, and whether the engine must not be asked."""
+    ) -> Steps[tuple[str, list[ChatMessage] | None, Decision | None]]:
+        """The message and the history as they may go on, and the decision for which the engine must not be asked."""
         given = None if history is None else list(history)
         if not self._check_input:
-            return message, given, False
+            return message, given, None
         messages = [*(given or []), ChatMessage(role=MessageRole.USER, content=message)]
         # The message is always this turn's; in what came before it a violation is replaced.
         rules = replace(self._rules, exit_behavior="end") if self._rules.exit_behavior == "replace" else self._rules
-        earlier = (yield from self._inputs.passable(replace(rules, exit_behavior="replace"), messages[:-1]))[:]
+        earlier, _ = yield from self._inputs.passable(replace(rules, exit_behavior="replace"), messages[:-1])
         (last,), refused = yield from self._inputs.judge(rules, messages[-1:], lambda _: True)
         return last.content or "", None if given is None else earlier, refused
 
@@ -201,9 +223,11 @@ class GuardChatEngine(BaseChatEngine):
         sources = []
         for source in response.sources:
             rules = replace(self._rules, exit_behavior="replace")
-            judged = yield from judged_output(rules, source, f"source '{source.tool_name}'")
-            text = self._rules.violation_message
-            sources.append(judged or ToolOutput(source.tool_name, content=text, raw_input={}, raw_output=text))
+            judged, decision = yield from judged_output(rules, source, f"source '{source.tool_name}'")
+            if judged is None:
+                text = rules.message(decision)
+                judged = ToolOutput(source.tool_name, content=text, raw_input={}, raw_output=text)
+            sources.append(judged)
         return {"sources": sources, "source_nodes": screening.nodes}
 
 

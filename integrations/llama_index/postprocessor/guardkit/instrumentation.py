@@ -26,7 +26,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.tools import ToolOutput
 from llama_index.postprocessor.guardkit.guards import GuardField, Source
 from llama_index.postprocessor.guardkit.messages import call_text, read
-from llama_index.postprocessor.guardkit.rules import GuardEvent
+from llama_index.postprocessor.guardkit.rules import GuardEvent, bare
 from llama_index_instrumentation.base import BaseEvent
 from llama_index_instrumentation.event_handlers import BaseEventHandler
 from llama_index_instrumentation.span import SimpleSpan
@@ -91,7 +91,7 @@ class GuardEventHandler(BaseEventHandler):
             try:
                 decisions = self.guard.decide_batch(items, stage=stage) if items else []
                 for decision in decisions:
-                    record = Observation(source, span_id, decision)
+                    record = Observation(source, span_id, bare(decision))
                     self.records.append(record)
                     if self.sink is not None:
                         self.sink(record)

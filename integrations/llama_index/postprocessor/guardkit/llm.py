@@ -6,7 +6,7 @@ Agents, workflows, engines and programs that use the result are guarded at promp
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,7 +20,6 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
     MessageRole,
-    TextBlock,
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, SerializeAsAny, field_validator
 from llama_index.core.callbacks import CallbackManager
@@ -29,20 +28,34 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index.core.llms.loading import load_llm
 from llama_index.core.tools.types import BaseTool
+from llama_index.postprocessor.guardkit.answers import passable_answer, refusal
+from llama_index.postprocessor.guardkit.conversions import (
+    again,
+    alisted,
+    amapped,
+    as_chat,
+    as_completion,
+    as_messages,
+    as_prompt,
+    cleaned,
+)
 from llama_index.postprocessor.guardkit.guards import GuardComponent, Source, resolve
 from llama_index.postprocessor.guardkit.inputs import Inputs
-from llama_index.postprocessor.guardkit.messages import parts_of, question, read, without
+from llama_index.postprocessor.guardkit.marks import withheld_in
+from llama_index.postprocessor.guardkit.messages import question, read
 from llama_index.postprocessor.guardkit.rules import (
     VIOLATION_MESSAGE,
     ExitBehavior,
+    OnViolation,
     Rules,
-    redacted,
-    report,
+    ViolationMessage,
 )
+from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
-from llama_index.postprocessor.guardkit.streaming import ChatStream, numbers, usage_of
+from llama_index.postprocessor.guardkit.streaming import ChatStream
+from llama_index.postprocessor.guardkit.structured import StructuredCalls, asked_by_program
 
-from guardkit import Action, Decision, Guard
+from guardkit import Decision, Guard, GuardViolation
 
 _T = TypeVar("_T")
 
@@ -52,7 +65,10 @@ def guarded(
     guard: Guard | Source,
     *,
     exit_behavior: ExitBehavior = "end",
-    violation_message: str = VIOLATION_MESSAGE,
+    violation_message: ViolationMessage = VIOLATION_MESSAGE,
+    on_violation: OnViolation | None = None,
+    policies: Policies | None = None,
+    max_repairs: int = 0,
     check_input: bool = True,
     check_output: bool = True,
     check_tool_results: bool = True,
@@ -61,8 +77,11 @@ def guarded(
     """An LLM like `llm` whose prompts, reasoning, answers and tool calls are judged; a `FunctionCallingLLM` stays one.
 
     exit_behavior: "error" raises `GuardViolation`; "end" answers with `violation_message`, without tool calls;
-    "replace" puts it in the place of the blocked part alone. Streams leave with the guard's hold-back. check_system:
-    system messages are the application's own unless it says that they are not.
+    "replace" puts it in the place of the blocked part alone. Structured output (`structured_predict`, structured LLMs,
+    programs, output parsers, required tool calls) always raises it: half an object is none. Streams leave with the
+    guard's hold-back. check_system: system messages are the application's own unless it says that they are not.
+    policies: what a run may choose from by name, see `guard_policy`. max_repairs: how often the model is asked again
+    after a whole answer of it was blocked, with the reason; streams are not repaired.
     """
     if not isinstance(llm, LLM):
         raise TypeError(f"guarded takes a llama_index LLM, not {type(llm).__name__}")
@@ -72,6 +91,9 @@ def guarded(
         guard=resolve(guard),
         exit_behavior=exit_behavior,
         violation_message=violation_message,
+        on_violation=on_violation,
+        policies=policies or {},
+        max_repairs=max_repairs,
         check_input=check_input,
         check_output=check_output,
         check_tool_results=check_tool_results,
@@ -88,18 +110,23 @@ def guarded(
 
 @dataclass(frozen=True)
 class _Ready:
-    """Judged input: what may be sent to the LLM, or the answer to give without asking it."""
+    """Judged input: what may be sent to the LLM, or the answer to give without asking it; and this run's rules."""
 
+    rules: Rules
     messages: list[ChatMessage]
     refusal: ChatResponse | None = None
+    structured: bool = False  # whether an object is wanted
 
 
-class GuardedLLM(GuardComponent, LLM):
+class GuardedLLM(GuardComponent, StructuredCalls, LLM):
     """Made by `guarded`."""
 
     llm: SerializeAsAny[LLM]
     exit_behavior: ExitBehavior = "end"
-    violation_message: str = VIOLATION_MESSAGE
+    violation_message: ViolationMessage = VIOLATION_MESSAGE
+    on_violation: OnViolation | None = Field(default=None, exclude=True)
+    policies: Policies = Field(default_factory=dict, exclude=True, description="What a run may choose from by name.")
+    max_repairs: int = Field(default=0, ge=0, description="How often a blocked whole answer is asked for again.")
     check_input: bool = Field(default=True, description="Judge prompts and earlier answers.")
     check_output: bool = Field(default=True, description="Judge reasoning, answers and tool calls.")
     check_tool_results: bool = Field(default=True, description="Judge tool messages.")
@@ -158,33 +185,35 @@ class GuardedLLM(GuardComponent, LLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         def ask(messages: Sequence[ChatMessage]) -> ChatResponse:
-            return _as_chat(self._inner.complete(_as_prompt(messages), formatted=formatted, **kwargs))
+            return as_chat(self._inner.complete(as_prompt(messages), formatted=formatted, **kwargs))
 
-        return _as_completion(self._ask(_as_messages(prompt), ask))
+        return as_completion(self._ask(as_messages(prompt), ask))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         async def ask(messages: Sequence[ChatMessage]) -> ChatResponse:
-            return _as_chat(await self._inner.acomplete(_as_prompt(messages), formatted=formatted, **kwargs))
+            return as_chat(await self._inner.acomplete(as_prompt(messages), formatted=formatted, **kwargs))
 
-        return _as_completion(await self._aask(_as_messages(prompt), ask))
+        return as_completion(await self._aask(as_messages(prompt), ask))
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         def ask(messages: Sequence[ChatMessage]) -> ChatResponseGen:
-            source = self._inner.stream_complete(_as_prompt(messages), formatted=formatted, **kwargs)
-            return (_as_chat(chunk) for chunk in source)
+            source = self._inner.stream_complete(as_prompt(messages), formatted=formatted, **kwargs)
+            return (as_chat(chunk) for chunk in source)
 
-        chunks = self._stream(_as_messages(prompt), ask)
-        return (_as_completion(chunk) for chunk in chunks)
+        chunks = self._stream(as_messages(prompt), ask)
+        return (as_completion(chunk) for chunk in chunks)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         async def ask(messages: Sequence[ChatMessage]) -> ChatResponseAsyncGen:
-            source = await self._inner.astream_complete(_as_prompt(messages), formatted=formatted, **kwargs)
-            return _amapped(source, _as_chat)
+            source = await self._inner.astream_complete(as_prompt(messages), formatted=formatted, **kwargs)
+            return amapped(source, as_chat)
 
-        return _amapped(await self._astream(_as_messages(prompt), ask), _as_completion)
+        return amapped(await self._astream(as_messages(prompt), ask), as_completion)
+
+    # -- asking
 
     def _ask(
         self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], ChatResponse]
@@ -192,7 +221,13 @@ class GuardedLLM(GuardComponent, LLM):
         ready = run(self._input(messages))
         if ready.refusal:
             return ready.refusal
-        return run(self._output(ready.messages, ask(ready.messages)))
+        asked = ready.messages
+        for left in range(self.max_repairs, -1, -1):
+            answer = run(self._output(ready, ask(asked), left))
+            if isinstance(answer, ChatResponse):
+                break
+            asked = [*ready.messages, again(answer)]
+        return answer  # type: ignore[return-value]  # with none left it is one
 
     async def _aask(
         self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], Awaitable[ChatResponse]]
@@ -200,7 +235,13 @@ class GuardedLLM(GuardComponent, LLM):
         ready = await arun(self._input(messages))
         if ready.refusal:
             return ready.refusal
-        return await arun(self._output(ready.messages, await ask(ready.messages)))
+        asked = ready.messages
+        for left in range(self.max_repairs, -1, -1):
+            answer = await arun(self._output(ready, await ask(asked), left))
+            if isinstance(answer, ChatResponse):
+                break
+            asked = [*ready.messages, again(answer)]
+        return answer  # type: ignore[return-value]
 
     def _stream(
         self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], ChatResponseGen]
@@ -208,7 +249,7 @@ class GuardedLLM(GuardComponent, LLM):
         ready = run(self._input(messages))
         if ready.refusal:
             return (refusal for refusal in [ready.refusal])
-        return self._released(ready.messages, ask(ready.messages))
+        return self._released(ready, ask(ready.messages))
 
     async def _astream(
         self,
@@ -217,14 +258,14 @@ class GuardedLLM(GuardComponent, LLM):
     ) -> ChatResponseAsyncGen:
         ready = await arun(self._input(messages))
         if ready.refusal:
-            return _alisted([ready.refusal])
-        return self._areleased(ready.messages, await ask(ready.messages))
+            return alisted([ready.refusal])
+        return self._areleased(ready, await ask(ready.messages))
 
-    def _released(self, messages: Sequence[ChatMessage], source: ChatResponseGen) -> ChatResponseGen:
+    def _released(self, ready: _Ready, source: ChatResponseGen) -> ChatResponseGen:
         if not self.check_output:
-            yield from (_cleaned(chunk) for chunk in source)
+            yield from (cleaned(chunk) for chunk in source)
             return
-        stream, last = ChatStream(self._rules, question(messages)), None
+        stream, last = ChatStream(ready.rules, question(ready.messages)), None
         try:
             for chunk in source:
                 for last in run(stream.take(chunk)):
@@ -236,18 +277,18 @@ class GuardedLLM(GuardComponent, LLM):
                     yield last
             stream.conclude()
             if last is not None and stream.stopped is None:
-                self._inputs.remember(last.message)
+                self._inputs.remember(ready.rules, last.message)
         finally:
             stream.close()
             if isinstance(source, Generator):
                 source.close()
 
-    async def _areleased(self, messages: Sequence[ChatMessage], source: ChatResponseAsyncGen) -> ChatResponseAsyncGen:
+    async def _areleased(self, ready: _Ready, source: ChatResponseAsyncGen) -> ChatResponseAsyncGen:
         if not self.check_output:
             async for chunk in source:
-                yield _cleaned(chunk)
+                yield cleaned(chunk)
             return
-        stream, last = ChatStream(self._rules, question(messages)), None
+        stream, last = ChatStream(ready.rules, question(ready.messages)), None
         try:
             async for chunk in source:
                 for last in await arun(stream.take(chunk)):
@@ -259,7 +300,7 @@ class GuardedLLM(GuardComponent, LLM):
                     yield last
             stream.conclude()
             if last is not None and stream.stopped is None:
-                self._inputs.remember(last.message)
+                self._inputs.remember(ready.rules, last.message)
         finally:
             stream.close()
             if isinstance(source, AsyncGenerator):
@@ -269,11 +310,14 @@ class GuardedLLM(GuardComponent, LLM):
 
     @property
     def _rules(self) -> Rules:
-        return Rules(self.guard, self.exit_behavior, self.violation_message)
+        return Rules(self.guard, self.exit_behavior, self.violation_message, self.on_violation, self.policies)
 
     def _input(self, messages: Sequence[ChatMessage]) -> Steps[_Ready]:
-        out, refused = yield from self._inputs.judge(self._rules, messages, self._wants)
-        return _Ready(out, self._refusal() if refused else None)
+        structured = self._structured or asked_by_program()
+        rules = replace(self._rules, exit_behavior="error") if structured else self._rules
+        rules = rules.of_run()
+        out, refused = yield from self._inputs.judge(rules, messages, self._wants)
+        return _Ready(rules, out, refusal(rules, refused) if refused else None, structured)
 
     def _wants(self, message: ChatMessage) -> bool:
         if message.role in (MessageRole.SYSTEM, MessageRole.DEVELOPER):
@@ -282,41 +326,16 @@ class GuardedLLM(GuardComponent, LLM):
             return self.check_tool_results
         return self.check_input
 
-    def _output(self, messages: Sequence[ChatMessage], response: ChatResponse) -> Steps[ChatResponse]:
-        """Judge every part of a whole answer, each at its own stage."""
-        clean = _cleaned(response)
+    def _output(self, ready: _Ready, response: ChatResponse, repairs: int) -> Steps[ChatResponse | Decision]:
+        """The answer as it may be shown; or the decision for which to ask again, if that is left to do."""
         if not self.check_output:
-            return clean
-        message = read(response.message)
-        parts = parts_of(message)
-        context = question(messages)
-        decisions: list[Decision] = yield partial(self.guard.decide_batch, [[*context, part] for part in parts])
-        rules = self._rules
-        bad = [(p, d) for p, d in zip(parts, decisions, strict=True) if d.action is not Action.allow]
-        for _, decision in bad:
-            if decision.action is Action.flag:
-                report(decision, f"answer ({decision.stage.value})", "flagged")
-        bad = [(p, d) for p, d in bad if d.action.stops]
-        if not bad:
-            self._inputs.remember(response.message)
-            return clean
-        clean.logprobs = None
-        for part, decision in bad:
-            where = f"answer ({decision.stage.value})"
-            if decision.action is Action.redact and not part.tool_calls and not part.unjudgeable:
-                text = yield from redacted(self.guard, part.reasoning or part.content, decision.stage)
-                report(decision, where, "redacted")
-                clean.message = without(clean.message, part, text)
-                continue
-            rules.violated(decision, where)
-            if self.exit_behavior == "end":
-                return self._refusal(clean.raw)
-            clean.message = without(clean.message, part, self.violation_message)
-        return clean
-
-    def _refusal(self, raw: Any = None) -> ChatResponse:
-        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=self.violation_message)])
-        return ChatResponse(message=message, delta=self.violation_message, raw=raw)
+            return cleaned(response)
+        answer = yield from passable_answer(
+            ready.rules, question(ready.messages), response, repairs=repairs, structured=ready.structured
+        )
+        if isinstance(answer, ChatResponse) and withheld_in(answer.message) is None:
+            self._inputs.remember(ready.rules, answer.message)
+        return answer
 
 
 class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM):
@@ -358,55 +377,10 @@ class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
+        refused = withheld_in(response.message)
+        if refused is not None and error_on_no_tool_call and not read(response.message).tool_calls:
+            raise GuardViolation(refused, f"structured output: {refused}")
         found: list[ToolSelection] = self._inner.get_tool_calls_from_response(
             response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
         )
         return found
-
-
-def _cleaned(response: ChatResponse) -> ChatResponse:
-    """Without what may hold more than was judged: of `raw` and of the extras only counts remain."""
-    return response.model_copy(
-        update={"raw": usage_of(response.raw), "additional_kwargs": numbers(response.additional_kwargs)}
-    )
-
-
-def _as_messages(prompt: str) -> list[ChatMessage]:
-    return [ChatMessage(role=MessageRole.USER, content=prompt)]
-
-
-def _as_prompt(messages: Sequence[ChatMessage]) -> str:
-    return messages[-1].content or ""
-
-
-def _as_chat(response: CompletionResponse) -> ChatResponse:
-    return ChatResponse(
-        message=ChatMessage(role=MessageRole.ASSISTANT, content=response.text),
-        raw=response.raw,
-        delta=response.delta,
-        logprobs=response.logprobs,
-        additional_kwargs=response.additional_kwargs,
-    )
-
-
-def _as_completion(response: ChatResponse) -> CompletionResponse:
-    return CompletionResponse(
-        text=response.message.content or "",
-        raw=response.raw,
-        delta=response.delta,
-        logprobs=response.logprobs,
-        additional_kwargs=response.additional_kwargs,
-    )
-
-
-async def _amapped(source: AsyncGenerator[Any, None], change: Callable[[Any], _T]) -> AsyncGenerator[_T, None]:
-    try:
-        async for item in source:
-            yield change(item)
-    finally:
-        await source.aclose()
-
-
-async def _alisted(items: Sequence[ChatResponse]) -> ChatResponseAsyncGen:
-    for item in items:
-        yield item

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -14,20 +16,24 @@ from llama_index.core.base.llms.types import (
     CitableBlock,
     CitationBlock,
     ContentBlock,
+    DocumentBlock,
     MessageRole,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
 )
+from llama_index.postprocessor.guardkit.marks import MARK, decision_of, mark_of
 from pydantic import BaseModel
 
-from guardkit import Message
+from guardkit import Action, Decision, Message, Stage
+from guardkit.reading.values import decoded, is_name, texts_of
 
 ASSISTANT = (MessageRole.ASSISTANT, MessageRole.CHATBOT, MessageRole.MODEL)
 _ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant"}
 CALL_KEYS = ("tool_calls", "function_call")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_delta")
-# Keys of additional_kwargs that hold no text of the conversation, and so survive a rewriting.
+# Keys of additional_kwargs that hold no text of the conversation as long as a name or a number stands there. Then they
+# survive a rewriting, too.
 SILENT_KEYS = frozenset((
     "tool_call_id", "name", "id", "type", "role", "index", "finish_reason", "stop_reason", "model", "status",
     "created", "is_error",
@@ -35,7 +41,16 @@ SILENT_KEYS = frozenset((
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.S)
 _CUT_ESCAPE = re.compile(r"((?:^|[^\\])(?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?$")
-_READ_APART = {*SILENT_KEYS, *CALL_KEYS, "images"}  # images stand in the blocks, too
+# What providers keep beside reasoning and calls: opaque as long as no words stand there.
+_OPAQUE_KEYS = SILENT_KEYS | {
+    "images",
+    "signature",
+    "encrypted_content",
+    "thought_signature",
+    "logprobs",
+    "call_id",
+    "session_id",
+}
 
 
 def read(message: ChatMessage) -> Message:
@@ -45,8 +60,8 @@ def read(message: ChatMessage) -> Message:
     for key, value in message.additional_kwargs.items():
         if key in _REASONING_KEYS:
             reading.thoughts += texts_in(value)
-        elif key not in _READ_APART:
-            reading.texts += texts_in(value)
+        elif key not in CALL_KEYS and not (key == MARK and decision_of(value)):
+            reading.aside({key: value})
     return Message(
         _ROLES.get(message.role, message.role.value),
         "\n".join(filter(None, reading.texts)),
@@ -100,10 +115,15 @@ def _read_escape(match: re.Match[str]) -> str:
     return chr(int(code[1:], 16)) if len(code) > 1 else _ESCAPES.get(code, code)
 
 
-def rewritten(message: ChatMessage, text: str) -> ChatMessage:
-    """The message with `text` as all that it holds."""
-    kwargs = {k: v for k, v in message.additional_kwargs.items() if k in SILENT_KEYS}
+def rewritten(message: ChatMessage, text: str, decision: Decision | None = None) -> ChatMessage:
+    """The message with `text` as all that it holds, marked with the decision that withheld the rest."""
+    kwargs = silent_part(message.additional_kwargs) | (mark_of(decision) if decision else {})
     return ChatMessage(role=message.role, blocks=[TextBlock(text=text)], additional_kwargs=kwargs)
+
+
+def silent_part(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a message's additional_kwargs holds no text: ids and the like."""
+    return {k: v for k, v in kwargs.items() if k in SILENT_KEYS and _is_opaque(v)}
 
 
 def parts_of(message: Message) -> list[Message]:
@@ -116,9 +136,13 @@ def parts_of(message: Message) -> list[Message]:
     return parts
 
 
-def without(message: ChatMessage, part: Message, text: str) -> ChatMessage:
+def without(message: ChatMessage, part: Message, text: str, decision: Decision) -> ChatMessage:
     """The message with `text` in the place of one part. Extras of the provider go: they may repeat that part."""
-    kwargs = rewritten(message, "").additional_kwargs
+    kwargs = silent_part(message.additional_kwargs)
+    if decision.action is Action.block:
+        kwargs |= mark_of(decision)
+    elif MARK in message.additional_kwargs:
+        kwargs[MARK] = message.additional_kwargs[MARK]
     blocks: list[ContentBlock]
     if part.tool_calls:  # a call without its siblings may not be what was meant: none is made
         blocks = [b for b in message.blocks if not isinstance(b, ToolCallBlock)]
@@ -135,8 +159,8 @@ def without(message: ChatMessage, part: Message, text: str) -> ChatMessage:
 
 
 def said_aside(block: ThinkingBlock) -> list[str]:
-    """Texts that a provider keeps beside the reasoning, such as summaries. Signatures have no blanks."""
-    return [text for text in texts_in(block.additional_information) if " " in text]
+    """Texts that a provider keeps beside the reasoning, such as summaries."""
+    return [text for text in _beside(block.additional_information) if text.strip()]
 
 
 def digest(message: Message) -> bytes:
@@ -145,22 +169,28 @@ def digest(message: Message) -> bytes:
 
 
 def texts_in(value: Any) -> list[str]:
-    """Every text in a value, in order: keys and values of mappings, items of sequences, fields of models."""
-    return [text for text in _leaves(value) if text.strip()]
+    """Every text in a value of any type, in order, keys that read as text with it."""
+    return [f.text for f in texts_of(value, Stage.prompt) if f.text and f.text.strip()]
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, BaseModel):
-        yield from _leaves(value.model_dump())
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(key)
-            yield from _leaves(inner)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for inner in value:
-            yield from _leaves(inner)
+def _beside(value: Any) -> list[str]:
+    """The texts of what a provider keeps beside a content: all but names and opaque data where those are known."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _beside(item)]
+    if not isinstance(value, Mapping):
+        return texts_in(value)
+    texts: list[str] = []
+    for key, inner in value.items():
+        if key in _OPAQUE_KEYS and _is_opaque(inner):
+            continue
+        texts += [*texts_in({key: None}), *_beside(inner)]
+    return texts
+
+
+def _is_opaque(value: Any) -> bool:
+    return all(f.text is None or is_name(f.text) for f in texts_of(value, Stage.prompt))
 
 
 def _call(call: Any) -> str:
@@ -168,11 +198,16 @@ def _call(call: Any) -> str:
         call = call.model_dump()
     if not isinstance(call, Mapping):
         return str(call) if call else ""
-    inner = next((call[k] for k in ("function", "custom") if isinstance(call.get(k), Mapping)), call)
-    arguments = next((inner[k] for k in ("arguments", "args", "input", "kwargs") if inner.get(k)), None)
-    if arguments is None and not inner.get("name"):
-        return " ".join(texts_in(call))  # of no known shape: all of it is judged
-    return call_text(str(inner.get("name") or ""), arguments)
+    holder = next((k for k in ("function", "custom") if isinstance(call.get(k), Mapping)), None)
+    inner = call[holder] if holder else call
+    place = next((k for k in ("arguments", "args", "input", "kwargs", "tool_kwargs") if inner.get(k)), None)
+    if place is None and not inner.get("name"):
+        return " ".join(_beside(call))  # of no known shape: all of it is judged
+    text = call_text(str(inner.get("name") or ""), inner[place] if place else None)
+    others = {k: v for k, v in inner.items() if k not in ("name", place)}
+    if holder:
+        others |= {k: v for k, v in call.items() if k != holder}
+    return " ".join([text, *_beside(others)])
 
 
 class _Reading:
@@ -180,6 +215,17 @@ class _Reading:
         self.texts: list[str] = []
         self.thoughts: list[str] = []
         self.unknown: list[str] = []
+
+    def aside(self, value: Mapping[str, Any]) -> None:
+        """What stands beside the content, of any type; what cannot be read is listed."""
+        for key, inner in value.items():
+            if key in _OPAQUE_KEYS and _is_opaque(inner):
+                continue
+            found = texts_of(inner, Stage.prompt, names=True)
+            if found and not is_name(str(key), 1):
+                self.texts.append(str(key))
+            self.texts += [f.text for f in found if f.text and f.text.strip()]
+            self.unknown += [f.what for f in found if f.text is None]
 
     def blocks(self, blocks: Iterable[ContentBlock]) -> None:
         for block in blocks:
@@ -192,6 +238,26 @@ class _Reading:
                 self.blocks(block.content)
             elif isinstance(block, CitationBlock):
                 self.texts += [block.title, block.source]
+                self.aside(block.additional_location_info)
                 self.blocks([block.cited_content])
-            elif not isinstance(block, CachePoint | ToolCallBlock):
+            elif isinstance(block, DocumentBlock):
+                self._document(block)
+            elif isinstance(block, ToolCallBlock):
+                self.aside({"tool_call_id": block.tool_call_id})
+            elif not isinstance(block, CachePoint):
                 self.unknown.append(block.block_type)
+
+    def _document(self, block: DocumentBlock) -> None:
+        """A file: its words where its bytes are text, else something that cannot be judged."""
+        if block.title and block.title != "input_document":
+            self.texts.append(block.title)
+        text = None
+        if isinstance(block.data, bytes) and not (block.path or block.url):
+            try:
+                text = decoded(base64.b64decode(block.data, validate=True))
+            except binascii.Error:
+                text = decoded(block.data)
+        if text is None:
+            self.unknown.append(block.block_type)
+        else:
+            self.texts.append(text)

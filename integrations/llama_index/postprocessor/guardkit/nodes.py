@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, Node
-from llama_index.postprocessor.guardkit.rules import REDACTED, redacted, report, worst
+from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MediaResource, MetadataMode, Node
+from llama_index.postprocessor.guardkit.rules import REDACTED, Rules, bare, redacted, report, worst
 from llama_index.postprocessor.guardkit.steps import Steps
 
 from guardkit import Action, Category, Decision, Guard, Message, Severity, Stage
+from guardkit.reading.values import Found, Key, replaced, texts_of
 
 OnBlock = Literal["drop", "redact", "flag"]
 Media = Literal["on_error", "keep"]
@@ -43,10 +44,14 @@ class NodeRules:
     `on_error` ("on_error"), or pass ("keep"). batch_size: nodes handed to the guard at once.
     """
 
-    guard: Guard
+    rules: Rules
     on_block: OnBlock = "drop"
     media: Media = "on_error"
     batch_size: int = 256
+
+    @property
+    def guard(self) -> Guard:
+        return self.rules.guard
 
     def screen(self, nodes: Sequence[BaseNode]) -> Steps[list[Screened]]:
         """Judge nodes in batches; one result a node, in order. Reports every one that is not plainly kept."""
@@ -65,7 +70,7 @@ class NodeRules:
     def _settle(self, node: BaseNode, items: list[str | list[Message]], decisions: list[Decision]) -> Steps[Screened]:
         decision = worst(decisions)
         if decision.action is Action.allow:
-            return Screened(node.node_id, node, decision, "kept")
+            return Screened(node.node_id, node, bare(decision), "kept")
         media = any(d.action.stops and not isinstance(i, str) for i, d in zip(items, decisions, strict=True))
         wanted = {"drop": "dropped", "redact": "redacted", "flag": "flagged"}[self.on_block]
         outcome: Any = {Action.flag: "flagged", Action.redact: "redacted", Action.block: wanted}[decision.action]
@@ -76,34 +81,35 @@ class NodeRules:
             kept = yield from self._redacted(node, decision)
         if kept is None:
             outcome = "dropped"
-        report(decision, f"node {node.node_id}", outcome)
-        return Screened(node.node_id, kept, decision, outcome, media)
+        if outcome == "flagged":
+            report(decision, f"node {node.node_id}", outcome)
+        else:
+            self.rules.withheld(decision, f"node {node.node_id}", outcome)
+        return Screened(node.node_id, kept, bare(decision), outcome, media)
 
     def _items(self, node: BaseNode) -> list[str | list[Message]]:
         """The texts that may reach a prompt from this node, and a message for each thing that cannot be judged."""
         shown = node.get_content(MetadataMode.LLM) or node.get_metadata_str(MetadataMode.LLM)
         items: list[str | list[Message]] = [shown]
-        hidden = "\n".join(f"{k}: {v}" for k, v in _hidden_metadata(node))
-        if hidden:
-            items.append(hidden)
-        if isinstance(node, IndexNode) and isinstance(node.obj, str):
-            items.append(node.obj)
-        elif isinstance(node, IndexNode) and isinstance(node.obj, BaseNode):
+        found = _found_in(node)
+        aside = "\n".join(dict.fromkeys(_line(f) for f in found if f.text and f.text.strip() and f.text not in shown))
+        if aside:
+            items.append(aside)
+        if isinstance(node, IndexNode) and isinstance(node.obj, BaseNode):
             items += self._items(node.obj)
-        elif isinstance(node, IndexNode) and isinstance(node.obj, dict | list):
-            items.append("\n".join(_texts(node.obj)))
+        kinds = [f.what for f in found if f.text is None]
         if self.media == "on_error":
-            items += [[Message("user", unjudgeable=(kind,))] for kind in _media(node)]
-        return items
+            kinds += _media(node)
+        return [*items, *([Message("user", unjudgeable=(kind,))] for kind in dict.fromkeys(kinds))]
 
     def _redacted(self, node: BaseNode, decision: Decision) -> Steps[BaseNode | None]:
         """A copy whose every text passes, or None where there is none."""
         text = yield from redacted(self.guard, node.get_content(MetadataMode.NONE), Stage.document)
-        keys = [k for k, v in node.metadata.items() if list(_texts(v))]
-        values = ["\n".join(_texts(node.metadata[k])) for k in keys]
-        decisions: list[Decision] = yield lambda: self.guard.decide_batch(values, stage=Stage.document)
-        bad = {k for k, d in zip(keys, decisions, strict=True) if d.action.stops}
-        for drop in (bad, set(keys)):  # what passes piece by piece may not pass together
+        found = [f for f in texts_of(node.metadata, Stage.document, names=True) if f.text]
+        texts = [f.text or "" for f in found]
+        decisions: list[Decision] = yield lambda: self.guard.decide_batch(texts, stage=Stage.document)
+        bad = [f for f, d in zip(found, decisions, strict=True) if d.action.stops]
+        for drop in (bad, found):  # what passes piece by piece may not pass together
             copy = _rewritten(node, text, drop)
             items = self._items(copy)
             again: list[Decision] = yield partial(self.guard.decide_batch, items, stage=Stage.document)
@@ -127,9 +133,21 @@ def _marked(node: BaseNode, decision: Decision) -> BaseNode:
     return copy
 
 
-def _rewritten(node: BaseNode, text: str, bad_keys: set[str]) -> BaseNode:
+def _rewritten(node: BaseNode, text: str, bad: Sequence[Found]) -> BaseNode:
+    """A copy with another text, without the bad texts of its metadata (values keep their types), and with nothing else
+    that may repeat them."""
     copy = node.model_copy()
-    copy.metadata = {k: REDACTED if k in bad_keys else v for k, v in node.metadata.items()}
+    kept = {k: v for k, v in node.metadata.items() if not any(f.path == (Key(k),) for f in bad)}
+    for key in list(kept):
+        inside = {f.path[1:]: REDACTED for f in bad if f.path[0] == key and not f.is_key}
+        if any(f.path[0] == key and f.is_key for f in bad):
+            kept[key] = REDACTED
+        elif inside:
+            try:
+                kept[key] = replaced(kept[key], inside)
+            except (TypeError, KeyError, ValueError):  # a value that does not let itself be changed
+                kept[key] = REDACTED
+    copy.metadata = kept
     copy.relationships = {
         kind: [i.model_copy(update={"metadata": {}}) for i in related]
         if isinstance(related, list)
@@ -139,38 +157,49 @@ def _rewritten(node: BaseNode, text: str, bad_keys: set[str]) -> BaseNode:
     copy.embedding = None  # of the text as it was
     if isinstance(copy, ImageNode):
         copy.text_embedding = None
+    if isinstance(copy, IndexNode):
+        copy.obj = None
     if node.get_content(MetadataMode.NONE):
         copy.set_content(text)
     return copy
 
 
-def _hidden_metadata(node: BaseNode) -> Iterator[tuple[str, str]]:
-    """Texts in metadata that prompts do not show by default, but that other postprocessors may put there."""
-    for key in node.excluded_llm_metadata_keys:
-        value = node.metadata.get(key)
-        if key in _KEYS and isinstance(value, str) and set(value.split(",")) <= _WORDS:
-            continue
-        for text in _texts(value):
-            yield key, text
-    own = set(_texts(node.metadata))
+# Fields of nodes that hold no text of a document, or are read by name below. Whatever else a kind of node has is read.
+_READ_APART = frozenset((
+    "id_", "embedding", "text_embedding", "metadata", "relationships", "obj", "excluded_embed_metadata_keys",
+    "excluded_llm_metadata_keys", "metadata_template", "metadata_separator", "metadata_seperator", "text_template",
+    "start_char_idx", "end_char_idx", "mimetype", "index_id", "text", "image", "image_path", "image_url",
+    "image_mimetype", "class_name",
+))  # fmt: skip
+
+
+def _found_in(node: BaseNode) -> list[Found]:
+    """Every text beside the node's own, with keys: metadata of any type, that of related nodes, an index node's object,
+    captions of media, and fields that a node of another kind has."""
+    metadata = {k: v for k, v in node.metadata.items() if not _is_own_mark(k, v)}
+    found = texts_of(metadata, Stage.document, names=True)
     for related in node.relationships.values():
         for info in related if isinstance(related, list) else [related]:
-            for text in _texts(info.metadata):
-                if text not in own:  # mostly copies of the node's own
-                    yield "related", text
+            found += texts_of(info.metadata, Stage.document, names=True)
+    if isinstance(node, IndexNode) and not isinstance(node.obj, BaseNode):
+        found += texts_of(node.obj, Stage.document, names=True)
+    for name in type(node).model_fields:
+        value = getattr(node, name, None)
+        if isinstance(value, MediaResource):
+            found += texts_of(value.text, Stage.document)
+        elif name not in _READ_APART and value is not None:
+            found += texts_of(value, Stage.document)
+    return found
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        if value.strip():
-            yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _texts(key)
-            yield from _texts(inner)
-    elif isinstance(value, list | tuple | set):
-        for inner in value:
-            yield from _texts(inner)
+def _line(found: Found) -> str:
+    """A text with the key that it stands under, as prompts show metadata."""
+    key = found.path[0] if found.path else None
+    return f"{key}: {found.text}" if isinstance(key, str) else str(found.text)
+
+
+def _is_own_mark(key: str, value: Any) -> bool:
+    return key in _KEYS and isinstance(value, str) and set(value.split(",")) <= _WORDS
 
 
 def _media(node: BaseNode) -> list[str]:

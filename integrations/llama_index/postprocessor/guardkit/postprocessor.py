@@ -11,7 +11,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.postprocessor.guardkit.guards import GuardComponent, Source
 from llama_index.postprocessor.guardkit.nodes import Media, NodeRules, OnBlock, Screened
-from llama_index.postprocessor.guardkit.rules import worst
+from llama_index.postprocessor.guardkit.rules import OnViolation, Rules, worst
+from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 
 from guardkit import Guard, GuardViolation
@@ -42,6 +43,8 @@ class GuardNodePostprocessor(GuardComponent, BaseNodePostprocessor):
     min_nodes: int = Field(default=0, ge=0, description="Raise GuardViolation if drops leave fewer than this.")
     max_nodes: int | None = Field(default=None, ge=0, description="Keep at most so many of those that pass.")
     batch_size: int = Field(default=256, ge=1, description="Nodes handed to the guard at once.")
+    on_violation: OnViolation | None = Field(default=None, exclude=True)
+    policies: Policies = Field(default_factory=dict, exclude=True, description="What a run may choose from by name.")
 
     def __init__(self, guard: Guard | Source, **fields: Any) -> None:
         super().__init__(guard=guard, **fields)
@@ -59,8 +62,9 @@ class GuardNodePostprocessor(GuardComponent, BaseNodePostprocessor):
 
     def steps(self, nodes: Sequence[NodeWithScore]) -> Steps[Screening]:
         """`screen` as steps, for parts that are driven sync and async."""
-        rules = NodeRules(self.guard, self.on_block, self.media, self.batch_size)
-        decisions = yield from rules.screen([n.node for n in nodes])
+        rules = Rules(self.guard, on_violation=self.on_violation, policies=self.policies).of_run()
+        screen = NodeRules(rules, self.on_block, self.media, self.batch_size)
+        decisions = yield from screen.screen([n.node for n in nodes])
         kept = [
             item if result.node is item.node else item.model_copy(update={"node": result.node})
             for item, result in zip(nodes, decisions, strict=True)

@@ -19,28 +19,41 @@ from llama_index.core.base.response.schema import (
 )
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptDictType, PromptMixinType
-from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.query_engine import (
+    RetrieverQueryEngine,
+    RetryGuidelineQueryEngine,
+    RetryQueryEngine,
+    RetrySourceQueryEngine,
+    TransformQueryEngine,
+)
+from llama_index.core.response_synthesizers import BaseSynthesizer
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index.postprocessor.guardkit.guards import Source, resolve
+from llama_index.postprocessor.guardkit.marks import described
 from llama_index.postprocessor.guardkit.messages import texts_in
 from llama_index.postprocessor.guardkit.postprocessor import GuardNodePostprocessor
 from llama_index.postprocessor.guardkit.rules import (
     VIOLATION_MESSAGE,
     ExitBehavior,
+    OnViolation,
     Rules,
-    described,
+    ViolationMessage,
     redacted,
     report,
     worst,
 )
+from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 from llama_index.postprocessor.guardkit.streaming import TextStream
+from llama_index.postprocessor.guardkit.synthesizers import with_guarded_drafts
 
-from guardkit import Action, Decision, Guard, Message, Stage
+from guardkit import Action, Decision, Guard, GuardViolation, Message, Stage
+from guardkit.reading.values import texts_of
 
 METADATA_KEY = "guardkit"
 _E = TypeVar("_E")
+_RETRYING = (RetryQueryEngine, RetrySourceQueryEngine, RetryGuidelineQueryEngine)
 
 
 class GuardQueryEngine(BaseQueryEngine):
@@ -65,18 +78,23 @@ class GuardQueryEngine(BaseQueryEngine):
         guard: Guard | Source,
         *,
         exit_behavior: ExitBehavior = "end",
-        violation_message: str = VIOLATION_MESSAGE,
+        violation_message: ViolationMessage = VIOLATION_MESSAGE,
+        on_violation: OnViolation | None = None,
+        policies: Policies | None = None,
         check_input: bool = True,
         check_nodes: bool = True,
         check_output: bool = True,
         node_postprocessor: GuardNodePostprocessor | None = None,
         callback_manager: CallbackManager | None = None,
     ):
-        self._rules = Rules(resolve(guard), exit_behavior, violation_message)
+        self._rules = Rules(resolve(guard), exit_behavior, violation_message, on_violation, policies or {})
         self._check_input, self._check_output = check_input, check_output
-        self._nodes = node_postprocessor or GuardNodePostprocessor(guard=self._rules.guard)
+        self._nodes = node_postprocessor or nodes_of(self._rules)
         self._check_nodes = check_nodes
-        self._engine = with_guarded_nodes(query_engine, self._nodes) if check_nodes else query_engine
+        self._retries = isinstance(query_engine, _RETRYING)
+        self._engine = with_guarded_parts(
+            query_engine, self._nodes if check_nodes else None, self._rules if check_output else None
+        )
         known = type(query_engine).__module__.startswith("llama_index.core.")
         self._nodes_guarded = known and hasattr(query_engine, "_node_postprocessors")
         BaseQueryEngine.__init__(self, callback_manager or getattr(query_engine, "callback_manager", None))
@@ -94,13 +112,23 @@ class GuardQueryEngine(BaseQueryEngine):
         query, refusal = run(self._input(query_bundle))
         if refusal:
             return self._refusal(refusal)
-        return self._answer(query, self._engine.query(query))
+        try:
+            return self._answer(query, self._engine.query(query))
+        except GuardViolation as violation:
+            if not self._ends_retries:
+                raise
+            return self._refusal(violation.decision)
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         query, refusal = await arun(self._input(query_bundle))
         if refusal:
             return self._arefusal(refusal)
-        return await self._aanswer(query, await self._engine.aquery(query))
+        try:
+            return await self._aanswer(query, await self._engine.aquery(query))
+        except GuardViolation as violation:
+            if not self._ends_retries:
+                raise
+            return self._arefusal(violation.decision)
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         query, refusal = run(self._input(query_bundle))
@@ -143,6 +171,11 @@ class GuardQueryEngine(BaseQueryEngine):
     # -- decisions
 
     @property
+    def _ends_retries(self) -> bool:
+        """Whether a violation came out of a retrying engine only so that it is not asked again."""
+        return self._retries and self._rules.exit_behavior != "error"
+
+    @property
     def _screens(self) -> bool:
         """Whether sources are screened when they come out, since the engine could not be made to do it before."""
         return self._check_nodes and not self._nodes_guarded
@@ -158,7 +191,7 @@ class GuardQueryEngine(BaseQueryEngine):
         decision = worst(decisions)
         if decision.action is Action.redact:
             text = yield from redacted(self._rules.guard, query.query_str, Stage.prompt)
-            report(decision, "query", "redacted")
+            self._rules.withheld(decision, "query", "redacted")
             return QueryBundle(text), None
         if decision.action is Action.block:
             self._rules.violated(decision, "query")
@@ -172,7 +205,7 @@ class GuardQueryEngine(BaseQueryEngine):
         if not self._check_output:
             return response
         if isinstance(response, StreamingResponse) and response.response_txt is None:
-            stream = TextStream(self._rules, _context(query))
+            stream = TextStream(self._rules.of_run(), _context(query))
             metadata = response.metadata = {} if response.metadata is None else response.metadata
             return replace(response, response_gen=_released(response.response_gen, stream, metadata))
         return run(self._whole(query, response))
@@ -182,12 +215,16 @@ class GuardQueryEngine(BaseQueryEngine):
         if not self._check_output:
             return response
         if isinstance(response, AsyncStreamingResponse) and response.response_txt is None:
-            stream = TextStream(self._rules, _context(query))
+            stream = TextStream(await arun(self._of_run()), _context(query))
             metadata = response.metadata = {} if response.metadata is None else response.metadata
             return replace(response, response_gen=_areleased(response.response_gen, stream, metadata))
         if isinstance(response, StreamingResponse):  # an engine without an async stream of its own
             return self._answer(query, response)
         return await arun(self._whole(query, response))
+
+    def _of_run(self) -> Steps[Rules]:
+        yield from ()
+        return self._rules.of_run()
 
     def _sources(self, response: RESPONSE_TYPE) -> Steps[RESPONSE_TYPE]:
         """Screen the sources where that was not done before, and what else stands in the metadata."""
@@ -206,6 +243,8 @@ class GuardQueryEngine(BaseQueryEngine):
     def _whole(self, query: QueryBundle, response: RESPONSE_TYPE) -> Steps[RESPONSE_TYPE]:
         if isinstance(response, StreamingResponse | AsyncStreamingResponse):
             said = response.response_txt or ""
+        elif isinstance(response, PydanticResponse):
+            said = "\n".join(texts_in(response.response))
         else:
             said = "" if response.response is None else str(response)
         text, decision = yield from self._rules.text(said, Stage.response, "answer", _context(query))
@@ -215,14 +254,14 @@ class GuardQueryEngine(BaseQueryEngine):
         if not decision.action.stops:
             return replace(response, metadata=metadata)
         if isinstance(response, PydanticResponse):  # half an object is none
-            text = self._rules.violation_message
+            text = self._rules.message(decision)
         return Response(text, response.source_nodes, metadata)
 
     # -- answers to a query that is refused
 
     def _refusal(self, decision: Decision) -> RESPONSE_TYPE:
         metadata = {METADATA_KEY: described(decision)}
-        message = self._rules.violation_message
+        message = self._rules.message(decision)
         if not self._streams:
             return Response(message, metadata=metadata)
         return StreamingResponse((text for text in [message]), metadata=metadata)
@@ -232,7 +271,7 @@ class GuardQueryEngine(BaseQueryEngine):
             return self._refusal(decision)
 
         async def said() -> TokenAsyncGen:
-            yield self._rules.violation_message
+            yield self._rules.message(decision)
 
         return AsyncStreamingResponse(said(), metadata={METADATA_KEY: described(decision)})
 
@@ -265,36 +304,73 @@ class _GuardRetrieverQueryEngine(GuardQueryEngine, RetrieverQueryEngine):
         return clone
 
 
-def with_guarded_nodes(engine: _E, postprocessor: GuardNodePostprocessor) -> _E:
-    """A copy of an engine whose own node postprocessors, and those of engines in it, end with `postprocessor`."""
+def nodes_of(rules: Rules) -> GuardNodePostprocessor:
+    return GuardNodePostprocessor(guard=rules.base, policies=rules.policies, on_violation=rules.on_violation)
+
+
+def with_guarded_parts(engine: _E, postprocessor: GuardNodePostprocessor | None, rules: Rules | None) -> _E:
+    """A copy of an engine with guarded parts, and with engines in it that have them.
+
+    postprocessor: comes last among its node postprocessors; None where nodes are not judged. rules: for what enters
+    its next prompt: refine drafts, and the answers of engines in it; None where answers are not judged.
+    """
     made = copy.copy(engine)
     for name, value in list(vars(engine).items()):
         if name == "_node_postprocessors":
-            setattr(made, name, [*(value or []), postprocessor])
+            if postprocessor is not None:
+                setattr(made, name, [*(value or []), postprocessor])
+        elif isinstance(value, BaseSynthesizer):
+            if rules is not None:
+                setattr(made, name, with_guarded_drafts(value, rules))
         elif isinstance(value, BaseQueryEngine):
-            setattr(made, name, with_guarded_nodes(value, postprocessor))
+            setattr(made, name, _inner_engine(engine, value, postprocessor, rules))
         elif isinstance(value, list | tuple) and any(isinstance(v, BaseQueryEngine) for v in value):
-            setattr(made, name, [_if_engine(v, postprocessor) for v in value])
+            setattr(made, name, [_inner_engine(engine, v, postprocessor, rules) for v in value])
         elif isinstance(value, dict) and any(isinstance(v, BaseQueryEngine) for v in value.values()):
-            setattr(made, name, {k: _if_engine(v, postprocessor) for k, v in value.items()})
+            setattr(made, name, {k: _inner_engine(engine, v, postprocessor, rules) for k, v in value.items()})
     return made
+
+
+def _inner_engine(outer: Any, inner: Any, postprocessor: GuardNodePostprocessor | None, rules: Rules | None) -> Any:
+    """An engine whose answer goes on into another prompt answers guarded; one whose answer is passed on as it is has
+    its parts guarded alone, since the outer engine's answer is judged."""
+    if not isinstance(inner, BaseQueryEngine) or isinstance(inner, GuardQueryEngine):
+        return inner
+    streams = getattr(getattr(inner, "_response_synthesizer", None), "_streaming", False)
+    if rules is None or streams or isinstance(outer, TransformQueryEngine):
+        return with_guarded_parts(inner, postprocessor, rules)
+    exit_behavior: ExitBehavior = "error" if isinstance(outer, _RETRYING) else rules.exit_behavior
+    return GuardQueryEngine(
+        inner,
+        rules.base,
+        exit_behavior=exit_behavior,
+        violation_message=rules.violation_message,
+        on_violation=rules.on_violation,
+        policies=rules.policies,
+        check_nodes=postprocessor is not None,
+        node_postprocessor=postprocessor,
+    )
 
 
 def passable_metadata(rules: Rules, metadata: dict[str, Any], known: Set[str] = frozenset()) -> Steps[dict[str, Any]]:
     """An answer's metadata without the keys under which something is blocked. known: keys that were judged before."""
-    others = {k: "\n".join(texts) for k, v in metadata.items() if k not in known and (texts := texts_in(v))}
+    others: dict[str, Any] = {}
+    for key, value in metadata.items():
+        found_in = texts_of(value, Stage.document) if key not in known else []
+        if any(f.text is None for f in found_in):
+            others[key] = [Message("user", "\n".join(f.text or "" for f in found_in), unjudgeable=("metadata",))]
+        elif key not in known and (found_in or not isinstance(key, str)):
+            others[key] = "\n".join([str(key), *(f.text or "" for f in found_in)])
+        elif key not in known:
+            others[key] = key
     if not others:
         return metadata
     items = list(others.values())
     found: list[Decision] = yield partial(rules.guard.decide_batch, items, stage=Stage.document)
     bad = {key: decision for key, decision in zip(others, found, strict=True) if decision.action.stops}
-    for key, decision in bad.items():
-        report(decision, f"metadata '{key}' of the answer", "dropped")
+    for decision in bad.values():
+        rules.withheld(decision, "metadata of the answer", "dropped")
     return {k: v for k, v in metadata.items() if k not in bad}
-
-
-def _if_engine(value: Any, postprocessor: GuardNodePostprocessor) -> Any:
-    return with_guarded_nodes(value, postprocessor) if isinstance(value, BaseQueryEngine) else value
 
 
 def _context(query: QueryBundle) -> list[Message]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from llama_index.core.bridge.pydantic import Field
+from llama_index.postprocessor.guardkit.marks import described
+from llama_index.postprocessor.guardkit.runs import Policies, guard_of_run
 from llama_index.postprocessor.guardkit.steps import Steps
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
@@ -19,12 +20,18 @@ ExitBehavior = Literal["error", "end", "replace"]
 """On a violation: raise `GuardViolation`; end with the violation message; or put the message in the place of the
 blocked part alone and go on."""
 
+ViolationMessage = str | Mapping[str, str] | Callable[[Decision], str]
+"""A text, a text for each stage (the default for those left out), or a function of the decision. A text may hold
+``{stage}``, ``{severity}`` and ``{categories}``."""
+
+OnViolation = Callable[[Decision], object]
+"""Is told each decision that withholds a text; what it raises is logged."""
+
 VIOLATION_MESSAGE = "This was withheld by a safety check."
 REDACTED = "[redacted]"
 
 _log = logging.getLogger("guardkit.llama_index")
 _dispatcher = get_dispatcher("llama_index.postprocessor.guardkit")
-_SENTENCE = re.compile(r".+?(?:[.!?…]+[\"')\]]*(?=\s)|[。！？]+|\n+|$)\s*", re.S)
 
 
 class GuardEvent(BaseEvent):
@@ -53,18 +60,6 @@ def report(decision: Decision, where: str, outcome: str) -> None:
     _log.info("%s %s: %s", where, outcome, decision)
 
 
-def described(decision: Decision) -> dict[str, Any]:
-    """A decision for metadata: JSON-ready, without text."""
-    verdict = decision.verdict
-    return {
-        "action": decision.action.value,
-        "stage": decision.stage.value,
-        "judged": decision.judged,
-        "severity": verdict.severity.value if verdict else None,
-        "categories": [c.value for c in verdict.categories] if verdict else [],
-    }
-
-
 def worst(decisions: Sequence[Decision]) -> Decision:
     """The decision with the strongest action, the most severe of those."""
     return max(decisions, key=lambda d: (d.action, d.verdict is not None, d.verdict and d.verdict.severity))
@@ -74,20 +69,58 @@ def worst(decisions: Sequence[Decision]) -> Decision:
 class Rules:
     """The guard, and what a violation leads to."""
 
-    guard: Guard
+    base: Guard
     exit_behavior: ExitBehavior = "end"
-    violation_message: str = VIOLATION_MESSAGE
+    violation_message: ViolationMessage = VIOLATION_MESSAGE
+    on_violation: OnViolation | None = None
+    policies: Policies = field(default_factory=dict)
+    chosen: bool = False  # whether the run's policy is chosen already
 
     def __post_init__(self) -> None:
         if self.exit_behavior not in ("error", "end", "replace"):
             raise ValueError(f"exit_behavior must be 'error', 'end' or 'replace', not {self.exit_behavior!r}")
+        if isinstance(self.violation_message, Mapping):
+            for stage in self.violation_message:
+                Stage(stage)  # its error names the stage
+
+    @property
+    def guard(self) -> Guard:
+        """The guard, under the policy that this run names."""
+        return self.base if self.chosen else guard_of_run(self.base, self.policies)
+
+    def of_run(self) -> Rules:
+        """These under the policy that this run names, for what goes on outside of the call: a stream."""
+        return replace(self, base=self.guard, policies={}, chosen=True)
+
+    def message(self, decision: Decision) -> str:
+        """What is said in the place of a text that was withheld."""
+        given = self.violation_message
+        if isinstance(given, Mapping):
+            by_stage = {Stage(stage): text for stage, text in given.items()}
+            given = by_stage.get(decision.stage, VIOLATION_MESSAGE)
+        if not isinstance(given, str):
+            return given(decision)
+        verdict = decision.verdict
+        about = ", ".join(c.label for c in verdict.categories) if verdict else ""
+        severity = verdict.severity.value if verdict else "not judged"
+        text = given.replace("{stage}", decision.stage.value).replace("{severity}", severity)
+        return text.replace("{categories}", about)
 
     def violated(self, decision: Decision, where: str) -> None:
         """Report a violation; raise it where that is asked for."""
         raises = self.exit_behavior == "error"
-        report(decision, where, {"error": "raised", "end": "ended", "replace": "replaced"}[self.exit_behavior])
+        self.withheld(decision, where, {"error": "raised", "end": "ended", "replace": "replaced"}[self.exit_behavior])
         if raises:
-            raise GuardViolation(decision, f"{where}: {decision}")
+            raise GuardViolation(bare(decision), f"{where}: {decision}")
+
+    def withheld(self, decision: Decision, where: str, outcome: str) -> None:
+        """Report a text that does not go on as it was."""
+        report(decision, where, outcome)
+        if self.on_violation is not None:
+            try:
+                self.on_violation(decision)
+            except Exception:
+                _log.exception("on_violation failed")
 
     def text(self, text: str, stage: Stage, where: str, context: Sequence[Message] = ()) -> Steps[tuple[str, Decision]]:
         """Judge one whole text; returns what may be shown in its place, and the decision."""
@@ -95,10 +128,10 @@ class Rules:
         decision: Decision = (yield lambda: self.guard.decide_batch([item], stage=_asked(stage)))[0]
         if decision.action is Action.redact:
             text = yield from redacted(self.guard, text, stage)
-            report(decision, where, "redacted")
+            self.withheld(decision, where, "redacted")
         elif decision.action is Action.block:
             self.violated(decision, where)
-            text = self.violation_message
+            text = self.message(decision)
         elif decision.action is Action.flag:
             report(decision, where, "flagged")
         return text, decision
@@ -106,18 +139,13 @@ class Rules:
 
 def redacted(guard: Guard, text: str, stage: Stage) -> Steps[str]:
     """`text` without the sentences that the policy stops, or without anything where that does not make it pass."""
-    pieces: list[str] = _SENTENCE.findall(text)
-    decisions: list[Decision] = yield lambda: guard.decide_batch(
-        [[_message(p, stage)] for p in pieces], stage=_asked(stage)
-    )
-    kept = [_blotted(p) if d.action.stops else p for p, d in zip(pieces, decisions, strict=True)]
-    result = "".join(kept)
-    again: Decision = (yield lambda: guard.decide_batch([[_message(result, stage)]], stage=_asked(stage)))[0]
-    return REDACTED if again.action.stops else result
+    left: str = yield lambda: guard.redact(text, stage=stage, mark=REDACTED)
+    return left
 
 
-def _blotted(piece: str) -> str:
-    return REDACTED + piece[len(piece.rstrip()) :]
+def bare(decision: Decision) -> Decision:
+    """The decision without the text that it was made about, for what is kept or handed on."""
+    return replace(decision, text=None) if decision.text is not None else decision
 
 
 def _message(text: str, stage: Stage) -> Message:

@@ -17,7 +17,8 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
-from llama_index.postprocessor.guardkit.messages import CALL_KEYS, SILENT_KEYS, calls_of, read, said_aside
+from llama_index.postprocessor.guardkit.marks import mark_of
+from llama_index.postprocessor.guardkit.messages import CALL_KEYS, calls_of, read, said_aside, silent_part
 from llama_index.postprocessor.guardkit.rules import Rules, report
 from llama_index.postprocessor.guardkit.steps import Steps
 from pydantic import BaseModel
@@ -265,19 +266,21 @@ class ChatStream:
         if shown or thoughts or (not self.stopped and (changed or (final and self._last is not None))):
             out.append(self._chunk(shown, thoughts, final))
         if self.stopped and self._rules.exit_behavior != "error":
-            out.append(self._violation())
+            out.append(self._violation(self.stopped))
         return out
 
-    def _violation(self) -> ChatResponse:
+    def _violation(self, decision: Decision) -> ChatResponse:
         """The last chunk of a stopped answer. Ended, its message is the violation message alone; replaced, that
         message follows what was let out before."""
         rules = self._rules
-        delta = f"\n\n{rules.violation_message}" if self.text else rules.violation_message
-        text = rules.violation_message if rules.exit_behavior == "end" else self.text + delta
+        said, mark = rules.message(decision), mark_of(decision)
+        delta = f"\n\n{said}" if self.text else said
+        text = said if rules.exit_behavior == "end" else self.text + delta
         return ChatResponse(
-            message=ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text)]),
+            message=ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text)], additional_kwargs=mark),
             delta=delta,
             raw=usage_of(self._last.raw if self._last else None),
+            additional_kwargs=dict(mark),
         )
 
     def _chunk(self, shown: str, thoughts: str, final: bool) -> ChatResponse:
@@ -288,7 +291,7 @@ class ChatStream:
             blocks.append(self._thinking_block(last.message, thought, final))
         if self.text or not final or not (thought or self._shown_calls):
             blocks.append(TextBlock(text=self.text))
-        kwargs = {k: v for k, v in last.message.additional_kwargs.items() if k in SILENT_KEYS}
+        kwargs = silent_part(last.message.additional_kwargs)
         if self._shown_calls is not None:
             blocks += [b for b in self._shown_calls.blocks if isinstance(b, ToolCallBlock)]
             calls = self._shown_calls.additional_kwargs
@@ -340,7 +343,7 @@ class TextStream:
     def _out(self, text: str) -> list[str]:
         out = [text] if text else []
         if self.stopped and self._rules.exit_behavior != "error":
-            message = self._rules.violation_message
+            message = self._rules.message(self.stopped)
             out.append(f"\n\n{message}" if self._channel.shown else message)
         return out
 

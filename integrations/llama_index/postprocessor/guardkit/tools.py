@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import fields
 from functools import partial, wraps
 from typing import Any
 
@@ -20,16 +21,28 @@ from llama_index.core.tools import BaseTool, FunctionTool, ToolMetadata, ToolOut
 from llama_index.core.tools.types import AsyncBaseTool
 from llama_index.postprocessor.guardkit.guards import Source, resolve
 from llama_index.postprocessor.guardkit.messages import call_text, read, texts_in
-from llama_index.postprocessor.guardkit.rules import VIOLATION_MESSAGE, ExitBehavior, Rules, redacted, report, worst
+from llama_index.postprocessor.guardkit.rules import (
+    VIOLATION_MESSAGE,
+    ExitBehavior,
+    OnViolation,
+    Rules,
+    ViolationMessage,
+    redacted,
+    report,
+    worst,
+)
+from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
-from pydantic import BaseModel
 
-from guardkit import Action, Decision, Guard, Message, Stage
+from guardkit import Action, Decision, Guard, GuardViolation, Message, Stage
+from guardkit.reading.values import texts_of
 
-_DEEPEST = 8  # levels of a tool's raw output that are read; what lies deeper is judged as its repr
+_DEEPEST = 200  # levels of a tool's raw output that are walked; what lies deeper cannot be judged
 
-# The tool whose call was last ended in this task: read by `metadata` right after the call, in the same task.
+# The tool whose call was last ended in this task, or the violation that it raised: read by `metadata` right after the
+# call, in the same task.
 _ended: ContextVar[object] = ContextVar("guardkit_ended_tool", default=None)
+_raised: ContextVar[tuple[object, GuardViolation] | None] = ContextVar("guardkit_raised_in_tool", default=None)
 
 
 def guarded_tools(
@@ -37,17 +50,19 @@ def guarded_tools(
     guard: Guard | Source,
     *,
     exit_behavior: ExitBehavior = "replace",
-    violation_message: str = VIOLATION_MESSAGE,
+    violation_message: ViolationMessage = VIOLATION_MESSAGE,
+    on_violation: OnViolation | None = None,
+    policies: Policies | None = None,
     check_tool_calls: bool = True,
     check_tool_results: bool = True,
 ) -> list[AsyncBaseTool]:
     """Tools like `tools`, whose calls and outputs are judged.
 
     exit_behavior: "replace" gives the agent `violation_message` as the tool's output; "end" does too, and ends the
-    run with it, as a tool with `return_direct` does; "error" raises `GuardViolation`, which LlamaIndex's agents turn
-    into a tool error with the decision as its text. A `FunctionTool` stays one, with its context parameter.
+    run with it, as a tool with `return_direct` does; "error" raises `GuardViolation`, out of an agent's run, too.
+    Whatever is decided about its output, a tool runs once. A `FunctionTool` stays one, with its context parameter.
     """
-    rules = Rules(resolve(guard), exit_behavior, violation_message)
+    rules = Rules(resolve(guard), exit_behavior, violation_message, on_violation, policies or {})
     made: list[AsyncBaseTool] = []
     for tool in tools:
         if not isinstance(tool, BaseTool):
@@ -70,27 +85,57 @@ class GuardedTool(AsyncBaseTool):
     @property
     def metadata(self) -> ToolMetadata:
         metadata = self._tool.metadata
-        return replace(metadata, return_direct=True) if _ended.get() is self else metadata
+        raised = _raised.get()
+        if _ended.get() is not self and (raised is None or raised[0] is not self):
+            return metadata
+        values = {f.name: getattr(metadata, f.name) for f in fields(metadata)}
+        return _Ending(**values | {"return_direct": True})
 
     def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
-        _ended.set(None)
-        if run(self._refuses(args, kwargs)):
-            return self._withheld()
+        self._start(args, kwargs)
         try:
-            output = self._tool.call(*args, **kwargs)
-        except Exception as error:
-            return run(self._failed(error))
-        return run(self._after(output))
+            refused = run(self._refuses(args, kwargs))
+            if refused:
+                return self._withheld(refused)
+            try:
+                output = self._tool.call(*args, **kwargs)
+            except Exception as error:
+                return run(self._failed(error))
+            return run(self._after(output))
+        except GuardViolation as violation:
+            raise self._noted(violation, args, kwargs) from None
 
     async def acall(self, *args: Any, **kwargs: Any) -> ToolOutput:
-        _ended.set(None)
-        if await arun(self._refuses(args, kwargs)):
-            return self._withheld()
+        self._start(args, kwargs)
         try:
-            output = await self._tool.acall(*args, **kwargs)
-        except Exception as error:
-            return await arun(self._failed(error))
-        return await arun(self._after(output))
+            refused = await arun(self._refuses(args, kwargs))
+            if refused:
+                return self._withheld(refused)
+            try:
+                output = await self._tool.acall(*args, **kwargs)
+            except Exception as error:
+                return await arun(self._failed(error))
+            return await arun(self._after(output))
+        except GuardViolation as violation:
+            raise self._noted(violation, args, kwargs) from None
+
+    # -- once
+
+    def _start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Forget the last call; but where that was this very call, and its violation is being handled, raise it again:
+        `call_tool` calls a tool that raised a second time, its one argument given by name."""
+        _ended.set(None)
+        _raised.set(None)
+        handled = sys.exc_info()[1]
+        of = getattr(handled, "_guardkit_call", None)
+        if isinstance(handled, GuardViolation) and of is not None and of == (id(self), _values(args, kwargs)):
+            _raised.set((self, handled))
+            raise handled
+
+    def _noted(self, violation: GuardViolation, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GuardViolation:
+        violation._guardkit_call = id(self), _values(args, kwargs)  # type: ignore[attr-defined]
+        _raised.set((self, violation))
+        return violation
 
     # -- decisions
 
@@ -98,30 +143,33 @@ class GuardedTool(AsyncBaseTool):
     def _where(self) -> str:
         return f"tool '{self._tool.metadata.name}'"
 
-    def _refuses(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps[bool]:
-        """Judge name and arguments: whether the tool must not be called."""
+    def _refuses(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Steps[Decision | None]:
+        """Judge name and arguments: the decision for which the tool must not be called."""
         if not self._check_call:
-            return False
+            return None
         own = {k: v for k, v in kwargs.items() if k != getattr(self, "ctx_param_name", None)}
         given = {**{str(i): a for i, a in enumerate(args)}, **own}
-        call = Message("assistant", tool_calls=(call_text(self._tool.metadata.name or "", given),))
+        unread = tuple(f.what for f in texts_of(given, Stage.tool_call) if f.text is None)
+        text = call_text(self._tool.metadata.name or "", _plain(given))
+        call = Message("assistant", tool_calls=(text,), unjudgeable=unread)
         decision: Decision = (yield partial(self._rules.guard.decide_batch, [[call]]))[0]
         if decision.action.stops:
             self._rules.violated(decision, f"call of {self._where}")
-        elif decision.action is Action.flag:
+            return decision
+        if decision.action is Action.flag:
             report(decision, f"call of {self._where}", "flagged")
-        return decision.action.stops
+        return None
 
     def _after(self, output: ToolOutput) -> Steps[ToolOutput]:
         if not self._check_result:
             return output
-        judged = yield from judged_output(self._rules, output, f"output of {self._where}")
-        return self._withheld() if judged is None else judged
+        judged, decision = yield from judged_output(self._rules, output, f"output of {self._where}")
+        return self._withheld(decision) if judged is None else judged
 
     def _failed(self, error: Exception) -> Steps[ToolOutput]:
         """Agents show a tool's error to the model: its text is judged like an output."""
-        if type(error).__module__.startswith("workflows."):  # how a step waits for an event: not an error
-            raise error
+        if isinstance(error, GuardViolation) or type(error).__module__.startswith("workflows."):
+            raise error  # of a guarded part inside; or how a step waits for an event, which is no error
         text = str(error)
         failed = ToolOutput(self._tool.metadata.name or "", content=text, raw_input={}, raw_output=text, is_error=True)
         judged = yield from self._after(failed)
@@ -129,11 +177,39 @@ class GuardedTool(AsyncBaseTool):
             raise error
         return judged
 
-    def _withheld(self) -> ToolOutput:
+    def _withheld(self, decision: Decision) -> ToolOutput:
         if self._rules.exit_behavior == "end":
             _ended.set(self)
-        text = self._rules.violation_message
+        text = self._rules.message(decision)
         return ToolOutput(self._tool.metadata.name or "", content=text, raw_input={}, raw_output=text)
+
+
+class _Ending(ToolMetadata):
+    """The metadata of a tool whose call ended: agents ask it whether to return directly, outside of what turns a tool's
+    exception into its output. Then a violation that is to end the run is raised."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "return_direct" and (raised := _raised.get()) is not None:
+            _raised.set(None)
+            raise raised[1]
+        return super().__getattribute__(name)
+
+
+def _values(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments of a call, however they were given."""
+    return [*args, *kwargs.values()]
+
+
+def _plain(value: Any) -> Any:
+    """Arguments as JSON has them; of any other value its texts."""
+    if isinstance(value, str) or value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    texts = texts_in(value)
+    return (texts[0] if len(texts) == 1 else texts) if texts else str(type(value).__name__)
 
 
 class GuardedFunctionTool(GuardedTool, FunctionTool):
@@ -154,58 +230,87 @@ class GuardedFunctionTool(GuardedTool, FunctionTool):
         self._async_fn = wraps(tool.real_fn)(acall)
 
 
-def judged_output(rules: Rules, output: ToolOutput, where: str) -> Steps[ToolOutput | None]:
-    """The output, redacted where the policy says so, or None where it is blocked.
+def judged_output(rules: Rules, output: ToolOutput, where: str) -> Steps[tuple[ToolOutput | None, Decision]]:
+    """The output, redacted where the policy says so, or None where it is blocked; and the decision.
 
-    Judges all that it holds: its blocks, and its raw output where that differs.
+    Judges all that it holds: its blocks, and its raw output of any type where that differs.
     """
     message = read(ChatMessage(role=MessageRole.TOOL, blocks=output.blocks))
-    raw = [text for text in _raw_texts(output.raw_output) if text.strip() and text != output.content]
+    raw = _Raw(output.content)
+    raw.value(output.raw_output)
     items: list[Any] = [[message]]
-    if raw:
-        items.append("\n".join(raw))
+    if raw.texts or raw.unknown:
+        items.append([Message("tool", "\n".join(raw.texts), unjudgeable=tuple(raw.unknown))])
     decisions: list[Decision] = yield partial(rules.guard.decide_batch, items, stage=Stage.tool_output)
     decision = worst(decisions)
     if decision.action is Action.redact and not message.unjudgeable:
         text = yield from redacted(rules.guard, message.content, Stage.tool_output)
-        report(decision, where, "redacted")
+        rules.withheld(decision, where, "redacted")
         blocks: list[ContentBlock] = [TextBlock(text=text)]
-        return ToolOutput(
+        clean = ToolOutput(
             output.tool_name, blocks=blocks, raw_input=output.raw_input, raw_output=text, is_error=output.is_error
         )
+        return clean, decision
     if decision.action.stops:
         rules.violated(decision, where)
-        return None
+        return None, decision
     if decision.action is Action.flag:
         report(decision, where, "flagged")
-    return output
+    return output, decision
 
 
-def _raw_texts(value: Any, depth: int = 0) -> list[str]:
-    """Every text that an event's reader may find in a raw output."""
-    if value is None or isinstance(value, int | float):
-        return []
-    if depth > _DEEPEST:
-        return [repr(value)]
-    deeper = partial(_raw_texts, depth=depth + 1)
-    if isinstance(value, Response | PydanticResponse | StreamingResponse | AsyncStreamingResponse):
-        streaming = isinstance(value, StreamingResponse | AsyncStreamingResponse)
-        said = value.response_txt if streaming else str(value)  # type: ignore[union-attr]
-        return [*deeper(said), *deeper(value.source_nodes), *deeper(value.metadata)]
+class _Raw:
+    """Every text that an event's reader may find in a raw output, and what cannot be judged there."""
+
+    def __init__(self, shown: str):
+        self._shown = shown
+        self.texts: list[str] = []
+        self.unknown: list[str] = []
+        self._around: set[int] = set()
+
+    def value(self, value: Any, depth: int = 0) -> None:
+        if value is None or isinstance(value, int | float) or id(value) in self._around:
+            return
+        if depth > _DEEPEST:
+            self.unknown.append("deeply nested value")
+            return
+        if isinstance(value, str):
+            if value.strip() and value != self._shown:
+                self.texts.append(value)
+        elif isinstance(inner := _parts(value), list):
+            self._around.add(id(value))
+            for part in inner:
+                self.value(part, depth + 1)
+            self._around.discard(id(value))
+        else:
+            for found in texts_of(value, Stage.tool_output, names=True):
+                if found.text is None:
+                    self.unknown.append(found.what)
+                else:
+                    self.value(found.text, depth + 1)
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What there is to read in LlamaIndex's own types, and in containers that may hold them; None for all else."""
+    if isinstance(value, StreamingResponse | AsyncStreamingResponse):
+        said = value.response_txt if value.response_txt is not None else value.response_gen
+        return [said, value.source_nodes, value.metadata]
+    if isinstance(value, PydanticResponse):
+        return [value.response, value.source_nodes, value.metadata]
+    if isinstance(value, Response):
+        return [value.response, value.source_nodes, value.metadata]
     if isinstance(value, NodeWithScore):
-        return deeper(value.node)
+        return [value.node]
     if isinstance(value, BaseNode):
-        return [value.get_content(MetadataMode.ALL), *texts_in(value.metadata)]
+        return [value.get_content(MetadataMode.ALL), value.metadata]
     if isinstance(value, ChatMessage):
         message = read(value)
         return [message.content, message.reasoning, *message.tool_calls]
-    if isinstance(value, str | BaseModel):
-        return texts_in(value)
-    if isinstance(value, Mapping):
-        return [text for pair in value.items() for item in pair for text in deeper(item)]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [text for item in value for text in deeper(item)]
-    return [str(value)]
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | set | frozenset) or type(value) is tuple:
+        return list(value)
+    return None
 
 
 __all__ = ["GuardedFunctionTool", "GuardedTool", "guarded_tools"]

@@ -12,10 +12,17 @@ from llama_index.postprocessor.guardkit.guards import Source, resolve
 from llama_index.postprocessor.guardkit.inputs import Inputs
 from llama_index.postprocessor.guardkit.nodes import NodeRules
 from llama_index.postprocessor.guardkit.postprocessor import GuardNodePostprocessor
-from llama_index.postprocessor.guardkit.rules import VIOLATION_MESSAGE, ExitBehavior, Rules
+from llama_index.postprocessor.guardkit.rules import (
+    VIOLATION_MESSAGE,
+    ExitBehavior,
+    OnViolation,
+    Rules,
+    ViolationMessage,
+)
+from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun
 
-from guardkit import Action, Guard, GuardkitError, Stage
+from guardkit import Action, Decision, Guard, GuardkitError, Stage
 
 
 def guard_step(
@@ -27,7 +34,9 @@ def guard_step(
     field: str,
     stage: Stage | str = Stage.prompt,
     exit_behavior: ExitBehavior = "end",
-    violation_message: str = VIOLATION_MESSAGE,
+    violation_message: ViolationMessage = VIOLATION_MESSAGE,
+    on_violation: OnViolation | None = None,
+    policies: Policies | None = None,
     name: str | None = None,
 ) -> None:
     """Add a step to a workflow class: it takes an event, judges one field, and gives an event with the same fields.
@@ -36,14 +45,15 @@ def guard_step(
     violation the step raises `GuardViolation` ("error"), ends the workflow with ``StopEvent(result=violation_message)``
     ("end"), or goes on with the message in the text's place ("replace"). Nodes that are blocked are left out.
     """
-    judge = _Judge(Rules(resolve(guard), exit_behavior, violation_message), Stage(stage), field)
+    rules = Rules(resolve(guard), exit_behavior, violation_message, on_violation, policies or {})
+    judge = _Judge(rules, Stage(stage), field)
 
     async def guard_field(ev: Any) -> Any:
         values = {k: getattr(ev, k) for k in type(ev).model_fields} | dict(ev.items())
         if field not in values:
             raise GuardkitError(f"{type(ev).__name__} has no field '{field}'; it has {', '.join(values) or 'none'}")
-        values[field], ends = await arun(judge.steps(values[field]))
-        return StopEvent(result=violation_message) if ends else gives(**values)
+        values[field], refused = await arun(judge.steps(values[field]))
+        return StopEvent(result=rules.message(refused)) if refused else gives(**values)
 
     guard_field.__annotations__ = {"ev": takes, "return": gives | StopEvent}
     guard_field.__name__ = name or f"guard_{takes.__name__}_{field}"
@@ -56,22 +66,23 @@ class _Judge:
         self._rules, self._stage, self._field = rules, stage, field
         self._inputs = Inputs()
 
-    def steps(self, value: Any) -> Steps[tuple[Any, bool]]:
-        """The value as it may go on, and whether the workflow is to end here."""
+    def steps(self, value: Any) -> Steps[tuple[Any, Decision | None]]:
+        """The value as it may go on, and the decision for which the workflow is to end here, if there is one."""
         if isinstance(value, str):
             text, decision = yield from self._rules.text(value, self._stage, f"field '{self._field}'")
-            return text, decision.action is Action.block and self._rules.exit_behavior == "end"
+            ends = decision.action is Action.block and self._rules.exit_behavior == "end"
+            return text, decision if ends else None
         if isinstance(value, ChatMessage):
-            messages, ends = yield from self._inputs.judge(self._rules, [value], lambda _: True)
-            return messages[0], ends
+            messages, refused = yield from self._inputs.judge(self._rules, [value], lambda _: True)
+            return messages[0], refused
         if isinstance(value, Sequence) and all(isinstance(v, ChatMessage) for v in value):
             return (yield from self._inputs.judge(self._rules, value, lambda _: True))
         if isinstance(value, Sequence) and all(isinstance(v, NodeWithScore) for v in value):
             screening = yield from GuardNodePostprocessor(guard=self._rules.guard).steps(value)
-            return screening.nodes, False
+            return screening.nodes, None
         if isinstance(value, Sequence) and all(isinstance(v, BaseNode) for v in value):
-            screened = yield from NodeRules(self._rules.guard).screen(value)
-            return [s.node for s in screened if s.node is not None], False
+            screened = yield from NodeRules(self._rules).screen(value)
+            return [s.node for s in screened if s.node is not None], None
         raise GuardkitError(
             f"field '{self._field}' must hold a text, chat messages or nodes, not {type(value).__name__}"
         )
