@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from langchain_guardkit.documents import GuardDocumentTransformer, GuardRetriever
     from langchain_guardkit.enforcing import MessageViolation
     from langchain_guardkit.graph import guard_node, guard_route
+    from langchain_guardkit.guarded_graph import guard_graph
     from langchain_guardkit.middleware import GuardMiddleware
     from langchain_guardkit.runnable import GuardRunnable
     from langchain_guardkit.tools import GuardedTool, guarded_writer
@@ -22,6 +23,7 @@ _HOME = {
     "documents": ("GuardDocumentTransformer", "GuardRetriever"),
     "enforcing": ("MessageViolation",),
     "graph": ("guard_node", "guard_route"),
+    "guarded_graph": ("guard_graph",),
     "middleware": ("GuardMiddleware",),
     "runnable": ("GuardRunnable",),
     "tools": ("GuardedTool", "guarded_writer"),
@@ -39,6 +41,7 @@ __all__ = [
     "GuardedTool",
     "MessageViolation",
     "Observation",
+    "guard_graph",
     "guard_node",
     "guard_route",
     "guarded_writer",

@@ -16,7 +16,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 
 from guardkit import Decision, Guard, Message, Stage
 from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, MessageViolation, summary, worst
-from langchain_guardkit.growing import StringFlow
+from langchain_guardkit.growing import StringFlow, drive
 from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
 from langchain_guardkit.reading import as_text, call_text, read
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow
@@ -51,8 +51,8 @@ class _Observer:
 
     def messages(self, run_id: UUID, event: str, messages: Sequence[Sequence[BaseMessage]]) -> None:
         for batch in messages:
-            for i, decision in self._input.decide_input(batch):
-                self.record(run_id, event, decision, i)
+            for found in self._input.decide_input(batch):
+                self.record(run_id, event, found.decision, found.index)
 
     def text(self, run_id: UUID, event: str, text: str, stage: Stage) -> None:
         self.record(run_id, event, self._enforcement.guard.decide(text, stage=stage))
@@ -64,12 +64,12 @@ class _Observer:
             if flow is None:
                 flow = self._flows[run_id] = ChunkFlow(self._enforcement, judged=self._output.judged)
             if isinstance(flow, ChunkFlow) and flow.decision is None:
-                flow.push(message)
+                drive(flow.push(message))
         elif isinstance(token, str):
             if flow is None:
                 flow = self._flows[run_id] = StringFlow(self._enforcement, Stage.response)
             if isinstance(flow, StringFlow) and flow.decision is None:
-                flow.push(token)
+                drive(flow.push(token))
         if flow is not None and flow.decision is not None and self._flows.pop(run_id, None) is not None:
             flow.close()
             self.record(run_id, "on_llm_new_token", flow.decision)
@@ -77,7 +77,7 @@ class _Observer:
     def answers(self, run_id: UUID, response: LLMResult) -> None:
         flow = self._flows.pop(run_id, None)
         if flow is not None:
-            flow.finish()
+            _finished(flow)
             decision = flow.decision_so_far
             flow.close()
             if decision is not None:
@@ -125,6 +125,13 @@ class _Observer:
             self._sink(observation)
         if self._raises and decision.action.stops:
             raise MessageViolation(decision, index)
+
+
+def _finished(flow: ChunkFlow | StringFlow) -> None:
+    if isinstance(flow, ChunkFlow):
+        drive(flow.finish())
+    else:
+        drive(flow.finish())
 
 
 class GuardCallbackHandler(BaseCallbackHandler):

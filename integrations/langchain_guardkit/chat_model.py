@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableParallel, RunnableSequence
-from langchain_core.runnables.fallbacks import RunnableWithFallbacks
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
-from guardkit import Guard, GuardkitError, Stage
-from langchain_guardkit.enforcing import (
-    VIOLATION_MESSAGE,
-    Enforcement,
-    ExitBehavior,
-    Judged,
-    summary,
-)
+from guardkit import Decision, Guard, GuardkitError, Stage
+from langchain_guardkit.binding import around, is_dynamic, repair_request, resolved, without_violations
+from langchain_guardkit.enforcing import KEPT_METADATA, VIOLATION_MESSAGE, Enforcement, ExitBehavior
 from langchain_guardkit.messages import MessageGuard
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks, guard_chunks
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved, without_own_callbacks
@@ -37,50 +32,58 @@ class GuardedChatModel(BaseChatModel):
     """A chat model whose prompts and output are judged; everything else about it is the wrapped model's.
 
     Callbacks, tracers, `astream_events`, `astream_log` and stream handlers see this model's run, so they see judged
-    text alone: the wrapped model runs unobserved, and its own callbacks move here. Tools and structured output are
-    bound through it. A text that the wrapped model's cache holds is judged each time it is used.
+    text alone: prompts are judged before the run begins, the wrapped model runs unobserved, and its own callbacks move
+    here. Tools and structured output are bound through it. A text that the wrapped model's cache holds is judged each
+    time it is used. Models that are made by each run's config (`init_chat_model(configurable_fields=...)`,
+    `model.configurable_fields(...)`) are guarded as they are made.
 
     stages: what is judged (all). holdback: tokens that a stream holds back, the guard's own by default.
     exit_behavior: "error" raises `GuardViolation`; "end" and "replace" answer with the violation message (with
-    "replace", an unsafe prompt is replaced and the model is asked all the same). A blocked message's
-    ``response_metadata["guardkit"]`` says why. judged: a memory of what passed, to share between models.
+    "replace", an unsafe prompt is replaced and the model is asked all the same). Offending messages of earlier turns
+    are replaced in each case. A blocked message's ``response_metadata["guardkit"]`` says why. violation_message,
+    on_violation, policies: see `Enforcement`. repair: how often the model is asked again, with the reason, after a
+    blocked answer, before that is refused; a stream is repaired while none of it was shown. judged: a memory of what
+    passed, to share between models.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    inner: BaseChatModel
-    enforcement: Any
+    inner: Any
+    guard: Any
+    exit_behavior: ExitBehavior = "error"
+    violation_message: Any = VIOLATION_MESSAGE
     stages: frozenset[Stage] = frozenset(Stage)
     holdback: int | None = None
+    on_violation: Any = None
+    policies: Any = None
+    repair: int = Field(default=0, ge=0)
+    enforcement: Any = None
+    judged: Any = None
+    operations: tuple[Any, ...] = ()
     _messages: MessageGuard = PrivateAttr()
+    _runs: dict[str, GuardedChatModel] = PrivateAttr(default_factory=dict)
 
-    def __init__(
-        self,
-        model: BaseChatModel,
-        guard: Guard,
-        *,
-        exit_behavior: ExitBehavior = "error",
-        violation_message: str = VIOLATION_MESSAGE,
-        stages: frozenset[Stage] = frozenset(Stage),
-        holdback: int | None = None,
-        judged: Judged | None = None,
-    ):
-        if not isinstance(model, BaseChatModel):
+    def __init__(self, model: Any = None, guard: Guard | None = None, **settings: Any):
+        inner = settings.pop("inner", None) if model is None else model
+        if not (isinstance(inner, BaseChatModel) or is_dynamic(inner)):
             raise TypeError(
-                f"GuardedChatModel wraps a chat model, not {type(model).__name__}: wrap the model first and bind tools "
+                f"GuardedChatModel wraps a chat model, not {type(inner).__name__}: wrap the model first and bind tools "
                 "or structured output afterwards"
             )
-        enforcement = Enforcement(guard, exit_behavior, violation_message)
         # `cache` stays off here: the wrapped model keeps its own, and what comes out of it is judged like the rest.
-        fields: dict[str, Any] = {
-            "inner": without_own_callbacks(model),
-            "enforcement": enforcement,
-            "stages": stages,
-            "holdback": holdback,
-            "cache": False,
-        }
-        super().__init__(**fields, **{name: getattr(model, name) for name in _SHARED})
-        self._messages = MessageGuard(enforcement, stages, judged)
+        given: dict[str, Any] = {"cache": False}
+        if isinstance(inner, BaseChatModel):
+            given |= {name: getattr(inner, name) for name in _SHARED}
+            inner = without_own_callbacks(inner)
+        super().__init__(**{**given, **settings, "inner": inner, "guard": guard})
+
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
+        if self.enforcement is None or not self.enforcement.chosen:
+            self.enforcement = Enforcement(
+                self.guard, self.exit_behavior, self.violation_message, self.on_violation, self.policies or {}
+            )
+        self._messages = MessageGuard(self.enforcement, self.stages, self.judged)
 
     def __getattr__(self, name: str) -> Any:
         """What a chat model has beyond the common interface, such as its name, is read from the wrapped one."""
@@ -91,6 +94,102 @@ class GuardedChatModel(BaseChatModel):
                 raise
             return getattr(self.inner, name)
 
+    def __deepcopy__(self, memo: Any = None) -> GuardedChatModel:
+        return self.model_copy(update={"inner": copy.deepcopy(self.inner, memo)})  # a guard is there to be shared
+
+    # -- each run: its policy, and its model where a config makes it
+
+    def _of_run(self, config: RunnableConfig | None = None) -> Any:
+        """This model as a run's config asks for it: itself, where that says nothing about the guard or the model."""
+        enforcement = self.enforcement.for_run(config)
+        dynamic = not isinstance(self.inner, BaseChatModel)
+        if enforcement is self.enforcement and not dynamic:
+            return self
+        found: Any = self
+        if enforcement is not self.enforcement:
+            if enforcement.key not in self._runs or dynamic:
+                found = GuardedChatModel(**{**self._own_fields(), "enforcement": enforcement, "policies": None})
+                self._runs[enforcement.key] = found
+            found = self._runs[enforcement.key]
+        if dynamic:
+            found = found._around(resolved(self.inner, config))
+            for name, args, kwargs in self.operations:
+                found = getattr(found, name)(*args, **kwargs)
+        return found
+
+    def _own_fields(self) -> dict[str, Any]:
+        fields = {name: self.__dict__[name] for name in type(self).model_fields if name in self.__dict__}
+        return {**fields, "judged": self._messages.judged}
+
+    def invoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
+    ) -> Any:
+        run = self._of_run(config)
+        if run is not self:
+            return run.invoke(input, config, stop=stop, **kwargs)
+        return super().invoke(input, config, stop=stop, **kwargs)
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
+    ) -> Any:
+        run = self._of_run(config)
+        if run is not self:
+            return await run.ainvoke(input, config, stop=stop, **kwargs)
+        return await super().ainvoke(input, config, stop=stop, **kwargs)
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        run = self._of_run(config)
+        if run is not self:
+            yield from run.stream(input, config, stop=stop, **kwargs)
+        else:
+            yield from super().stream(self._seen(input), config, stop=stop, **kwargs)
+
+    async def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: Any = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        run = self._of_run(config)
+        if run is not self:
+            source = run.astream(input, config, stop=stop, **kwargs)
+        else:
+            seen = await asyncio.to_thread(self._seen, input)
+            source = super().astream(seen, config, stop=stop, **kwargs)
+        async for chunk in source:
+            yield chunk
+
+    def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        run = self._of_run(config)
+        if run is not self:
+            return run.stream_events(input, config, **kwargs)
+        return super().stream_events(self._seen(input), config, **kwargs)
+
+    def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        run = self._of_run(config)
+        if run is not self:
+            return run.astream_events(input, config, **kwargs)
+        return super().astream_events(self._seen(input), config, **kwargs)
+
+    def astream_log(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return super().astream_log(self._seen(input), config, **kwargs)
+
+    def generate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
+        run = self._of_run()
+        if run is not self:
+            return cast(LLMResult, run.generate(messages, *args, **kwargs))
+        return super().generate([self._messages.admit(m) for m in messages], *args, **kwargs)
+
+    async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
+        run = self._of_run()
+        if run is not self:
+            return cast(LLMResult, await run.agenerate(messages, *args, **kwargs))
+        admitted = [await asyncio.to_thread(self._messages.admit, m) for m in messages]
+        return await super().agenerate(cast(Any, admitted), *args, **kwargs)
+
+    def _seen(self, input: LanguageModelInput) -> Any:
+        """The input as a run may show it."""
+        return self._messages.admit(self._convert_input(input).to_messages())
+
     # -- generating
 
     def _generate(
@@ -100,12 +199,18 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        admitted, refusal = self._messages.admit(messages)
-        if refusal is not None:
-            return _result(self.enforcement.refusal(summary(refusal)))
-        with Unobserved():
-            result = self.inner._generate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
-        return self._judge(admitted, result)
+        admitted = self._messages.admit(messages)
+        if admitted.refusal is not None:
+            return _result(self._refused(admitted.refusal))
+        asked: list[BaseMessage] = admitted
+        for tries_left in range(self.repair, -1, -1):
+            with Unobserved():
+                result = self.inner._generate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
+            judged, stop_ = self._judge(admitted, result, final=not tries_left)
+            if stop_ is None:
+                break
+            asked = [*admitted, repair_request(stop_)]
+        return judged
 
     async def _agenerate(
         self,
@@ -114,25 +219,49 @@ class GuardedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        admitted, refusal = await asyncio.to_thread(self._messages.admit, messages)
-        if refusal is not None:
-            return _result(self.enforcement.refusal(summary(refusal)))
-        with Unobserved():
-            result = await self.inner._agenerate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
-        return await asyncio.to_thread(self._judge, admitted, result)
+        admitted = await asyncio.to_thread(self._messages.admit, messages)
+        if admitted.refusal is not None:
+            return _result(self._refused(admitted.refusal))
+        asked: list[BaseMessage] = admitted
+        for tries_left in range(self.repair, -1, -1):
+            with Unobserved():
+                result = await self.inner._agenerate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
+            judged, stop_ = await asyncio.to_thread(self._judge, admitted, result, not tries_left)
+            if stop_ is None:
+                break
+            asked = [*admitted, repair_request(stop_)]
+        return judged
 
-    def _judge(self, messages: Sequence[BaseMessage], result: ChatResult) -> ChatResult:
-        """Judge every candidate; the blocked ones give way to the violation message."""
+    def _judge(
+        self, messages: Sequence[BaseMessage], result: ChatResult, final: bool
+    ) -> tuple[ChatResult, Decision | None]:
+        """Judge every candidate; the blocked ones give way to the violation message. The decision that asks for a
+        repair, where there is a try left for one."""
         answers = [cast(AIMessage, generation.message) for generation in result.generations]
-        judged = self._messages.judge_answers(messages, answers)
+        judged = self._messages.judge_answers(messages, answers, final=final)
         generations = []
         for generation, (answer, decision) in zip(result.generations, judged, strict=True):
             if decision is None:
                 generations.append(generation)
+            elif not final:
+                return result, decision
             else:
                 generations.append(ChatGeneration(message=answer))
         withheld = any(decision is not None for _, decision in judged)
-        return ChatResult(generations=generations, llm_output=None if withheld else result.llm_output)
+        return ChatResult(
+            generations=generations, llm_output=_counts(result.llm_output) if withheld else result.llm_output
+        ), None
+
+    def _refused(self, mark: Mapping[str, Any]) -> AIMessage:
+        """The answer to a prompt that is withheld; raises it where that is the exit behaviour."""
+        violation = self.enforcement.violation(mark)
+        if self.enforcement.behavior(violation.decision) == "error":
+            raise violation
+        return cast(AIMessage, self.enforcement.refusal(mark))
+
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        found = [output for output in llm_outputs if output is not None]
+        return cast("dict[str, Any]", self.inner._combine_llm_outputs(found)) if found else {}
 
     # -- streaming
 
@@ -143,19 +272,25 @@ class GuardedChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        admitted, refusal = self._messages.admit(messages)
-        if refusal is not None:
-            yield ChatGenerationChunk(message=_as_chunk(self.enforcement.refusal(summary(refusal))))
+        admitted = self._messages.admit(messages)
+        if admitted.refusal is not None:
+            yield ChatGenerationChunk(message=as_chunk(self._refused(admitted.refusal)))
             return
-        if not _overrides(self.inner, "_stream"):
-            with Unobserved():
-                result = self.inner._generate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
-            source: Iterator[ChatGenerationChunk] = iter(_as_chunks(result))
-        else:
-            if self.inner.rate_limiter is not None:
-                self.inner.rate_limiter.acquire(blocking=True)
-            source = steps_unobserved(self.inner._stream(admitted, stop=stop, **kwargs))
-        yield from guard_chunks(source, self._flow(admitted))
+        asked: list[BaseMessage] = admitted
+        for tries_left in range(self.repair, -1, -1):
+            if not _overrides(self.inner, "_stream"):
+                with Unobserved():
+                    result = self.inner._generate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
+                source: Iterator[ChatGenerationChunk] = iter(_as_chunks(result))
+            else:
+                if self.inner.rate_limiter is not None:
+                    self.inner.rate_limiter.acquire(blocking=True)
+                source = steps_unobserved(self.inner._stream(asked, stop=stop, **kwargs))
+            stopped = yield from guard_chunks(source, self._flow(admitted), tries_left)
+            if stopped is None:
+                return
+            self.enforcement.report(stopped)
+            asked = [*admitted, repair_request(stopped)]
 
     async def _astream(
         self,
@@ -164,65 +299,76 @@ class GuardedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        admitted, refusal = await asyncio.to_thread(self._messages.admit, messages)
-        if refusal is not None:
-            yield ChatGenerationChunk(message=_as_chunk(self.enforcement.refusal(summary(refusal))))
+        admitted = await asyncio.to_thread(self._messages.admit, messages)
+        if admitted.refusal is not None:
+            yield ChatGenerationChunk(message=as_chunk(self._refused(admitted.refusal)))
             return
-        if not (_overrides(self.inner, "_astream") or _overrides(self.inner, "_stream")):
-            with Unobserved():
-                result = await self.inner._agenerate_with_cache(admitted, stop=stop, run_manager=None, **kwargs)
-            source: AsyncIterator[ChatGenerationChunk] = _aiter(_as_chunks(result))
-        else:
-            if self.inner.rate_limiter is not None:
-                await self.inner.rate_limiter.aacquire(blocking=True)
-            source = asteps_unobserved(self.inner._astream(admitted, stop=stop, **kwargs))
-        async for chunk in aguard_chunks(source, await asyncio.to_thread(self._flow, admitted)):
-            yield chunk
+        asked: list[BaseMessage] = admitted
+        for tries_left in range(self.repair, -1, -1):
+            if not (_overrides(self.inner, "_astream") or _overrides(self.inner, "_stream")):
+                with Unobserved():
+                    result = await self.inner._agenerate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
+                source: AsyncIterator[ChatGenerationChunk] = _aiter(_as_chunks(result))
+            else:
+                if self.inner.rate_limiter is not None:
+                    await self.inner.rate_limiter.aacquire(blocking=True)
+                source = asteps_unobserved(self.inner._astream(asked, stop=stop, **kwargs))
+            stopped: Decision | None = None
+            guarded = aguard_chunks(source, await asyncio.to_thread(self._flow, admitted), tries_left)
+            async for item in guarded:
+                if isinstance(item, Decision):
+                    stopped = item
+                else:
+                    yield item
+            if stopped is None:
+                return
+            self.enforcement.report(stopped)
+            asked = [*admitted, repair_request(stopped)]
 
     def _flow(self, messages: Sequence[BaseMessage]) -> ChunkFlow:
         context = self._messages.context(messages)
         stages = self.stages & OUTPUT_STAGES
-        return ChunkFlow(self.enforcement, context, stages, self.holdback, self._messages.judged)
+        return ChunkFlow(self.enforcement, context, stages, self.holdback, self._messages.judged, len(messages))
 
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
-        return self.inner._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
+        return bool(self.inner._should_stream(async_api=async_api, run_manager=run_manager, **kwargs))
 
     def _streaming_disabled(self, **kwargs: Any) -> bool:
-        return self.inner._streaming_disabled(**kwargs)
+        return bool(self.inner._streaming_disabled(**kwargs))
 
     # -- tools and structured output: bound by the wrapped model, around this one
 
     def bind_tools(
         self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        return self._around(self.inner.bind_tools(tools, **kwargs))
+        return self._bound("bind_tools", tools, **kwargs)
 
     def with_structured_output(
         self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
     ) -> Runnable[LanguageModelInput, Any]:
-        return self._around(self.inner.with_structured_output(schema, include_raw=include_raw, **kwargs))
+        """As the wrapped model's. A violation is raised as a `GuardViolation` whatever the exit behaviour is, since a
+        violation message is no answer of that shape; with `include_raw` it is the ``parsing_error``."""
+        return self._bound("with_structured_output", schema, include_raw=include_raw, **kwargs)
+
+    def with_retry(self, **settings: Any) -> Runnable[LanguageModelInput, Any]:
+        """As any model's, but for violations: asking again is what `repair` is for."""
+        return super().with_retry(**without_violations(settings))
+
+    def _bound(self, name: str, *args: Any, **kwargs: Any) -> Bound:
+        if isinstance(self.inner, BaseChatModel):
+            return self._around(getattr(self.inner, name)(*args, **kwargs))
+        return self.model_copy(update={"operations": (*self.operations, (name, args, kwargs))})
 
     def _around(self, bound: Bound) -> Bound:
         """The same composition with the wrapped model inside it replaced by this one."""
-        found: list[BaseChatModel] = []
-
-        def swap(part: Any) -> Any:
-            if isinstance(part, BaseChatModel):
-                found.append(part)
-                return self.model_copy(update={"inner": without_own_callbacks(part)})
-            if isinstance(part, RunnableBinding):
-                return part.model_copy(update={"bound": swap(part.bound)})
-            if isinstance(part, RunnableSequence):
-                return RunnableSequence(*map(swap, part.steps), name=part.name)
-            if isinstance(part, RunnableParallel):
-                return part.model_copy(update={"steps__": {k: swap(v) for k, v in part.steps__.items()}})
-            if isinstance(part, RunnableWithFallbacks):
-                fallbacks = [swap(f) for f in part.fallbacks]
-                return part.model_copy(update={"runnable": swap(part.runnable), "fallbacks": fallbacks})
-            return part
-
-        result = cast(Bound, swap(bound))
-        if not found:
+        result, models = around(
+            bound,
+            lambda model: GuardedChatModel(
+                **{**self._own_fields(), "inner": model, "operations": (), **{n: getattr(model, n) for n in _SHARED}}
+            ),
+            self.enforcement,
+        )
+        if not models:
             raise GuardkitError(
                 f"{type(self.inner).__name__} binds in a way that the guard cannot follow "
                 f"({type(bound).__name__}): guard the bound chain with `chain | guard.as_runnable()`"
@@ -233,26 +379,39 @@ class GuardedChatModel(BaseChatModel):
 
     @property
     def _llm_type(self) -> str:
-        return f"guarded-{self.inner._llm_type}"
+        return f"guarded-{getattr(self.inner, '_llm_type', 'configurable')}"
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**self.inner._identifying_params, "guard": self.enforcement.guard.model.name}
+        return {**getattr(self.inner, "_identifying_params", {}), "guard": self.enforcement.guard.model.name}
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
-        return self.inner._get_invocation_params(stop=stop, **kwargs)
+        return cast("dict[str, Any]", self.inner._get_invocation_params(stop=stop, **kwargs))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
         return self.inner._get_ls_params(stop=stop, **kwargs)
 
     def get_num_tokens(self, text: str) -> int:
-        return self.inner.get_num_tokens(text)
+        return int(self.inner.get_num_tokens(text))
 
     def get_token_ids(self, text: str) -> list[int]:
-        return self.inner.get_token_ids(text)
+        return list(self.inner.get_token_ids(text))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        return self.inner.get_num_tokens_from_messages(messages, tools)
+        return int(self.inner.get_num_tokens_from_messages(messages, tools))
+
+
+def _counts(output: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a blocked answer keeps of a provider's output: its numbers and the model's name."""
+    if output is None:
+        return None
+    kept: dict[str, Any] = {}
+    for key, value in output.items():
+        if isinstance(value, Mapping):
+            kept[key] = _counts(value)
+        elif isinstance(value, int | float) or key in KEPT_METADATA:
+            kept[key] = value
+    return kept
 
 
 def _overrides(model: BaseChatModel, name: str) -> bool:
@@ -266,10 +425,10 @@ def _result(message: AIMessage) -> ChatResult:
 def _as_chunks(result: ChatResult) -> list[ChatGenerationChunk]:
     generation = result.generations[0]
     message = cast(AIMessage, generation.message)
-    return [ChatGenerationChunk(message=_as_chunk(message), generation_info=generation.generation_info)]
+    return [ChatGenerationChunk(message=as_chunk(message), generation_info=generation.generation_info)]
 
 
-def _as_chunk(message: AIMessage) -> AIMessageChunk:
+def as_chunk(message: AIMessage) -> AIMessageChunk:
     """A whole answer as the one chunk of a stream."""
     if isinstance(message, AIMessageChunk):
         return message

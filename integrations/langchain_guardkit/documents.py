@@ -13,7 +13,17 @@ from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, PrivateAttr
 
 from guardkit import Action, Decision, Guard, GuardkitError, Stage
-from langchain_guardkit.enforcing import METADATA_KEY, VIOLATION_MESSAGE, Enforcement, MessageViolation, summary, worst
+from langchain_guardkit.enforcing import (
+    METADATA_KEY,
+    VIOLATION_MESSAGE,
+    Enforcement,
+    MessageViolation,
+    OnViolation,
+    Policies,
+    ViolationMessage,
+    summary,
+    worst,
+)
 from langchain_guardkit.reading import texts_in
 from langchain_guardkit.unobserved import Unobserved, without_own_callbacks
 
@@ -29,10 +39,20 @@ class GuardDocumentTransformer(BaseDocumentTransformer):
     ``metadata["guardkit"]``. Order is kept, and what is safe goes through unchanged.
     """
 
-    def __init__(self, guard: Guard, *, on_unsafe: OnUnsafe = "drop", violation_message: str = VIOLATION_MESSAGE):
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        on_unsafe: OnUnsafe = "drop",
+        violation_message: ViolationMessage = VIOLATION_MESSAGE,
+        on_violation: OnViolation | None = None,
+        policies: Policies | None = None,
+    ):
         if on_unsafe not in get_args(OnUnsafe):
             raise GuardkitError(f"unknown on_unsafe '{on_unsafe}'; known: {', '.join(get_args(OnUnsafe))}")
-        self._enforcement = Enforcement(guard, "error" if on_unsafe == "error" else "replace", violation_message)
+        self._enforcement = Enforcement(
+            guard, "error" if on_unsafe == "error" else "replace", violation_message, on_violation, policies or {}
+        )
         self._on_unsafe = on_unsafe
 
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
@@ -86,13 +106,21 @@ class GuardRetriever(BaseRetriever):
         guard: Guard,
         *,
         on_unsafe: OnUnsafe = "drop",
-        violation_message: str = VIOLATION_MESSAGE,
+        violation_message: ViolationMessage = VIOLATION_MESSAGE,
+        on_violation: OnViolation | None = None,
+        policies: Policies | None = None,
     ):
         fields: dict[str, Any] = {"inner": retriever}
         if isinstance(retriever, BaseRetriever):
             fields = {"inner": without_own_callbacks(retriever), "tags": retriever.tags, "metadata": retriever.metadata}
         super().__init__(**fields)
-        self._transformer = GuardDocumentTransformer(guard, on_unsafe=on_unsafe, violation_message=violation_message)
+        self._transformer = GuardDocumentTransformer(
+            guard,
+            on_unsafe=on_unsafe,
+            violation_message=violation_message,
+            on_violation=on_violation,
+            policies=policies,
+        )
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any

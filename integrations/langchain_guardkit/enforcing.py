@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import logging
 import threading
+import uuid
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args
 
+import langchain_core.exceptions
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.runnables.config import var_child_runnable_config
 
-from guardkit import Action, Category, Decision, Guard, GuardkitError, GuardViolation, Message, Stage
+from guardkit import (
+    Action,
+    Category,
+    Decision,
+    Guard,
+    GuardkitError,
+    GuardViolation,
+    Message,
+    Policy,
+    Severity,
+    Stage,
+    Verdict,
+)
 
 ExitBehavior = Literal["error", "end", "replace"]
 VIOLATION_MESSAGE = "This content was withheld by a safety guard ({stage}: {categories})."
 METADATA_KEY = "guardkit"
+POLICY_KEY = "guard_policy"
+ViolationMessage = str | Mapping[str, str] | Callable[[Decision], str]
+OnViolation = Callable[[Decision], object]
+Policies = Mapping[str, Any]  # a name for each: a built-in's name, a Policy, a mapping, a YAML file, or another Guard
+# Newer releases of LangChain ask a model's error whether a retry may help.
+_ModelError: Any = getattr(langchain_core.exceptions, "ModelError", langchain_core.exceptions.LangChainException)
 # What a blocked message keeps of its metadata: nothing in it may repeat the text, as log-probabilities do.
-_KEPT_METADATA = ("model_name", "model_provider", "model", "ls_provider")
+KEPT_METADATA = ("model_name", "model_provider", "model", "ls_provider")
 _M = TypeVar("_M", bound=BaseMessage)
 
 
-class MessageViolation(GuardViolation):
-    """A `GuardViolation` in a list of messages. message_index: 0-based; None where there is no list."""
+class MessageViolation(GuardViolation, _ModelError, RuntimeError):  # type: ignore[misc]
+    """A `GuardViolation` in LangChain. message_index: 0-based in the list of messages; None where there is no list.
+
+    It says of itself what retries ask about an error: LangChain's retry middlewares find that it is not retryable, and
+    LangGraph's default retry policy leaves a RuntimeError alone.
+    """
+
+    is_retryable = False
 
     def __init__(self, decision: Decision, message_index: int | None = None):
         self.message_index = message_index
         where = "" if message_index is None else f"message {message_index}: "
         super().__init__(decision, f"{where}{decision}")
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.decision, self.message_index)
+
+
+class Recent:
+    """The decisions behind the violation messages that this process wrote, by the id in their mark. Bounded."""
+
+    def __init__(self, size: int = 1024):
+        self._size = size
+        self._known: OrderedDict[str, Decision] = OrderedDict()
+
+    def keep(self, decision: Decision) -> str:
+        key = uuid.uuid4().hex
+        self._known[key] = decision
+        while len(self._known) > self._size:
+            self._known.popitem(last=False)
+        return key
+
+    def get(self, mark: Mapping[str, Any]) -> Decision | None:
+        return self._known.get(str(mark.get("id")))
 
 
 @dataclass(frozen=True)
@@ -35,12 +85,18 @@ class Enforcement:
     """A guard and what to do about its decisions.
 
     exit_behavior: "error" raises `GuardViolation`; "end" lets only the violation message go on; "replace" puts it where
-    the offending text stood. violation_message may hold ``{stage}``, ``{severity}`` and ``{categories}``.
+    the offending text stood. violation_message: a text, a text for each stage, or a function of the decision; a text
+    may hold ``{stage}``, ``{severity}`` and ``{categories}``. on_violation: is told each decision that withholds a
+    text, once; what it raises is logged. policies: what a run may choose from by name, see `for_run`.
     """
 
     guard: Guard
     exit_behavior: ExitBehavior = "error"
-    violation_message: str = VIOLATION_MESSAGE
+    violation_message: ViolationMessage = VIOLATION_MESSAGE
+    on_violation: OnViolation | None = None
+    policies: Policies = field(default_factory=dict)
+    recent: Recent = field(default_factory=Recent, compare=False, repr=False)
+    chosen: bool = False  # whether the run's policy is chosen already
 
     def __post_init__(self) -> None:
         if not isinstance(self.guard, Guard):
@@ -49,10 +105,47 @@ class Enforcement:
             raise GuardkitError(
                 f"unknown exit_behavior '{self.exit_behavior}'; known: {', '.join(get_args(ExitBehavior))}"
             )
+        if isinstance(self.violation_message, Mapping):
+            for stage in self.violation_message:
+                if stage not in {s.value for s in Stage} | set(Stage):
+                    known = ", ".join(s.value for s in Stage)
+                    raise GuardkitError(f"violation_message: unknown stage '{stage}'; known: {known}")
+        runs = {}
+        for name, source in self.policies.items():
+            runs[name] = replace(self, guard=_under(self.guard, source), policies={}, chosen=True)
+        object.__setattr__(self, "_runs", runs)
+        policy = self.guard.policy
+        key = repr((self.guard.model.name, policy.name, policy.extends, policy.on_error, policy.rules))
+        object.__setattr__(self, "key", hashlib.sha256(key.encode()).hexdigest()[:16])
+
+    key: str = field(init=False, compare=False, repr=False)  # who judges and by which rules: the scope of a memory
+    _runs: dict[str, Enforcement] = field(init=False, compare=False, repr=False)
+
+    def for_run(self, config: Any = None, context: Any = None) -> Enforcement:
+        """This under the policy that a run names: ``config["configurable"]["guard_policy"]``, or else `guard_policy` of
+        the graph's runtime context. Raises `GuardkitError` for a name that was not given at construction."""
+        if self.chosen or (name := policy_name(config, context)) is None:
+            return self
+        if name not in self._runs:
+            known = ", ".join(map(repr, self._runs)) or "none: give the guard `policies`"
+            raise GuardkitError(f"the run names the guard policy '{name}'; known: {known}")
+        return self._runs[name]
 
     def behavior(self, decision: Decision) -> ExitBehavior:
         """What happens to a text that may not go on as it is. A policy's redact replaces, whatever is set."""
         return "replace" if decision.action is Action.redact else self.exit_behavior
+
+    def violated(self, decision: Decision, index: int | None = None) -> None:
+        """Report a violation, and raise it where that is the exit behaviour."""
+        self.report(decision)
+        self.raise_if_error(decision, index)
+
+    def report(self, decision: Decision) -> None:
+        if self.on_violation is not None:
+            try:
+                self.on_violation(decision)
+            except Exception:
+                logging.getLogger("guardkit").exception("on_violation failed")
 
     def raise_if_error(self, decision: Decision, index: int | None = None) -> None:
         if self.behavior(decision) == "error":
@@ -60,27 +153,43 @@ class Enforcement:
 
     def text(self, decision: Decision) -> str:
         """The violation message. It holds nothing of the text."""
-        return self.text_of(summary(decision))
-
-    def text_of(self, details: Mapping[str, Any]) -> str:
-        """The violation message for a decision's summary."""
-        severity = details["severity"] or "not judged"
-        categories = ", ".join(Category(c).label for c in details["categories"])
-        values = {"stage": details["stage"], "severity": severity, "categories": categories or severity}
-        text = self.violation_message
+        template = self.violation_message
+        if callable(template):
+            return str(template(decision))
+        if isinstance(template, Mapping):
+            of_stage = template.get(decision.stage.value, template.get(decision.stage))  # type: ignore[call-overload]
+            template = VIOLATION_MESSAGE if of_stage is None else of_stage
+        verdict = decision.verdict
+        severity = verdict.severity.value if verdict else "not judged"
+        categories = ", ".join(c.label for c in verdict.categories) if verdict else ""
+        values = {"stage": decision.stage.value, "severity": severity, "categories": categories or severity}
         for key, value in values.items():
-            text = text.replace(f"{{{key}}}", value)
-        return text
+            template = template.replace(f"{{{key}}}", value)
+        return template
 
-    def refusal(self, details: Mapping[str, Any]) -> AIMessage:
+    def mark(self, decision: Decision, index: int | None = None) -> dict[str, Any]:
+        """What stands in a violation message's metadata: the decision, without any text of what was judged."""
+        found = {**summary(decision), "id": self.recent.keep(decision), "message": self.text(decision)}
+        return found if index is None else {**found, "index": index}
+
+    def refusal(self, mark: Mapping[str, Any]) -> AIMessage:
         """The violation message as an answer of its own."""
-        return AIMessage(content=self.text_of(details), response_metadata={METADATA_KEY: dict(details)})
+        return AIMessage(
+            content=str(mark.get("message", VIOLATION_MESSAGE)), response_metadata={METADATA_KEY: {**mark}}
+        )
 
-    def scrubbed(self, message: _M, decision: Decision) -> _M | AIMessage:
+    def violation(self, mark: Mapping[str, Any]) -> MessageViolation:
+        """The violation that a mark stands for. In another process than that which wrote it: without its scores."""
+        index = mark.get("index")
+        decision = self.recent.get(mark) or _decision_of(mark)
+        return MessageViolation(decision, index if isinstance(index, int) else None)
+
+    def scrubbed(self, message: _M, decision: Decision, index: int | None = None) -> _M | AIMessage:
         """A message in the place of a blocked one: its id, name and usage, and the violation message."""
-        text = self.text(decision)
-        metadata = {k: v for k, v in message.response_metadata.items() if k in _KEPT_METADATA}
-        metadata[METADATA_KEY] = summary(decision)
+        mark = self.mark(decision, index)
+        text = mark["message"]
+        metadata = {k: v for k, v in message.response_metadata.items() if k in KEPT_METADATA}
+        metadata[METADATA_KEY] = mark
         if isinstance(message, AIMessage):
             kind = AIMessageChunk if isinstance(message, AIMessageChunk) else AIMessage
             return kind(
@@ -94,6 +203,39 @@ class Enforcement:
         if isinstance(message, ToolMessage):
             update |= {"artifact": None, "status": "error"}
         return message.model_copy(update=update)
+
+
+def policy_name(config: Any = None, context: Any = None) -> str | None:
+    """The policy that a run names, see `Enforcement.for_run`. config: the run's, or else the surrounding one."""
+    configurable = ((config if config else var_child_runnable_config.get()) or {}).get("configurable") or {}
+    name = configurable.get(POLICY_KEY)
+    if name is None:
+        if context is None:
+            context = getattr(configurable.get("__pregel_runtime"), "context", None)
+        name = context.get(POLICY_KEY) if isinstance(context, Mapping) else getattr(context, POLICY_KEY, None)
+    if name is not None and not isinstance(name, str):
+        raise GuardkitError(f"{POLICY_KEY} names a policy, it is no {type(name).__name__}")
+    return name
+
+
+def _under(guard: Guard, source: Any) -> Guard:
+    """The same guard, with another policy. Both share the model."""
+    if isinstance(source, Guard):
+        return source
+    other = copy.copy(guard)
+    other.policy = Policy.load(source)
+    return other
+
+
+def _decision_of(mark: Mapping[str, Any]) -> Decision:
+    stage = Stage(mark.get("stage", Stage.prompt.value))
+    verdict = None
+    if mark.get("severity"):
+        categories = tuple(Category(c) for c in mark.get("categories", ()))
+        verdict = Verdict(Severity(mark["severity"]), categories, stage=stage)
+    judged = bool(mark.get("judged", verdict is not None))
+    error = None if judged else "see the log of the process that judged it"
+    return Decision(Action(mark["action"]), verdict, str(mark.get("rule", "")), judged, stage, error)
 
 
 def summary(decision: Decision) -> dict[str, Any]:
@@ -123,17 +265,30 @@ def withheld(message: BaseMessage) -> dict[str, Any] | None:
 class Judged:
     """Which texts passed lately, so that none is judged twice: digests only, bounded, thread-safe.
 
-    scope: what else the verdict depended on, such as the messages that an answer belongs to.
+    scope: what else the verdict depended on: who judged, and the messages that an answer belongs to.
     """
 
-    def __init__(self, size: int = 4096):
+    def __init__(self, size: int = 8192):
         self._size = size
-        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_size": self._size}  # a copy in another process starts anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_size"])  # type: ignore[misc]
+
+    def __deepcopy__(self, memo: Any) -> Judged:
+        return self
 
     def fresh(self, message: Message, scope: str = "") -> Message | None:
         """The message with only the parts that are not known to pass; None where nothing is left."""
-        known = {(p.stage, p.text) for p in message.parts() if p.text is not None and self._has(p.stage, p.text, scope)}
+        known = {
+            (p.stage, p.text)
+            for p in message.parts()
+            if p.text is not None and self.has(digest(p.stage.value, p.text, scope))
+        }
         content = "" if (message.stage, message.content) in known else message.content
         reasoning = "" if (Stage.reasoning, message.reasoning) in known else message.reasoning
         calls = tuple(call for call in message.tool_calls if (Stage.tool_call, call) not in known)
@@ -144,28 +299,26 @@ class Judged:
     def passed(self, message: Message, scope: str = "") -> None:
         for part in message.parts():
             if part.text:
-                self.add(part.stage, part.text, scope)
+                self.add(digest(part.stage.value, part.text, scope))
 
-    def add(self, stage: Stage, text: str, scope: str = "") -> None:
+    def add(self, key: str) -> None:
         with self._lock:
-            self._known[_digest(stage, text, scope)] = None
+            self._known[key] = None
             while len(self._known) > self._size:
                 self._known.popitem(last=False)
 
-    def _has(self, stage: Stage, text: str, scope: str) -> bool:
-        digest = _digest(stage, text, scope)
+    def has(self, key: str) -> bool:
         with self._lock:
-            if digest not in self._known:
+            if key not in self._known:
                 return False
-            self._known.move_to_end(digest)
+            self._known.move_to_end(key)
             return True
 
 
-def _digest(stage: Stage, text: str, scope: str) -> bytes:
-    return hashlib.sha256(repr((stage.value, text, scope)).encode("utf-8", "surrogatepass")).digest()
+def digest(*what: str) -> str:
+    return hashlib.sha256(repr(what).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def scope_of(context: Sequence[Message]) -> str:
     """The scope of what is judged after `context`: the conversation, whatever system message comes with it."""
-    conversation = [message for message in context if message.role != "system"]
-    return hashlib.sha256(repr(conversation).encode("utf-8", "surrogatepass")).hexdigest()
+    return digest(*(repr(message) for message in context if message.role != "system"))

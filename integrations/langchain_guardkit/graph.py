@@ -7,10 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from guardkit import Guard, Stage
-from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, summary, withheld
+from langchain_guardkit.enforcing import (
+    VIOLATION_MESSAGE,
+    Enforcement,
+    ExitBehavior,
+    OnViolation,
+    Policies,
+    ViolationMessage,
+    withheld,
+)
 from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
 from langchain_guardkit.streaming import OUTPUT_STAGES
 
@@ -19,7 +27,9 @@ def guard_node(
     guard: Guard,
     *,
     exit_behavior: ExitBehavior = "end",
-    violation_message: str = VIOLATION_MESSAGE,
+    violation_message: ViolationMessage = VIOLATION_MESSAGE,
+    on_violation: OnViolation | None = None,
+    policies: Policies | None = None,
     stages: frozenset[Stage] = frozenset(Stage),
     key: str = "messages",
 ) -> Runnable[Any, dict[str, Any]]:
@@ -29,28 +39,27 @@ def guard_node(
     where an input offends, for `guard_route` to follow. Text that a node streams is seen before any node after it
     runs: give that node a `GuardedChatModel`.
     """
-    enforcement = Enforcement(guard, exit_behavior, violation_message)
+    enforcement = Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
     inputs = MessageGuard(enforcement, stages & INPUT_STAGES)
     outputs = MessageGuard(enforcement, stages & OUTPUT_STAGES, inputs.judged)
 
-    def judge(state: Any) -> dict[str, Any]:
+    def judge(state: Any, config: RunnableConfig) -> dict[str, Any]:
         messages = _messages(state, key)
-        update: list[BaseMessage] = []
-        for i, decision in inputs.decide_input(messages):
-            if not decision.action.stops:
-                continue
-            enforcement.raise_if_error(decision, i)
-            update.append(enforcement.scrubbed(messages[i], decision))
-            if enforcement.behavior(decision) == "end":
-                return {key: [*update, enforcement.refusal(summary(decision))]}
+        run = enforcement.for_run(config)
+        admitted = inputs.under(run).admit(messages)
+        if admitted.refusal is not None and run.exit_behavior == "error":
+            raise run.violation(admitted.refusal)
+        update = [after for before, after in zip(messages, admitted, strict=True) if after is not before]
+        if admitted.refusal is not None:
+            return {key: [*update, run.refusal(admitted.refusal)]}
         if messages and isinstance(messages[-1], AIMessage) and withheld(messages[-1]) is None:
-            ((answer, decision_),) = outputs.judge_answers(messages[:-1], messages[-1:])
-            if decision_ is not None:
+            ((answer, decision),) = outputs.under(run).judge_answers(messages[:-1], messages[-1:])
+            if decision is not None:
                 update.append(answer)
         return {key: update}
 
-    async def ajudge(state: Any) -> dict[str, Any]:
-        return await asyncio.to_thread(judge, state)
+    async def ajudge(state: Any, config: RunnableConfig) -> dict[str, Any]:
+        return await asyncio.to_thread(judge, state, config)
 
     return RunnableLambda(judge, ajudge, name="guard")
 

@@ -1,12 +1,65 @@
-"""One text that grows: how much of it was received, how much may go out, and what ends it."""
+"""One text that grows: how much of it was received, how much may go out, and what ends it.
+
+What a flow does is written once, as a generator of the calls to the guard that it needs; `drive` makes them at once,
+`adrive` on an event loop, without a thread where the guard needs none.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
-from guardkit import Decision, Guard, Message, NotJudged, Stage, StreamGuard, Verdict
+from guardkit import AsyncStreamGuard, Decision, Guard, Message, NotJudged, Stage, StreamGuard, Verdict
 from langchain_guardkit.enforcing import Enforcement
+
+_T = TypeVar("_T")
+
+
+class Ask(NamedTuple):
+    """A call to the guard, for a thread that may wait and for an event loop."""
+
+    now: Callable[[], Any]
+    later: Callable[[], Awaitable[Any]]
+
+    @classmethod
+    def of(cls, call: Callable[[], Any]) -> Ask:
+        """A call that takes a while, and has no async twin."""
+        return cls(call, partial(asyncio.to_thread, call))
+
+
+Steps = Generator[Ask, Any, _T]
+
+
+def drive(steps: Steps[_T]) -> _T:
+    try:
+        ask = next(steps)
+        while True:
+            try:
+                result = ask.now()
+            except NotJudged as error:
+                ask = steps.throw(error)
+            else:
+                ask = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def adrive(steps: Steps[_T]) -> _T:
+    try:
+        ask = next(steps)
+        while True:
+            try:
+                result = await ask.later()
+            except NotJudged as error:
+                ask = steps.throw(error)
+            else:
+                ask = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
 
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|.)?", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
@@ -38,7 +91,7 @@ class ArgumentsReader:
 class TextFlow:
     """One text of a message: how much of it was received, and how much of that may go out.
 
-    Each step returns the decision that ends the text, if one does; a fault of the guard is such a decision too.
+    Each step gives the decision that ends the text, if one does; a fault of the guard is such a decision too.
     """
 
     def __init__(self, guard: Guard, context: Sequence[Message], stage: Stage, holdback: int | None):
@@ -53,6 +106,8 @@ class TextFlow:
             self._stream = guard.stream(context, stage=stage, holdback=holdback)
         except NotJudged as error:
             self._fault = guard.not_judged(str(error), stage, None)
+        else:
+            self._twin = AsyncStreamGuard(self._stream)
 
     @property
     def decision(self) -> Decision | None:
@@ -63,22 +118,28 @@ class TextFlow:
     def shown_early(self) -> int:
         return 0 if self._stream is None else self._stream.shown_early
 
-    def push(self, text: str) -> Decision | None:
+    def push(self, text: str) -> Steps[Decision | None]:
         self.received += len(text)
         self.texts.append(text)
-        return self._step(lambda stream: stream.feed(text))
+        if (stream := self._stream) is None:
+            return self._fault
+        return (yield from self._step(Ask(partial(stream.feed, text), partial(self._twin.feed, text))))
 
-    def finish(self) -> Decision | None:
-        stop = self._step(lambda stream: stream.finish())
+    def finish(self) -> Steps[Decision | None]:
+        if (stream := self._stream) is None:
+            return self._fault
+        stop = yield from self._step(Ask(stream.finish, self._twin.finish))
         if stop is None:
             self.released = self.received
         return stop
 
-    def settle(self) -> Decision | None:
+    def settle(self) -> Steps[Decision | None]:
         """Another text takes over: release the tail, judged as it stands."""
+        if (stream := self._stream) is None:
+            return self._fault
         found: list[Verdict] = []
-        stop = self._step(lambda stream: found.append(stream.verdict))
-        if stop is None and found and self._stream is not None and self._stream.judged:
+        stop = yield from self._step(Ask.of(lambda: found.append(stream.verdict)))
+        if stop is None and found and stream.judged:
             decision = self._guard.policy.decide(found[0])
             stop = decision if decision.action.stops else None
         if stop is None:
@@ -89,12 +150,11 @@ class TextFlow:
         if self._stream is not None:
             self._stream.close()
 
-    def _step(self, call: Callable[[StreamGuard], object]) -> Decision | None:
+    def _step(self, ask: Ask) -> Steps[Decision | None]:
         stream = self._stream
-        if stream is None:
-            return self._fault
+        assert stream is not None
         try:
-            call(stream)
+            yield ask
         except NotJudged as error:
             return stream.decision if stream.stopped else self._guard.not_judged(str(error), self.stage, None)
         # A stop takes back what a short hold-back let out; what was handed on stays handed on.
@@ -121,23 +181,23 @@ class StringFlow:
     def empty(self) -> bool:
         return self._flow.received == 0
 
-    def push(self, text: str) -> list[str]:
+    def push(self, text: str) -> Steps[list[str]]:
         if self.decision is not None:
             return []
         self._text += text
-        self.decision = self._flow.push(text)
+        self.decision = yield from self._flow.push(text)
         return self._release()
 
     def stop(self, decision: Decision) -> None:
         self.decision = decision
 
-    def finish(self) -> list[str]:
-        self.decision = self.decision or self._flow.finish()
+    def finish(self) -> Steps[list[str]]:
+        self.decision = self.decision or (yield from self._flow.finish())
         return self._release()
 
     def ending(self) -> str:
         assert self.decision is not None
-        self._enforcement.raise_if_error(self.decision)
+        self._enforcement.violated(self.decision)
         return ("\n\n" if self._out else "") + self._enforcement.text(self.decision)
 
     def close(self) -> None:

@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from langchain_core.messages import AIMessage, BaseMessage
 
 from guardkit import Action, Decision, Message, MessageError, Stage
-from langchain_guardkit.enforcing import Enforcement, Judged, scope_of
+from langchain_guardkit.enforcing import Enforcement, Judged, digest, scope_of, withheld
 from langchain_guardkit.reading import read, select
 
 INPUT_STAGES = frozenset((Stage.prompt, Stage.tool_output, Stage.document))
 _M = TypeVar("_M", bound=BaseMessage)
 
 
+class Admitted(list[BaseMessage]):
+    """Messages that may be seen: what was withheld is scrubbed. refusal: the mark that ends the call, if one does."""
+
+    refusal: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A decision about the message at `index`; `key` is what a memory knows the message by, where it can be known."""
+
+    index: int
+    decision: Decision
+    key: str | None
+    settled: bool = False  # a violation message of this process: reported already
+
+
 class MessageGuard:
     """Judges messages under an `Enforcement`, each text once: what passed is remembered by its digest."""
 
-    def __init__(self, enforcement: Enforcement, stages: frozenset[Stage], judged: Judged | None = None):
+    def __init__(
+        self,
+        enforcement: Enforcement,
+        stages: frozenset[Stage],
+        judged: Judged | None = None,
+        *,
+        asks: bool = False,
+        own: bool = False,
+    ):
         self.enforcement, self.stages = enforcement, stages
         self.judged = Judged() if judged is None else judged
+        self.asks = asks  # whether a person is asked about what is flagged: then a flag alone is no pass
+        self.own = own  # whether the model's own messages are input too, as where a client brings a history
+
+    def under(self, enforcement: Enforcement) -> MessageGuard:
+        """The same under a run's own policy."""
+        if enforcement is self.enforcement:
+            return self
+        return MessageGuard(enforcement, self.stages, self.judged, asks=self.asks, own=self.own)
 
     def context(self, messages: Sequence[BaseMessage]) -> list[Message]:
         """Messages as the context of an answer; those that cannot be read are left out, since context only helps."""
@@ -32,48 +66,97 @@ class MessageGuard:
                 continue
         return found
 
-    def decide_input(self, messages: Sequence[BaseMessage]) -> list[tuple[int, Decision]]:
-        """A decision for each message with input that was not judged before: (index, decision), in one batch.
+    def key_of(self, message: BaseMessage) -> str | None:
+        """What the whole message is remembered by; None where it is not all plain data."""
+        if isinstance(message, AIMessage) and not self.own:
+            return None
+        artifact, role = getattr(message, "artifact", None), getattr(message, "role", None)
+        about: tuple[Any, ...] = (message.additional_kwargs, message.response_metadata, artifact, role)
+        if isinstance(message, AIMessage):
+            about += (message.tool_calls, message.invalid_tool_calls)
+        try:
+            plain = json.dumps((message.content, about))
+        except (TypeError, ValueError, RecursionError):
+            return None
+        return digest(self.enforcement.key, message.type, plain, *sorted(s.value for s in self.stages))
 
-        Input is all but the model's own messages. Only what passed without a flag is remembered.
+    def decide_input(
+        self,
+        messages: Sequence[BaseMessage],
+        known: Collection[str] = (),
+        keys: Sequence[str | None] | None = None,
+    ) -> list[Found]:
+        """A decision for each message with input that was not judged before, in one batch, in order.
+
+        Input is all but the model's own messages. known: keys of messages that passed elsewhere; keys: those of
+        these messages. What passed is remembered here.
         """
-        fresh: list[tuple[int, Message]] = []
-        found: list[tuple[int, Decision]] = []
+        fresh: list[tuple[int, Message, str | None]] = []
+        found: list[Found] = []
+        if not self.stages & INPUT_STAGES:
+            return found
         for i, message in enumerate(messages):
-            if isinstance(message, AIMessage):
+            if message.type == "remove" or (isinstance(message, AIMessage) and not self.own):
+                continue
+            key = keys[i] if keys is not None else self.key_of(message)
+            if key is not None and (key in known or self.judged.has(key)):
+                continue
+            mark = withheld(message)
+            decision = None if mark is None else self.enforcement.recent.get(mark)
+            if mark is not None and decision is not None and message.content == mark.get("message"):
+                found.append(Found(i, decision, key, settled=True))
                 continue
             try:
                 wanted = select(read(message, i), self.stages)
             except MessageError as error:
-                found.append((i, self.enforcement.guard.not_judged(str(error), Stage.prompt, None)))
+                found.append(Found(i, self.enforcement.guard.not_judged(str(error), Stage.prompt, None), key))
                 continue
-            wanted = wanted and self.judged.fresh(wanted)
-            if wanted is not None:
-                fresh.append((i, wanted))
-        decisions = self.enforcement.guard.decide_batch([[message] for _, message in fresh])
-        for (_, asked), decision in zip(fresh, decisions, strict=True):
-            if decision.action is Action.allow:
-                self.judged.passed(asked)
-        return sorted([*found, *((i, d) for (i, _), d in zip(fresh, decisions, strict=True))], key=lambda pair: pair[0])
+            wanted = wanted and self.judged.fresh(wanted, self.enforcement.key)
+            if wanted is None:
+                self._remember(key)
+            else:
+                fresh.append((i, wanted, key))
+        decisions = self.enforcement.guard.decide_batch([[message] for _, message, _ in fresh])
+        for (i, wanted, key), decision in zip(fresh, decisions, strict=True):
+            if decision.judged and not decision.action.stops and not (self.asks and decision.action is Action.flag):
+                self.judged.passed(wanted, self.enforcement.key)
+                self._remember(key)
+            found.append(Found(i, decision, key))
+        return sorted(found, key=lambda f: f.index)
 
-    def admit(self, messages: list[BaseMessage]) -> tuple[list[BaseMessage], Decision | None]:
-        """What may go into the model, and the decision that ends the call instead. "error" raises `GuardViolation`."""
-        admitted = list(messages)
-        for i, decision in self.decide_input(messages):
+    def _remember(self, key: str | None) -> None:
+        if key is not None:
+            self.judged.add(key)
+
+    def admit(self, messages: Sequence[BaseMessage]) -> Admitted:
+        """What may go into the model. A violation in the current turn is its refusal; with "replace", or in an earlier
+        turn, which a refusal has ended already, the violation message stands in its place and the call goes on."""
+        if isinstance(messages, Admitted):
+            return messages
+        admitted = Admitted(messages)
+        start = turn_start(messages)
+        for found in self.decide_input(messages):
+            i, decision = found.index, found.decision
             if not decision.action.stops:
                 continue
-            self.enforcement.raise_if_error(decision, i)
-            if self.enforcement.behavior(decision) == "end":
-                return admitted, decision
-            admitted[i] = self.enforcement.scrubbed(messages[i], decision)
-        return admitted, None
+            current = is_current(messages, i, start)
+            mark = withheld(messages[i])
+            if not found.settled or mark is None:
+                admitted[i] = self.enforcement.scrubbed(messages[i], decision, i)
+                mark = withheld(admitted[i])
+                if current:
+                    self.enforcement.report(decision)
+            if current and admitted.refusal is None and self.enforcement.behavior(decision) != "replace":
+                admitted.refusal = mark
+        return admitted
 
     def judge_answers(
-        self, messages: Sequence[BaseMessage], answers: Sequence[_M]
+        self, messages: Sequence[BaseMessage], answers: Sequence[_M], *, final: bool = True
     ) -> list[tuple[_M | AIMessage, Decision | None]]:
-        """Each answer to `messages` with None, or a scrubbed one with its decision. "error" raises `GuardViolation`."""
+        """Each answer to `messages` with None, or a scrubbed one with its decision. "error" raises `GuardViolation`,
+        but for answers that are not final."""
         context = self.context(messages)
-        scope = scope_of(context)
+        scope = self.enforcement.key + scope_of(context)
         index = len(messages)
         asked: list[Message | None] = []
         for answer in answers:
@@ -84,12 +167,24 @@ class MessageGuard:
         for answer, wanted in zip(answers, asked, strict=True):
             decision = None if wanted is None else next(decisions)
             if decision is None or wanted is None or not decision.action.stops:
-                if wanted is not None and decision is not None and decision.action is Action.allow:
+                if wanted is not None and decision is not None and decision.judged:
                     self.judged.passed(wanted, scope)
-                    for call in wanted.tool_calls:
-                        self.judged.add(Stage.tool_call, call)  # as a tool is asked: without what came before
+                    if decision.action is Action.allow:  # as a tool is asked: without what came before
+                        self.judged.passed(Message("assistant", tool_calls=wanted.tool_calls), self.enforcement.key)
                 results.append((answer, None))
                 continue
-            self.enforcement.raise_if_error(decision, index)
-            results.append((self.enforcement.scrubbed(answer, decision), decision))
+            self.enforcement.report(decision)
+            if final:
+                self.enforcement.raise_if_error(decision, index)
+            results.append((self.enforcement.scrubbed(answer, decision, index), decision))
         return results
+
+
+def turn_start(messages: Sequence[BaseMessage]) -> int:
+    """Where the current turn begins: at the last message of a person. What stands before it is history."""
+    return max((i for i, message in enumerate(messages) if message.type in ("human", "HumanMessageChunk")), default=0)
+
+
+def is_current(messages: Sequence[BaseMessage], index: int, start: int) -> bool:
+    """Whether a message belongs to the current turn. Instructions to the model belong to every turn."""
+    return index >= start or messages[index].type in ("system", "SystemMessageChunk")

@@ -5,54 +5,80 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
-from langchain.agents.middleware.types import ExtendedModelResponse, ToolCallRequest
+from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr, ToolCallRequest
+from langchain.agents.structured_output import StructuredOutputError
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
 from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
 
-from guardkit import Action, Decision, Guard, Message, Stage
+from guardkit import Action, Decision, Guard, GuardViolation, Message, Stage
 from langchain_guardkit.chat_model import GuardedChatModel
 from langchain_guardkit.enforcing import (
-    METADATA_KEY,
     VIOLATION_MESSAGE,
     Enforcement,
     ExitBehavior,
     Judged,
+    OnViolation,
+    Policies,
+    ViolationMessage,
+    digest,
     summary,
     withheld,
 )
-from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
+from langchain_guardkit.messages import INPUT_STAGES, Found, MessageGuard, is_current, turn_start
 from langchain_guardkit.reading import call_text, read
 from langchain_guardkit.streaming import OUTPUT_STAGES
-from langchain_guardkit.tools import GuardedTool, OutputGuard
+from langchain_guardkit.tools import GuardedTool, OutputGuard, is_control_flow
 
 ToolResult = ToolMessage | Command[Any]
+PASSED = "guardkit_passed"
+_KEPT = 4096  # digests that a state carries
 
 
-class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
+def _merged(old: list[str] | None, new: list[str] | None) -> list[str]:
+    return list(dict.fromkeys([*(old or ()), *(new or ())]))[-_KEPT:]
+
+
+class GuardState(AgentState[Any]):
+    """An agent's state, with digests of what passed the guard or a person approved: no other worker asks again."""
+
+    guardkit_passed: NotRequired[Annotated[list[str], PrivateStateAttr, _merged]]
+
+
+class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     """Judges an agent's prompts, answers, reasoning, tool calls, tool outputs and structured output.
 
     The model and the tools are swapped for guarded ones around each call, so what was not judged reaches no stream,
     callback, state, write or checkpoint. Put it last in the list of middlewares: those after it could swap the model
     back, and what such a model streams is seen before this one can judge it (what enters the state is judged anyway).
 
-    exit_behavior: "end" ends the graph with the violation message, "replace" puts it where the offending text stood and
-    goes on, "error" raises `GuardViolation`. A prompt is in the input checkpoint before any middleware runs: here it is
-    scrubbed from the current state; `guard | agent` keeps it out altogether.
+    exit_behavior: "end" ends the turn with the violation message, "replace" puts it where the offending text stood and
+    goes on, "error" ends the turn as "end" does and then raises `GuardViolation`. Whichever it is, the next turn works:
+    the state holds the violation message, and offending messages of earlier turns are replaced. No violation makes a
+    tool or the model run again. A prompt is in the input checkpoint before any middleware runs: here it is scrubbed
+    from the current state; `guard_graph(agent, guard)` keeps it out altogether.
     ask_on_flag: prompts and tool calls that the policy flags interrupt the graph; a resume value of True or
     ``{"type": "approve"}`` lets them pass. unwrapped_tools: names of tools that run as they are, observed, such as
     sub-agents with a guard of their own; their output is judged all the same. holdback: tokens streams hold back.
+    violation_message, on_violation, policies: see `Enforcement`. repair: see `GuardedChatModel`.
     """
+
+    state_schema = GuardState
+
+    def __new__(cls, *args: Any, **settings: Any) -> GuardMiddleware:
+        # A hook at the end of the agent is a node of its graph: only where there is something to raise.
+        raising = settings.get("exit_behavior") == "error" and cls is GuardMiddleware
+        return super().__new__(_RaisingGuardMiddleware if raising else cls)
 
     def __init__(
         self,
         guard: Guard,
         *,
         exit_behavior: ExitBehavior = "end",
-        violation_message: str = VIOLATION_MESSAGE,
+        violation_message: ViolationMessage = VIOLATION_MESSAGE,
         check_input: bool = True,
         check_output: bool = True,
         check_reasoning: bool = True,
@@ -61,9 +87,12 @@ class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         ask_on_flag: bool = False,
         unwrapped_tools: Sequence[str] = (),
         holdback: int | None = None,
+        on_violation: OnViolation | None = None,
+        policies: Policies | None = None,
+        repair: int = 0,
     ):
         super().__init__()
-        self.enforcement = Enforcement(guard, exit_behavior, violation_message)
+        self.enforcement = Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
         wanted = {
             Stage.prompt: check_input,
             Stage.document: check_input,
@@ -74,137 +103,221 @@ class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         }
         self.stages = frozenset(stage for stage, on in wanted.items() if on)
         self.ask_on_flag, self.unwrapped_tools, self.holdback = ask_on_flag, frozenset(unwrapped_tools), holdback
+        self.repair = repair
         judged = Judged()
         self._judged = judged
-        self._input = MessageGuard(self.enforcement, self.stages & INPUT_STAGES, judged)
+        self._input = MessageGuard(self.enforcement, self.stages & INPUT_STAGES, judged, asks=ask_on_flag)
         self._output = MessageGuard(self.enforcement, self.stages & OUTPUT_STAGES, judged)
-        # In a graph the tool's message takes the violation; `before_model` then ends the graph.
-        behavior: ExitBehavior = "error" if exit_behavior == "error" else "replace"
-        self._tools = OutputGuard(replace(self.enforcement, exit_behavior=behavior), judged)
+        self._tools = OutputGuard(self.enforcement, judged)
+
+    @property
+    def name(self) -> str:
+        return "GuardMiddleware"
+
+    def _of_run(self, runtime: Any) -> Enforcement:
+        return self.enforcement.for_run(context=getattr(runtime, "context", None))
 
     # -- before the model: prompts, and tool outputs that no guarded tool gave
 
     @hook_config(can_jump_to=["end"])
-    def before_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:
-        return self._before(state["messages"], self._input.decide_input(state["messages"]))
+    def before_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        return self._before(state, self._decided(state, self._of_run(runtime)), self._of_run(runtime))
 
     @hook_config(can_jump_to=["end"])
-    async def abefore_model(self, state: AgentState[Any], runtime: Runtime[Any]) -> dict[str, Any] | None:
-        decisions = await asyncio.to_thread(self._input.decide_input, state["messages"])
-        return self._before(state["messages"], decisions)
+    async def abefore_model(self, state: GuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        enforcement = self._of_run(runtime)
+        decided = await asyncio.to_thread(self._decided, state, enforcement)
+        return self._before(state, decided, enforcement)
+
+    def _decided(self, state: GuardState, enforcement: Enforcement) -> tuple[list[str | None], list[Found]]:
+        guard = self._input.under(enforcement)
+        keys = [guard.key_of(message) for message in state["messages"]]
+        return keys, guard.decide_input(state["messages"], set(state.get("guardkit_passed") or ()), keys)
 
     def _before(
-        self, messages: Sequence[AnyMessage], decisions: Sequence[tuple[int, Decision]]
+        self, state: GuardState, decided: tuple[list[str | None], list[Found]], enforcement: Enforcement
     ) -> dict[str, Any] | None:
+        messages = state["messages"]
+        keys, decisions = decided
+        start = turn_start(messages)
         update: list[BaseMessage] = []
-        ended: dict[str, Any] | None = None
-        for i, decision in decisions:
-            if decision.action is Action.flag and self._approved(messages[i], decision):
-                self._input.judged.passed(read(messages[i], i))
-                continue
+        stopped: set[int] = set()
+        ended: Mapping[str, Any] | None = None
+        for found in decisions:
+            i, decision = found.index, found.decision
             if decision.action is Action.flag and self.ask_on_flag:
+                if self._approved(messages[i], decision):
+                    self._judged.passed(read(messages[i], i), enforcement.key)
+                    continue
                 decision = replace(decision, action=Action.block, rule="not approved")
+            if not decision.judged:
+                stopped.add(i)  # whatever the action is: to be judged another time
             if not decision.action.stops:
                 continue
-            self.enforcement.raise_if_error(decision, i)
-            update.append(self.enforcement.scrubbed(messages[i], decision))
-            if self.enforcement.behavior(decision) == "end":
-                ended = ended or summary(decision)
-        if self.enforcement.exit_behavior == "end":
+            stopped.add(i)
+            current = is_current(messages, i, start)
+            scrubbed = messages[i] if found.settled else enforcement.scrubbed(messages[i], decision, i)
+            if not found.settled:
+                update.append(scrubbed)
+                if current:
+                    enforcement.report(decision)
+            if current and ended is None and enforcement.behavior(decision) != "replace":
+                ended = withheld(scrubbed)
+        passed = [key for i, key in enumerate(keys) if key is not None and i not in stopped]
+        known = set(state.get("guardkit_passed") or ())
+        result: dict[str, Any] = {PASSED: new} if (new := [key for key in passed if key not in known]) else {}
+        if enforcement.exit_behavior != "replace":
             ended = ended or _withheld_since_the_model(messages)
         if ended is not None:
-            return {"messages": [*update, self.enforcement.refusal(ended)], "jump_to": "end"}
-        return {"messages": update} if update else None
+            update.append(enforcement.refusal(ended))
+            result["jump_to"] = "end"
+        if update:
+            result["messages"] = update
+        return result or None
 
     # -- around the model: the answer, its reasoning and its tool calls, streamed or not
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage | ExtendedModelResponse[Any]:
-        return cast(ModelResponse[Any], self._after(request, handler(self._with_guarded_model(request))))
+        enforcement = self._of_run(request.runtime)
+        try:
+            response: Any = handler(self._with_guarded_model(request, enforcement))
+        except (GuardViolation, StructuredOutputError) as error:
+            response = self._instead(enforcement, error)
+        return cast(ModelResponse[Any], self._after(request, response, enforcement))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | AIMessage | ExtendedModelResponse[Any]:
-        response = await handler(self._with_guarded_model(request))
-        return cast(ModelResponse[Any], await asyncio.to_thread(self._after, request, response))
+        enforcement = self._of_run(request.runtime)
+        try:
+            response: Any = await handler(self._with_guarded_model(request, enforcement))
+        except (GuardViolation, StructuredOutputError) as error:
+            response = self._instead(enforcement, error)
+        return cast(ModelResponse[Any], await asyncio.to_thread(self._after, request, response, enforcement))
 
-    def _with_guarded_model(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+    def _with_guarded_model(self, request: ModelRequest[Any], enforcement: Enforcement) -> ModelRequest[Any]:
         output = self.stages & OUTPUT_STAGES
         guarded = isinstance(request.model, GuardedChatModel) and output <= request.model.stages
         if not output or guarded:
             return request
         model = GuardedChatModel(
             request.model,
-            self.enforcement.guard,
-            exit_behavior=self.enforcement.exit_behavior,
-            violation_message=self.enforcement.violation_message,
+            enforcement.guard,
+            # An error that a model's call raises would be taken for a fault of the model: tried again, or handed to
+            # another one. The turn ends first, and the end of the agent raises.
+            enforcement=replace(
+                enforcement,
+                exit_behavior="replace" if enforcement.exit_behavior == "replace" else "end",
+                policies={},
+                chosen=True,
+            ),
             stages=output,
             holdback=self.holdback,
             judged=self._judged,
+            repair=self.repair,
         )
         return request.override(model=model)
 
-    def _after(self, request: ModelRequest[Any], response: Any) -> Any:
+    def _instead(self, enforcement: Enforcement, error: GuardViolation | StructuredOutputError) -> AIMessage:
+        """The answer in the place of an error that stands for a violation; any other error is raised."""
+        if isinstance(error, GuardViolation):
+            return enforcement.refusal(enforcement.mark(error.decision, getattr(error, "message_index", None)))
+        if withheld(error.ai_message) is None:
+            raise error
+        return error.ai_message
+
+    def _after(self, request: ModelRequest[Any], response: Any, enforcement: Enforcement) -> Any:
         """What enters the state: scrubbed where the guard stopped the message, and judged here where no guarded model
         made it. Tool calls are judged once more as a whole, with their arguments as the tools will read them."""
-        if isinstance(response, AIMessage):
-            return self._settled(request.messages, response)[0]
+        command: Command[Any] | None = None
         if isinstance(response, ExtendedModelResponse):
-            return replace(response, model_response=self._after(request, response.model_response))
+            response, command = response.model_response, response.command
+        if isinstance(response, AIMessage):
+            response = ModelResponse(result=[response])
         result: list[BaseMessage] = []
-        ended = False
+        ended, calls = False, []
         for message in response.result:
             if isinstance(message, AIMessage):
-                message, stopped = self._settled(request.messages, message)
+                message, stopped = self._settled(request.messages, message, enforcement)
                 ended = ended or stopped
+                calls += message.tool_calls
             elif ended:
                 continue  # an answer to a tool call that is gone
             result.append(message)
-        return ModelResponse(result=result, structured_response=None if ended else response.structured_response)
+        settled = ModelResponse(result=result, structured_response=None if ended else response.structured_response)
+        update: dict[str, Any] = {}
+        if ended:
+            update["jump_to"] = "end"  # an agent that waits for structured output would ask again
+        elif calls and Stage.tool_call in self.stages:
+            update[PASSED] = [key for call in calls if self._judged.has(key := _call_key(call, enforcement))]
+        if not update:
+            return settled if command is None else ExtendedModelResponse(model_response=settled, command=command)
+        before = command.update if command is not None and isinstance(command.update, Mapping) else {}
+        return ExtendedModelResponse(model_response=settled, command=Command(update={**before, **update}))
 
-    def _settled(self, messages: Sequence[BaseMessage], message: AIMessage) -> tuple[AIMessage, bool]:
-        details = withheld(message)
-        if details is not None:
+    def _settled(
+        self, messages: Sequence[BaseMessage], message: AIMessage, enforcement: Enforcement
+    ) -> tuple[AIMessage, bool]:
+        mark = withheld(message)
+        if mark is not None:
             # Without the front that a stopped stream let out: the state keeps the violation message alone.
-            refusal = self.enforcement.refusal(details)
             kept = {"id": message.id, "name": message.name, "usage_metadata": message.usage_metadata}
-            return refusal.model_copy(update=kept), True
-        ((answer, decision),) = self._output.judge_answers(messages, [message])
+            return enforcement.refusal(mark).model_copy(update=kept), True
+        quiet = self._output.under(replace(enforcement, exit_behavior="replace"))
+        ((answer, decision),) = quiet.judge_answers(messages, [message])
         return answer, decision is not None
 
     # -- around the tools: name and arguments before, output after
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolResult]) -> ToolResult:
-        refused = self._before_tool(request)
+        output = self._output_guard(request)
+        refused = self._answer_call(request, self._decide_call(request, output.enforcement), output)
         if refused is not None:
             return refused
-        return cast(ToolResult, self._tool_output(handler(self._with_guarded_tool(request))))
+        try:
+            result = handler(self._with_guarded_tool(request, output))
+        except Exception as error:
+            return self._failed(request, error, output)
+        return self._tool_output(request, result, output)
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolResult]]
     ) -> ToolResult:
-        decision = await asyncio.to_thread(self._decide_call, request)
-        refused = self._answer_call(request, decision)
+        output = self._output_guard(request)
+        decision = await asyncio.to_thread(self._decide_call, request, output.enforcement)
+        refused = self._answer_call(request, decision, output)
         if refused is not None:
             return refused
-        output = await handler(self._with_guarded_tool(request))
-        return cast(ToolResult, await asyncio.to_thread(self._tool_output, output))
+        try:
+            result = await handler(self._with_guarded_tool(request, output))
+        except Exception as error:
+            return await asyncio.to_thread(self._failed, request, error, output)
+        return await asyncio.to_thread(self._tool_output, request, result, output)
 
-    def _before_tool(self, request: ToolCallRequest) -> ToolMessage | None:
-        return self._answer_call(request, self._decide_call(request))
+    def _output_guard(self, request: ToolCallRequest) -> OutputGuard:
+        """The tool's message takes the violation, whatever the exit behaviour: an error would be tried again by a
+        retry. `before_model` then ends the turn."""
+        enforcement = replace(self._of_run(request.runtime), exit_behavior="replace", policies={}, chosen=True)
+        return self._tools.at(_next_index(request.state), enforcement)
 
-    def _decide_call(self, request: ToolCallRequest) -> Decision | None:
+    def _decide_call(self, request: ToolCallRequest, enforcement: Enforcement) -> Decision | None:
         if Stage.tool_call not in self.stages:
             return None
+        key = _call_key(request.tool_call, enforcement)
+        known = request.state.get(PASSED) if isinstance(request.state, Mapping) else None
+        if self._judged.has(key) or key in (known or ()):
+            return None
         message = Message("assistant", tool_calls=(call_text(request.tool_call["name"], request.tool_call["args"]),))
-        fresh = self._judged.fresh(message)
-        decision = None if fresh is None else self.enforcement.guard.decide([fresh])
-        if decision is not None and decision.action is Action.allow:
-            self._judged.passed(message)
+        decision = enforcement.guard.decide([message])
+        if decision.action is Action.allow and decision.judged:
+            self._judged.add(key)
         return decision
 
-    def _answer_call(self, request: ToolCallRequest, decision: Decision | None) -> ToolMessage | None:
+    def _answer_call(
+        self, request: ToolCallRequest, decision: Decision | None, output: OutputGuard
+    ) -> ToolMessage | None:
         """The message that answers a call which may not run. Interrupts where a person is to decide."""
         if decision is None:
             return None
@@ -215,47 +328,82 @@ class GuardMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
             decision = replace(decision, action=Action.block, rule="not approved")
         if not decision.action.stops:
             return None
-        self.enforcement.raise_if_error(decision, _next_index(request.state))
-        return ToolMessage(
-            content=self.enforcement.text(decision),
-            name=call["name"],
-            tool_call_id=call["id"],
-            status="error",
-            response_metadata={METADATA_KEY: summary(decision)},
-        )
+        output.enforcement.report(decision)
+        return output.withheld_call(decision, call["name"], call["id"])
 
-    def _with_guarded_tool(self, request: ToolCallRequest) -> ToolCallRequest:
+    def _with_guarded_tool(self, request: ToolCallRequest, output: OutputGuard) -> ToolCallRequest:
         tool = request.tool
         if tool is None or Stage.tool_output not in self.stages or tool.name in self.unwrapped_tools:
             return request
         if isinstance(tool, GuardedTool):
             return request
-        return request.override(
-            tool=GuardedTool(tool, self.enforcement.guard, output=self._tools.at(_next_index(request.state)))
-        )
+        return request.override(tool=GuardedTool(tool, self.enforcement.guard, output=output))
 
-    def _tool_output(self, output: Any) -> Any:
-        return self._tools.settle(output) if Stage.tool_output in self.stages else output
+    def _failed(self, request: ToolCallRequest, error: Exception, output: OutputGuard) -> ToolMessage:
+        """The message in the place of an error that may not be seen; any other error is raised."""
+        call = request.tool_call
+        if isinstance(error, GuardViolation):  # of a tool with a guard of its own
+            return output.withheld_call(error.decision, call["name"], call["id"])
+        if is_control_flow(error) or Stage.tool_output not in self.stages:
+            raise error
+        found = output.error(error, call["name"], call["id"])
+        if found is None:
+            raise error
+        return found
+
+    def _tool_output(self, request: ToolCallRequest, result: Any, output: OutputGuard) -> ToolResult:
+        if Stage.tool_output not in self.stages:
+            return cast(ToolResult, result)
+        settled = output.settle(result)
+        if isinstance(settled, Command) and self.enforcement.exit_behavior != "replace":
+            mark = next((m for m in map(withheld, _messages_in(settled)) if m is not None), None)
+            if mark is not None:  # the turn ends here: nothing is handed to another agent
+                call = request.tool_call
+                decision = output.enforcement.violation(mark).decision
+                return output.withheld_call(decision, call["name"], call["id"])
+        return cast(ToolResult, settled)
 
     # -- people
 
     def _approved(self, what: BaseMessage | Mapping[str, Any], decision: Decision) -> bool:
         """Ask a person about something that the policy flags."""
-        if not self.ask_on_flag:
-            return False
         asked = what.content if isinstance(what, BaseMessage) else {"name": what["name"], "args": what["args"]}
         answer = interrupt({"guardkit": summary(decision), "content": asked, "allowed": ["approve", "reject"]})
         return answer is True or (isinstance(answer, Mapping) and answer.get("type") == "approve")
 
 
-def _withheld_since_the_model(messages: Sequence[BaseMessage]) -> dict[str, Any] | None:
+class _RaisingGuardMiddleware(GuardMiddleware):
+    """With "error": the state is scrubbed and the turn has ended, so the violation can be raised."""
+
+    def after_agent(self, state: GuardState, runtime: Runtime[Any]) -> None:
+        messages = state["messages"]
+        for message in reversed(messages[turn_start(messages) :]):
+            mark = withheld(message) if isinstance(message, AIMessage | ToolMessage) else None
+            if mark is not None and mark["action"] == Action.block.value:
+                raise self.enforcement.violation(mark)
+
+    async def aafter_agent(self, state: GuardState, runtime: Runtime[Any]) -> None:
+        self.after_agent(state, runtime)
+
+
+def _withheld_since_the_model(messages: Sequence[AnyMessage]) -> Mapping[str, Any] | None:
     """Why a tool's output was withheld, among the messages after the model's last one."""
     for message in reversed(messages):
         if isinstance(message, AIMessage):
             break
-        if isinstance(message, ToolMessage) and (details := withheld(message)) is not None:
-            return details
+        if isinstance(message, ToolMessage) and (mark := withheld(message)) is not None:
+            return mark if mark["action"] == Action.block.value else None
     return None
+
+
+def _call_key(call: Any, enforcement: Enforcement) -> str:
+    return digest(Stage.tool_call.value, call_text(call["name"], call["args"]), enforcement.key)
+
+
+def _messages_in(command: Command[Any]) -> list[BaseMessage]:
+    update = command.update
+    values = update.values() if isinstance(update, Mapping) else [v for _, v in update or ()]
+    return [m for v in values for m in (v if isinstance(v, list) else [v]) if isinstance(m, BaseMessage)]
 
 
 def _next_index(state: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""`GuardRunnable`: the guard as a step of a chain, `prompt | guard | llm | guard | parser`."""
+"""`GuardRunnable`: the guard as a step of a chain, `prompt | guard | llm | guard | parser`, or around a whole one."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessageChunk
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, merge_configs
 
-from guardkit import Decision, Guard, GuardkitError, Stage
+from guardkit import Guard, GuardkitError, Stage
+from langchain_guardkit.binding import without_violations
 from langchain_guardkit.enforcing import (
-    METADATA_KEY,
     VIOLATION_MESSAGE,
     Enforcement,
     ExitBehavior,
-    summary,
-    worst,
+    OnViolation,
+    Policies,
+    ViolationMessage,
 )
-from langchain_guardkit.growing import StringFlow
-from langchain_guardkit.streaming import ChunkFlow
-from langchain_guardkit.values import decide_leaves, leaves_of, settle
+from langchain_guardkit.growing import adrive, drive
+from langchain_guardkit.runs import arun_of, run_of
+from langchain_guardkit.settling import Field, Settlement, fields_of, settlements
+from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved
+from langchain_guardkit.value_flow import ValueFlow
 
 
 class GuardRunnable(Runnable[Any, Any]):
@@ -31,45 +33,99 @@ class GuardRunnable(Runnable[Any, Any]):
     at their own stages, each output with the messages before it as its context. A string does not say where it comes
     from: in one piece it is judged both as a prompt and as a response, streamed in as a response; `stage` says which.
 
+    runnable: a chain to guard as a whole, `GuardRunnable(chain, guard)` for short. What goes in is judged as a prompt,
+    what comes out as a response, and the chain runs unobserved. input_key, output_key: the field of a dict that holds
+    the prompt, or the response; the others are then not judged.
     exit_behavior: "error" raises `GuardViolation`; "replace" puts the violation message where the offending text
-    stood; "end" lets the violation message alone go on. What a stream let out before the violation stays shown.
+    stood; "end" lets the violation message alone go on (a chain around which this stands is not run). What a stream
+    let out before the violation stays shown. violation_message, on_violation, policies: see `Enforcement`.
     The run's tags and metadata carry the decision ("guardkit"). holdback: tokens that streams hold back.
     """
 
     def __init__(
         self,
-        guard: Guard,
+        guard: Guard | Runnable[Any, Any],
+        runnable: Runnable[Any, Any] | Guard | None = None,
         *,
         stage: Stage | str | None = None,
         exit_behavior: ExitBehavior = "error",
-        violation_message: str = VIOLATION_MESSAGE,
+        violation_message: ViolationMessage = VIOLATION_MESSAGE,
         holdback: int | None = None,
         name: str | None = None,
+        input_key: str | None = None,
+        output_key: str | None = None,
+        on_violation: OnViolation | None = None,
+        policies: Policies | None = None,
+        **more: Any,
     ):
-        self.enforcement = Enforcement(guard, exit_behavior, violation_message)
-        self.stage = _stage(stage)
+        if isinstance(guard, Runnable):  # the chain first, then its guard
+            guard, runnable = more.pop("guard", runnable), guard
+        if more:
+            raise TypeError(f"GuardRunnable() got an unexpected keyword argument '{next(iter(more))}'")
+        if runnable is not None and not isinstance(runnable, Runnable):
+            raise TypeError(f"GuardRunnable guards a runnable, not {type(runnable).__name__}")
+        self.enforcement = Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})  # type: ignore[arg-type]
+        self.stage = stage_of(stage)
         self.holdback = holdback
+        self.runnable = runnable
         self.name = name or "guard"
+        self._in = fields_of(input_key, Stage.prompt)
+        self._out = fields_of(output_key, Stage.response)
+        if runnable is None:  # a step judges both in what flows through it
+            self._in = self._out = (*self._in, *self._out)
+        self.input_key, self.output_key = input_key, output_key
+        self._pending: dict[int, tuple[Any, Settlement]] = {}
 
     @property
     def InputType(self) -> Any:
-        return Any
+        return Any if self.runnable is None else self.runnable.InputType
 
     @property
     def OutputType(self) -> Any:
-        return Any
+        return Any if self.runnable is None else self.runnable.OutputType
 
     def __repr__(self) -> str:
         stage = f", stage='{self.stage.value}'" if self.stage else ""
-        return f"GuardRunnable({self.enforcement.guard.model.name}{stage}, {self.enforcement.exit_behavior})"
+        around = f", {self.runnable!r}" if self.runnable is not None else ""
+        return f"GuardRunnable({self.enforcement.guard.model.name}{around}{stage}, {self.enforcement.exit_behavior})"
+
+    def __or__(self, other: Any) -> Any:
+        """A chain whose input is judged before any run of it begins; a graph becomes a guarded graph."""
+        from langchain_guardkit.sequence import guarded_sequence, is_graph
+
+        if self.runnable is None and is_graph(other):
+            from langchain_guardkit.guarded_graph import guard_graph
+
+            return guard_graph(
+                other,
+                self.enforcement.guard,
+                exit_behavior=self.enforcement.exit_behavior,
+                violation_message=self.enforcement.violation_message,
+                on_violation=self.enforcement.on_violation,
+                policies=self.enforcement.policies,
+            )
+        plain = super().__or__(other)
+        return guarded_sequence(plain.steps) if hasattr(plain, "steps") else plain
+
+    def with_retry(self, **settings: Any) -> Runnable[Any, Any]:
+        """As any runnable's, but for violations, which are no faults to try again."""
+        return super().with_retry(**without_violations(settings))
 
     # -- whole values
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return self._call_with_config(self._judge_one, input, self._marked(config), **kwargs)
+        if self.runnable is not None:
+            return self._around(input, config, kwargs)
+        found = self.settled(input) or self.consider([input], [config], **kwargs)[0]
+        return self._call_with_config(found.finish, found.shown, self._marked(config))
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return await self._acall_with_config(self._ajudge_one, input, self._marked(config), **kwargs)
+        if self.runnable is not None:
+            return await self._aaround(input, config, kwargs)
+        found = self.settled(input)
+        if found is None:
+            (found,) = await asyncio.to_thread(self.consider, [input], [config], **kwargs)
+        return await self._acall_with_config(found.afinish, found.shown, self._marked(config))
 
     def batch(
         self,
@@ -80,8 +136,16 @@ class GuardRunnable(Runnable[Any, Any]):
         **kwargs: Any,
     ) -> list[Any]:
         """All inputs in one batch of the guard; a violation in one leaves the others alone."""
-        configs = [self._marked(c) for c in get_config_list(config, len(inputs))]
-        return self._batch_with_config(self._judge_many, inputs, configs, return_exceptions=return_exceptions, **kwargs)
+        if self.runnable is not None or not inputs:
+            return super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        configs = get_config_list(config, len(inputs))
+        found = self.consider(inputs, configs, **kwargs)
+        return self._batch_with_config(
+            lambda values, run_manager: [f.result(run) for f, run in zip(found, run_manager, strict=True)],
+            [f.shown for f in found],
+            [self._marked(c) for c in configs],
+            return_exceptions=return_exceptions,
+        )
 
     async def abatch(
         self,
@@ -91,91 +155,244 @@ class GuardRunnable(Runnable[Any, Any]):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        configs = [self._marked(c) for c in get_config_list(config, len(inputs))]
+        if self.runnable is not None or not inputs:
+            return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+        configs = get_config_list(config, len(inputs))
+        found = await asyncio.to_thread(self.consider, inputs, configs, **kwargs)
+
+        async def results(values: list[Any], run_manager: list[Any]) -> list[Any]:
+            return [f.result(run) for f, run in zip(found, run_manager, strict=True)]
+
         return await self._abatch_with_config(
-            self._ajudge_many, inputs, configs, return_exceptions=return_exceptions, **kwargs
+            results,
+            [f.shown for f in found],
+            [self._marked(c) for c in configs],
+            return_exceptions=return_exceptions,
         )
 
-    def _judge_one(self, value: Any, run_manager: Any, stage: Stage | str | None = None) -> Any:
-        return self._settled([value], [run_manager], stage)[0]
+    def consider(
+        self, values: Sequence[Any], configs: Sequence[Any], stage: Stage | str | None = None
+    ) -> list[Settlement]:
+        """What becomes of values, before any run shows them: all in one batch where they share a policy."""
+        runs = [self.enforcement.for_run(config) for config in configs]
+        found: list[Settlement | None] = [None] * len(values)
+        for run in {id(run): run for run in runs}.values():
+            mine = [i for i, other in enumerate(runs) if other is run]
+            asked = settlements(run, [values[i] for i in mine], stage_of(stage) or self._stage_in, self._in)
+            for i, settlement in zip(mine, asked, strict=True):
+                found[i] = settlement
+        return [f for f in found if f is not None]
 
-    async def _ajudge_one(self, value: Any, run_manager: Any, stage: Stage | str | None = None) -> Any:
-        return await asyncio.to_thread(self._judge_one, value, run_manager, stage)
+    @property
+    def _stage_in(self) -> Stage | None:
+        return self.stage or (Stage.prompt if self.runnable is not None else None)
 
-    def _judge_many(self, values: list[Any], run_manager: list[Any], stage: Stage | str | None = None) -> list[Any]:
-        return self._settled(values, run_manager, stage, keep_errors=True)
+    # -- settled before the run of a chain that begins with this
 
-    async def _ajudge_many(
-        self, values: list[Any], run_manager: list[Any], stage: Stage | str | None = None
-    ) -> list[Any]:
-        return await asyncio.to_thread(self._judge_many, values, run_manager, stage)
+    def settle(self, value: Any, config: RunnableConfig | None) -> Any:
+        """The value as a run may show it; this step finds its settlement when it comes to be run."""
+        if self.is_settled(value):
+            return value
+        (found,) = self.consider([value], [config])
+        self._pending[id(found.shown)] = (found.shown, found)
+        return found.shown
 
-    def _settled(
-        self, values: Sequence[Any], runs: Sequence[Any], stage: Stage | str | None, keep_errors: bool = False
-    ) -> list[Any]:
-        leaves = [leaves_of(value, _stage(stage) or self.stage) for value in values]
-        decisions = decide_leaves(self.enforcement, leaves)
-        results: list[Any] = []
-        for value, parts, found, run in zip(values, leaves, decisions, runs, strict=True):
-            if found:
-                annotate(run, worst(found))
-            try:
-                results.append(settle(self.enforcement, value, parts, found))
-            except GuardkitError as error:
-                if not keep_errors:
-                    raise
-                results.append(error)
-        return results
+    def settled(self, value: Any) -> Settlement | None:
+        known = self._pending.pop(id(value), None)
+        return known[1] if known is not None and known[0] is value else None
+
+    def is_settled(self, value: Any) -> bool:
+        known = self._pending.get(id(value))
+        return known is not None and known[0] is value
+
+    def unsettle(self, value: Any) -> None:
+        self._pending.pop(id(value), None)
+
+    # -- around a chain
+
+    def _around(self, value: Any, config: RunnableConfig | None, kwargs: dict[str, Any]) -> Any:
+        (found,) = self.consider([value], [config])
+        enforcement = self.enforcement.for_run(config)
+        runnable = self.runnable
+        assert runnable is not None
+
+        def run(shown: Any, run_manager: Any) -> Any:
+            given = found.finish(shown, run_manager)
+            if found.ended:
+                return self._ended(found.ended)
+            with Unobserved():
+                output = runnable.invoke(given, **kwargs)
+            (after,) = settlements(enforcement, [output], self.stage or Stage.response, self._out)
+            return after.finish(output, run_manager)
+
+        return self._call_with_config(run, found.shown, self._marked(config))
+
+    async def _aaround(self, value: Any, config: RunnableConfig | None, kwargs: dict[str, Any]) -> Any:
+        (found,) = await asyncio.to_thread(self.consider, [value], [config])
+        enforcement = self.enforcement.for_run(config)
+        runnable = self.runnable
+        assert runnable is not None
+
+        async def run(shown: Any, run_manager: Any) -> Any:
+            given = found.finish(shown, run_manager)
+            if found.ended:
+                return self._ended(found.ended)
+            with Unobserved():
+                output = await runnable.ainvoke(given, **kwargs)
+            stage = self.stage or Stage.response
+            (after,) = await asyncio.to_thread(settlements, enforcement, [output], stage, self._out)
+            return after.finish(output, run_manager)
+
+        return await self._acall_with_config(run, found.shown, self._marked(config))
+
+    def _ended(self, violation: Any) -> Any:
+        """The violation message in the place of a chain's output."""
+        from langchain_core.language_models import BaseChatModel
+
+        text = violation.text
+        if self.output_key is not None:
+            return {self.output_key: text}
+        last = self.runnable
+        while hasattr(last, "last") or hasattr(last, "bound"):
+            last = getattr(last, "last", None) or getattr(last, "bound", None)
+        return violation.message if isinstance(last, BaseChatModel) else text
 
     # -- streams
 
-    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        yield from self._transform_stream_with_config(input, self._transform, self._marked(config), **kwargs)
-
-    async def atransform(
-        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Any]:
-        async for chunk in self._atransform_stream_with_config(input, self._atransform, self._marked(config), **kwargs):
-            yield chunk
-
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        yield from self.transform(iter([input]), config, **kwargs)
+        known = self.settled(input)
+        if known is not None:
+            yield from self._settled_stream(known, config)
+        elif self.runnable is not None:
+            (found,) = self.consider([input], [config])
+            yield from run_of(self, self._marked(config), found.shown, lambda run: self._flowing(found, run, config))
+        else:
+            yield from self.transform(iter([input]), config, **kwargs)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         async def source() -> AsyncIterator[Any]:
             yield input
 
-        async for chunk in self.atransform(source(), config, **kwargs):
+        known = self.settled(input)
+        if known is not None:
+            for chunk in self._settled_stream(known, config):
+                yield chunk
+        elif self.runnable is not None:
+            (found,) = await asyncio.to_thread(self.consider, [input], [config])
+            async for chunk in arun_of(
+                self, self._marked(config), found.shown, lambda run: self._aflowing(found, run, config)
+            ):
+                yield chunk
+        else:
+            async for chunk in self.atransform(source(), config, **kwargs):
+                yield chunk
+
+    def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        if self.runnable is not None:
+            yield from super().transform(input, config, **kwargs)
+            return
+        yield from run_of(self, self._marked(config), None, lambda run: self._transform(input, run, config, **kwargs))
+
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        if self.runnable is not None:
+            source = super().atransform(input, config, **kwargs)
+        else:
+            source = arun_of(
+                self, self._marked(config), None, lambda run: self._atransform(input, run, config, **kwargs)
+            )
+        async for chunk in source:
             yield chunk
 
-    def _transform(self, chunks: Iterator[Any], run_manager: Any, stage: Stage | str | None = None) -> Iterator[Any]:
-        flow = _ValueFlow(self, _stage(stage) or self.stage, run_manager)
+    def _settled_stream(self, found: Settlement, config: RunnableConfig | None) -> Iterator[Any]:
+        def once(run: Any) -> Iterator[Any]:
+            yield found.finish(found.shown, run)
+
+        yield from run_of(self, self._marked(config), found.shown, once)
+
+    def _flowing(self, found: Settlement, run: Any, config: RunnableConfig | None) -> Iterator[Any]:
+        assert self.runnable is not None
+        given = found.finish(found.shown, run)
+        if found.ended:
+            yield self._ended(found.ended)
+            return
+        source = steps_unobserved(iter(self.runnable.stream(given)))
+        yield from self._judged(source, self._flow(run, config, around=True))
+
+    async def _aflowing(self, found: Settlement, run: Any, config: RunnableConfig | None) -> AsyncIterator[Any]:
+        assert self.runnable is not None
+        given = found.finish(found.shown, run)
+        if found.ended:
+            yield self._ended(found.ended)
+            return
+        source = asteps_unobserved(self.runnable.astream(given))
+        async for chunk in self._ajudged(source, self._flow(run, config, around=True)):
+            yield chunk
+
+    def _transform(
+        self, chunks: Iterator[Any], run: Any, config: RunnableConfig | None, stage: Stage | str | None = None
+    ) -> Iterator[Any]:
+        first = next(chunks, _NOTHING)
+        if first is _NOTHING:
+            return
+        known = self.settled(first)
+        if known is not None:
+            yield known.finish(first, run)
+            return
+        yield from self._judged(_chained(first, chunks), self._flow(run, config, stage))
+
+    async def _atransform(
+        self, chunks: AsyncIterator[Any], run: Any, config: RunnableConfig | None, stage: Stage | str | None = None
+    ) -> AsyncIterator[Any]:
+        first = await anext(chunks, _NOTHING)
+        if first is _NOTHING:
+            return
+        known = self.settled(first)
+        if known is not None:
+            yield known.finish(first, run)
+            return
+        async for chunk in self._ajudged(_achained(first, chunks), self._flow(run, config, stage)):
+            yield chunk
+
+    def _flow(
+        self, run: Any, config: RunnableConfig | None, stage: Stage | str | None = None, around: bool = False
+    ) -> ValueFlow:
+        given = stage_of(stage) or self.stage or (Stage.response if around else None)
+        return ValueFlow(self.enforcement.for_run(config), given, self._out, self.holdback, run)
+
+    @staticmethod
+    def _judged(chunks: Iterator[Any], flow: ValueFlow) -> Iterator[Any]:
         try:
             for chunk in chunks:
-                yield from flow.push(chunk)
+                yield from drive(flow.push(chunk))
                 if flow.stopped:
                     break
-            yield from flow.finish()
+            yield from drive(flow.finish())
             yield from flow.ending()
         finally:
             flow.close()
+            close = getattr(chunks, "close", None)
+            if close is not None:
+                close()
 
-    async def _atransform(
-        self, chunks: AsyncIterator[Any], run_manager: Any, stage: Stage | str | None = None
-    ) -> AsyncIterator[Any]:
-        flow = _ValueFlow(self, _stage(stage) or self.stage, run_manager)
+    @staticmethod
+    async def _ajudged(chunks: AsyncIterator[Any], flow: ValueFlow) -> AsyncIterator[Any]:
         try:
             async for chunk in chunks:
-                for out in await asyncio.to_thread(flow.push, chunk):
+                for out in await adrive(flow.push(chunk)):
                     yield out
                 if flow.stopped:
                     break
-            for out in await asyncio.to_thread(flow.finish):
+            for out in await adrive(flow.finish()):
                 yield out
             for out in flow.ending():
                 yield out
         finally:
             flow.close()
+            close = getattr(chunks, "aclose", None)
+            if close is not None:
+                await close()
 
     def _marked(self, config: RunnableConfig | None) -> RunnableConfig:
         """Tags and metadata of the run's own, to which the decision is added."""
@@ -184,88 +401,26 @@ class GuardRunnable(Runnable[Any, Any]):
         )
 
 
-class _ValueFlow:
-    """A stream of values: text and message chunks are judged as they arrive, anything else when it is complete."""
-
-    def __init__(self, runnable: GuardRunnable, stage: Stage | None, run: Any):
-        self._runnable, self._stage, self._run = runnable, stage, run
-        self._flow: ChunkFlow | StringFlow | None = None
-        self._whole: list[Any] = []
-
-    @property
-    def stopped(self) -> bool:
-        return self._flow is not None and self._flow.decision is not None
-
-    def push(self, chunk: Any) -> list[Any]:
-        if self._flow is None and not self._whole:
-            self._flow = self._start(chunk)
-        flow = self._flow
-        if flow is None:
-            self._whole = [_added(self._whole[0], chunk)] if self._whole else [chunk]
-            return []
-        if isinstance(flow, StringFlow) and isinstance(chunk, str):
-            if flow.empty and self._stage is None:
-                # A string in one piece may be a prompt: the first piece is judged as one before any of it goes on.
-                decision = self._runnable.enforcement.guard.decide(chunk, stage=Stage.prompt)
-                if decision.action.stops:
-                    flow.stop(decision)
-            return flow.push(chunk)
-        if isinstance(flow, ChunkFlow) and isinstance(chunk, AIMessageChunk):
-            return [message for message, _ in flow.push(chunk)]
-        raise TypeError(f"the stream changed from one kind of value to another: {type(chunk).__name__}")
-
-    def finish(self) -> list[Any]:
-        flow = self._flow
-        if flow is None:
-            return self._runnable._settled(self._whole, [self._run] * len(self._whole), self._stage)
-        if isinstance(flow, StringFlow):
-            return list(flow.finish())
-        return [message for message, _ in flow.finish()]
-
-    def ending(self) -> list[Any]:
-        """What takes the place of a stopped stream's rest. Raises `GuardViolation` where that is the exit behaviour."""
-        if self._flow is None:
-            return []
-        if (decision := self._flow.decision_so_far) is not None:
-            annotate(self._run, decision)
-        return [self._flow.ending()] if self._flow.decision is not None else []
-
-    def close(self) -> None:
-        if self._flow is not None:
-            self._flow.close()
-
-    def _start(self, chunk: Any) -> ChunkFlow | StringFlow | None:
-        stage = self._stage or Stage.response
-        if stage.is_query:
-            return None
-        if isinstance(chunk, str):
-            return StringFlow(self._runnable.enforcement, stage, self._runnable.holdback)
-        if isinstance(chunk, AIMessageChunk):
-            return ChunkFlow(self._runnable.enforcement, holdback=self._runnable.holdback)
-        return None
+_NOTHING = object()
 
 
-def _added(whole: Any, chunk: Any) -> Any:
-    """As LangChain adds up a stream: chunks that do not add up replace each other, as a JSON parser's do."""
+def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+async def _achained(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
     try:
-        return whole + chunk
-    except TypeError:
-        return chunk
+        yield first
+        async for item in rest:
+            yield item
+    finally:
+        close = getattr(rest, "aclose", None)
+        if close is not None:
+            await close()
 
 
-def annotate(run: Any, decision: Decision) -> None:
-    """Put a decision on a run: its tags and metadata, as tracers and event streams see them at the run's end."""
-    run.metadata[METADATA_KEY] = summary(decision)
-    tag = f"{METADATA_KEY}:{decision.action.value}"
-    run.tags.append(tag)
-    for handler in run.handlers:  # tracers keep a copy of the tags
-        traced = getattr(handler, "run_map", {}).get(str(run.run_id))
-        tags = getattr(traced, "tags", None)
-        if isinstance(tags, list) and tag not in tags:
-            tags.append(tag)
-
-
-def _stage(stage: Stage | str | None) -> Stage | None:
+def stage_of(stage: Stage | str | None) -> Stage | None:
     if stage is None or isinstance(stage, Stage):
         return stage
     try:
@@ -273,3 +428,6 @@ def _stage(stage: Stage | str | None) -> Stage | None:
     except ValueError:
         known = ", ".join(s.value for s in Stage)
         raise GuardkitError(f"unknown stage '{stage}'; known: {known}") from None
+
+
+__all__ = ["Field", "GuardRunnable", "stage_of"]

@@ -8,22 +8,22 @@ now: its tail is judged as it stands and released.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 
 from guardkit import Decision, Message, Stage
-from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, Judged, scope_of, summary, worst
-from langchain_guardkit.growing import TextFlow
+from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, Judged, digest, scope_of, worst
+from langchain_guardkit.growing import Ask, Steps, TextFlow, adrive, drive
 from langchain_guardkit.reading import CORE_KEYS, as_text, block_of, texts_in
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
 _REASONING_BLOCKS = ("reasoning", "thinking")
 _FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content", "extras"))
+Out = tuple[AIMessageChunk, dict[str, Any] | None]
 Piece = tuple[tuple[str, Any], Stage, str | None]  # which of the message's texts, its stage, the text (None: no text)
 
 
@@ -41,7 +41,7 @@ class ChunkFlow:
     """Judges one streamed message. `push` and `finish` return what may go out, as (message, generation info).
 
     stages: which parts are judged; the others pass. `decision` is set once a violation has ended the message; then
-    `ending` gives the last chunk, or raises. judged: is told what passed.
+    `ending` gives the last chunk, or raises. judged: is told what passed. index: the message's place in its list.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class ChunkFlow:
         stages: frozenset[Stage] = OUTPUT_STAGES,
         holdback: int | None = None,
         judged: Judged | None = None,
+        index: int | None = None,
     ):
+        self._index = index
         self._enforcement, self._context, self._stages, self._holdback = enforcement, context, stages, holdback
         self._judged = judged
         self._flows: dict[tuple[str, Any], TextFlow] = {}
         self._current: TextFlow | None = None
         self._queue: deque[_Entry] = deque()
         self._last = AIMessageChunk(content="")
-        self._shown = False  # whether any answer text went out
+        self.shown = False  # whether any text went out
         self.decision: Decision | None = None
 
-    def push(
-        self, message: AIMessageChunk, info: dict[str, Any] | None = None
-    ) -> list[tuple[AIMessageChunk, dict[str, Any] | None]]:
+    def push(self, message: AIMessageChunk, info: dict[str, Any] | None = None) -> Steps[list[Out]]:
         if self.decision is not None:
             return []
         self._last = message
@@ -73,20 +73,20 @@ class ChunkFlow:
         entry.divisible = len(pieces) == 1 and pieces[0][0] == ("text", None) and isinstance(message.content, str)
         for key, stage, text in pieces:
             if stage in self._stages:
-                self._judge(entry, key, stage, text)
+                yield from self._judge(entry, key, stage, text)
                 if self.decision is not None:
                     break
         entry.judged = self.decision is None
         return self._pump()
 
-    def finish(self) -> list[tuple[AIMessageChunk, dict[str, Any] | None]]:
+    def finish(self) -> Steps[list[Out]]:
         """The message is complete: judge the tails and release them."""
         for flow in self._flows.values():
-            self.decision = self.decision or flow.finish()
+            self.decision = self.decision or (yield from flow.finish())
         if self.decision is None and self._judged is not None:
-            scope = scope_of(self._context)
+            scope = self._enforcement.key + scope_of(self._context)
             for flow in self._flows.values():
-                self._judged.add(flow.stage, "".join(flow.texts), scope)
+                self._judged.add(digest(flow.stage.value, "".join(flow.texts), scope))
         return self._pump()
 
     @property
@@ -98,9 +98,9 @@ class ChunkFlow:
     def ending(self) -> AIMessageChunk:
         """The last chunk of a message that was stopped. Raises `GuardViolation` where that is the exit behaviour."""
         assert self.decision is not None
-        self._enforcement.raise_if_error(self.decision)
-        text = ("\n\n" if self._shown else "") + self._enforcement.text(self.decision)
-        details = summary(self.decision)
+        self._enforcement.violated(self.decision, self._index)
+        details = self._enforcement.mark(self.decision, self._index)
+        text = ("\n\n" if self.shown else "") + details["message"]
         if early := sum(flow.shown_early for flow in self._flows.values()):
             details["shown_early"] = early  # characters that a hold-back this short let out before they were judged
         return AIMessageChunk(
@@ -116,7 +116,7 @@ class ChunkFlow:
         for flow in self._flows.values():
             flow.close()
 
-    def _judge(self, entry: _Entry, key: tuple[str, Any], stage: Stage, text: str | None) -> None:
+    def _judge(self, entry: _Entry, key: tuple[str, Any], stage: Stage, text: str | None) -> Steps[None]:
         guard = self._enforcement.guard
         if text is None:
             refusal = guard.not_judged(f"{key[0]} content cannot be judged by {guard.model.name}", stage, None)
@@ -124,19 +124,20 @@ class ChunkFlow:
             return
         flow = self._flows.get(key)
         if flow is None:
-            flow = self._flows[key] = TextFlow(guard, self._context, stage, self._holdback)
+            flow = yield Ask.of(lambda: TextFlow(guard, self._context, stage, self._holdback))
+            self._flows[key] = flow
         if self._current is not None and self._current is not flow:
-            self.decision = self._current.settle()
+            self.decision = yield from self._current.settle()
             if self.decision is not None:
                 return
         self._current = flow
         if stage is Stage.tool_call:
             text = flow.arguments.push(text)
         entry.marks.append((flow, flow.received + len(text)))
-        self.decision = flow.push(text)
+        self.decision = yield from flow.push(text)
 
-    def _pump(self) -> list[tuple[AIMessageChunk, dict[str, Any] | None]]:
-        out: list[tuple[AIMessageChunk, dict[str, Any] | None]] = []
+    def _pump(self) -> list[Out]:
+        out: list[Out] = []
         while self._queue:
             entry = self._queue[0]
             if entry.judged and all(flow.released >= end for flow, end in entry.marks):
@@ -148,11 +149,11 @@ class ChunkFlow:
             break
         if self.decision is not None:
             self._queue.clear()
-        self._shown = self._shown or any(message.content for message, _ in out)
+        self.shown = self.shown or any(message.content for message, _ in out)
         return out
 
     @staticmethod
-    def _cut(entry: _Entry, out: list[tuple[AIMessageChunk, dict[str, Any] | None]]) -> None:
+    def _cut(entry: _Entry, out: list[Out]) -> None:
         """Let the released front of a text chunk go; its metadata stays with the rest, which may repeat its text."""
         flow, end = entry.marks[0]
         content = entry.message.content
@@ -232,19 +233,27 @@ def _call_piece(kind: str, index: Any, position: int, name: Any, args: Any) -> P
     return (kind, position if index is None else index), Stage.tool_call, f" {name} {text}" if name else text
 
 
-def guard_chunks(source: Iterator[ChatGenerationChunk], flow: ChunkFlow) -> Iterator[ChatGenerationChunk]:
-    """A model's chunks, judged. The source is closed when the guard stops the message or the consumer leaves."""
+def guard_chunks(
+    source: Iterator[ChatGenerationChunk], flow: ChunkFlow, repairs: int = 0
+) -> Generator[ChatGenerationChunk, None, Decision | None]:
+    """A model's chunks, judged. The source is closed when the guard stops the message or the consumer leaves.
+
+    Returns the decision that asks for a repair: the message was stopped with nothing shown, and `repairs` are left.
+    """
     try:
         for chunk in source:
-            for message, info in flow.push(_chunk_of(chunk), chunk.generation_info):
+            for message, info in drive(flow.push(_chunk_of(chunk), chunk.generation_info)):
                 yield _rewrapped(chunk, message, info)
             if flow.decision is not None:
                 break
         else:
-            for message, info in flow.finish():
+            for message, info in drive(flow.finish()):
                 yield ChatGenerationChunk(message=message, generation_info=info)
         if flow.decision is not None:
+            if repairs and not flow.shown:
+                return flow.decision
             yield ChatGenerationChunk(message=flow.ending())
+        return None
     finally:
         flow.close()
         close = getattr(source, "close", None)
@@ -253,20 +262,23 @@ def guard_chunks(source: Iterator[ChatGenerationChunk], flow: ChunkFlow) -> Iter
 
 
 async def aguard_chunks(
-    source: AsyncIterator[ChatGenerationChunk], flow: ChunkFlow
-) -> AsyncIterator[ChatGenerationChunk]:
-    """The async twin of `guard_chunks`; the guard runs off the event loop."""
+    source: AsyncIterator[ChatGenerationChunk], flow: ChunkFlow, repairs: int = 0
+) -> AsyncIterator[ChatGenerationChunk | Decision]:
+    """The async twin of `guard_chunks`; a decision that asks for a repair comes last."""
     try:
         async for chunk in source:
-            for message, info in await asyncio.to_thread(flow.push, _chunk_of(chunk), chunk.generation_info):
+            for message, info in await adrive(flow.push(_chunk_of(chunk), chunk.generation_info)):
                 yield _rewrapped(chunk, message, info)
             if flow.decision is not None:
                 break
         else:
-            for message, info in await asyncio.to_thread(flow.finish):
+            for message, info in await adrive(flow.finish()):
                 yield ChatGenerationChunk(message=message, generation_info=info)
         if flow.decision is not None:
-            yield ChatGenerationChunk(message=flow.ending())
+            if repairs and not flow.shown:
+                yield flow.decision
+            else:
+                yield ChatGenerationChunk(message=flow.ending())
     finally:
         flow.close()
         close = getattr(source, "aclose", None)

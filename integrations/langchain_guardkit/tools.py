@@ -12,24 +12,35 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, PrivateAttr
 
-from guardkit import Action, Decision, Guard, Message, Stage
-from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, Judged
+from guardkit import Decision, Guard, Message, Stage
+from langchain_guardkit.binding import without_violations
+from langchain_guardkit.enforcing import (
+    METADATA_KEY,
+    VIOLATION_MESSAGE,
+    Enforcement,
+    ExitBehavior,
+    Judged,
+    OnViolation,
+    Policies,
+    ViolationMessage,
+)
 from langchain_guardkit.reading import as_text, read, select, texts_in
-from langchain_guardkit.unobserved import Unobserved, without_observers, without_own_callbacks
+from langchain_guardkit.unobserved import Scrub, Unobserved, without_observers, without_own_callbacks
 
 TOOL_OUTPUT = frozenset((Stage.tool_output,))
 
 
 class OutputGuard:
-    """Judges what tools give back: messages, commands with messages in them, plain values and errors."""
+    """Judges what tools give back: messages, commands with messages in them, plain values, errors, and what they ask
+    people when they interrupt."""
 
     def __init__(self, enforcement: Enforcement, judged: Judged | None = None, index: int | None = None):
         self.enforcement, self._index = enforcement, index
         self.judged = Judged() if judged is None else judged
 
-    def at(self, index: int | None) -> OutputGuard:
-        """The same for the message at `index`, which errors name."""
-        return OutputGuard(self.enforcement, self.judged, index)
+    def at(self, index: int | None, enforcement: Enforcement) -> OutputGuard:
+        """The same for the message at `index`, which errors name, under a run's own policy."""
+        return OutputGuard(enforcement, self.judged, index)
 
     def settle(self, output: Any) -> Any:
         """The output, or what takes its place. Raises `GuardViolation` where that is the exit behaviour."""
@@ -42,16 +53,48 @@ class OutputGuard:
         decision = self._decide(Message("tool", as_text(output)))
         return output if decision is None else self.enforcement.text(decision)
 
-    def error(self, error: Exception) -> Exception:
-        """The error, or one without its text where that is not fit to be seen."""
+    def error(self, error: Exception, name: str, tool_call_id: str | None) -> ToolMessage | None:
+        """None for an error that may be seen; else the message that takes its place, so that nothing tries again.
+        Raises one without its text where no message was asked for."""
         decision = self._decide(Message("tool", str(error)))
         if decision is None:
-            return error
-        return RuntimeError(self.enforcement.text(decision))
+            return None
+        if tool_call_id is None:
+            raise RuntimeError(self.enforcement.text(decision)) from None
+        return self.withheld_call(decision, name, tool_call_id)
+
+    def withheld_call(self, decision: Decision, name: str, tool_call_id: str | None) -> ToolMessage:
+        """The message that answers a call whose output, or which itself, is withheld."""
+        mark = self.enforcement.mark(decision, self._index)
+        return ToolMessage(
+            content=mark["message"],
+            name=name,
+            tool_call_id=tool_call_id,
+            status="error",
+            response_metadata={METADATA_KEY: mark},
+        )
+
+    def interrupted(self, interrupt: BaseException) -> BaseException:
+        """A graph's interrupt with what it asks judged."""
+        asked = interrupt.args[0] if interrupt.args else ()
+        if isinstance(asked, list | tuple) and asked and all(hasattr(one, "value") for one in asked):
+            quiet = self.replacing()
+            interrupt.args = (tuple(replace(one, value=quiet.scrub(one.value)) for one in asked), *interrupt.args[1:])
+        return interrupt
+
+    def replacing(self) -> OutputGuard:
+        """The same, that replaces whatever the exit behaviour is."""
+        if self.enforcement.exit_behavior == "replace":
+            return self
+        return OutputGuard(replace(self.enforcement, exit_behavior="replace"), self.judged, self._index)
+
+    def scrub(self, value: Any) -> Any:
+        """A value of any kind with what may not be kept replaced."""
+        return self._any(value)
 
     def _message(self, message: ToolMessage) -> Any:
         decision = self._decide(select(read(message), TOOL_OUTPUT))
-        return message if decision is None else self.enforcement.scrubbed(message, decision)
+        return message if decision is None else self.enforcement.scrubbed(message, decision, self._index)
 
     def _command(self, command: Any) -> Any:
         """A command updates the state and sends values on: its messages are judged one by one, other texts whole."""
@@ -72,21 +115,22 @@ class OutputGuard:
             return [self._any(item) for item in value]
         if isinstance(value, BaseMessage):
             decision = self._decide(None if value.type == "remove" else read(value))
-            return value if decision is None else self.enforcement.scrubbed(value, decision)
+            return value if decision is None else self.enforcement.scrubbed(value, decision, self._index)
         decision = self._decide(Message("tool", "\n".join(texts_in(value))))
         return value if decision is None else self.enforcement.text(decision)
 
     def _decide(self, message: Message | None) -> Decision | None:
         """The decision that withholds a message; None where it may go on."""
-        fresh = message and self.judged.fresh(message)
+        scope = self.enforcement.key
+        fresh = message and self.judged.fresh(message, scope)
         if fresh is None:
             return None
         decision = self.enforcement.guard.decide([fresh])
         if decision.action.stops:
-            self.enforcement.raise_if_error(decision, self._index)
+            self.enforcement.violated(decision, self._index)
             return decision
-        if decision.action is Action.allow:
-            self.judged.passed(fresh)
+        if decision.judged:
+            self.judged.passed(fresh, scope)
         return None
 
 
@@ -94,8 +138,9 @@ class GuardedTool(BaseTool):
     """A tool that judges what another one gives back.
 
     The wrapped tool runs unobserved: events, tracers and callbacks see this tool's run, so they see judged output
-    alone. With "error" a violation raises `GuardViolation`; else the output is replaced by the violation message.
-    What the tool itself writes to a custom stream goes past it: see `guarded_writer`.
+    alone. A graph that it runs keeps its checkpoints, judged. With "error" a violation raises `GuardViolation`; else
+    the output is replaced by the violation message. What the tool itself writes to a custom stream goes past it: see
+    `guarded_writer`.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -109,7 +154,9 @@ class GuardedTool(BaseTool):
         guard: Guard,
         *,
         exit_behavior: ExitBehavior = "replace",
-        violation_message: str = VIOLATION_MESSAGE,
+        violation_message: ViolationMessage = VIOLATION_MESSAGE,
+        on_violation: OnViolation | None = None,
+        policies: Policies | None = None,
         output: OutputGuard | None = None,
     ):
         super().__init__(
@@ -124,7 +171,13 @@ class GuardedTool(BaseTool):
             response_format="content",  # the wrapped tool makes the message, artifact and all
             extras=tool.extras,
         )
-        self._output = output or OutputGuard(Enforcement(guard, exit_behavior, violation_message))
+        self._output = output or OutputGuard(
+            Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
+        )
+
+    def with_retry(self, **settings: Any) -> Any:
+        """As any tool's, but for violations: a tool runs once, whatever the guard says of its output."""
+        return super().with_retry(**without_violations(settings))
 
     @property
     def tool_call_schema(self) -> Any:
@@ -143,39 +196,54 @@ class GuardedTool(BaseTool):
         return (), {"tool_input": tool_input, "tool_call_id": tool_call_id}  # the wrapped tool validates them
 
     def _run(self, tool_input: Any, tool_call_id: str | None, config: RunnableConfig) -> Any:
+        output = self._output_of(config)
+        scrub = output.replacing().scrub
         try:
-            with Unobserved():
-                output = self.inner.invoke(self._call(tool_input, tool_call_id), without_observers(config))
+            with Unobserved(scrub):
+                result = self.inner.invoke(
+                    self._call(tool_input, tool_call_id, scrub), without_observers(config, scrub)
+                )
         except Exception as error:
-            if _passes(error):
-                raise
-            fit = self._output.error(error)
-            raise fit from (error if fit is error else None)
-        return self._output.settle(output)
+            return self._failed(output, error, tool_call_id)
+        return output.settle(result)
 
     async def _arun(self, tool_input: Any, tool_call_id: str | None, config: RunnableConfig) -> Any:
+        output = self._output_of(config)
+        scrub = output.replacing().scrub
         try:
-            with Unobserved():
-                output = await self.inner.ainvoke(self._call(tool_input, tool_call_id), without_observers(config))
+            with Unobserved(scrub):
+                result = await self.inner.ainvoke(
+                    self._call(tool_input, tool_call_id, scrub), without_observers(config, scrub)
+                )
         except Exception as error:
-            if _passes(error):
-                raise
-            fit = await asyncio.to_thread(self._output.error, error)
-            raise fit from (error if fit is error else None)
-        return await asyncio.to_thread(self._output.settle, output)
+            return await asyncio.to_thread(self._failed, output, error, tool_call_id)
+        return await asyncio.to_thread(output.settle, result)
 
-    def _call(self, tool_input: Any, tool_call_id: str | None) -> Any:
+    def _output_of(self, config: RunnableConfig) -> OutputGuard:
+        enforcement = self._output.enforcement.for_run(config)
+        return self._output if enforcement is self._output.enforcement else self._output.at(None, enforcement)
+
+    def _failed(self, output: OutputGuard, error: Exception, tool_call_id: str | None) -> ToolMessage:
+        """What a failed run gives, or raises: control flow and harmless errors are the tool's own."""
+        if is_control_flow(error):
+            raise output.interrupted(error)
+        found = output.error(error, self.name, tool_call_id)
+        if found is None:
+            raise error
+        return found
+
+    def _call(self, tool_input: Any, tool_call_id: str | None, scrub: Scrub) -> Any:
         if isinstance(tool_input, dict):
-            tool_input = {name: _unobserved_runtime(value) for name, value in tool_input.items()}
+            tool_input = {name: _unobserved_runtime(value, scrub) for name, value in tool_input.items()}
         if tool_call_id is None:
             return tool_input
         return {"name": self.name, "args": tool_input, "id": tool_call_id, "type": "tool_call"}
 
 
-def _unobserved_runtime(value: Any) -> Any:
+def _unobserved_runtime(value: Any, scrub: Scrub) -> Any:
     """LangGraph's injected runtime without the observers in its config; any other argument as it is."""
     if type(value).__name__ == "ToolRuntime":
-        return replace(value, config=without_observers(value.config))
+        return replace(value, config=without_observers(value.config, scrub))
     return value
 
 
@@ -184,8 +252,8 @@ def _arguments(goto: Any) -> list[Any]:
     return [getattr(target, "arg", None) for target in (goto if isinstance(goto, list | tuple) else [goto])]
 
 
-def _passes(error: Exception) -> bool:
-    """Control flow, such as an interrupt, is no output of the tool."""
+def is_control_flow(error: BaseException) -> bool:
+    """Whether an error is no output of the tool: an interrupt, a command to a parent, arguments that do not fit."""
     return any(kind.__name__ in ("GraphBubbleUp", "ValidationError") for kind in type(error).__mro__)
 
 
@@ -194,15 +262,17 @@ def guarded_writer(
     guard: Guard,
     *,
     exit_behavior: ExitBehavior = "replace",
-    violation_message: str = VIOLATION_MESSAGE,
+    violation_message: ViolationMessage = VIOLATION_MESSAGE,
+    on_violation: OnViolation | None = None,
+    policies: Policies | None = None,
 ) -> Callable[[Any], None]:
     """LangGraph's stream writer, judged: for tools and nodes that write to `stream_mode="custom"` themselves.
 
     Each value is judged on its own before it is written, as tool output: write whole sentences, not single tokens.
     """
-    output = OutputGuard(Enforcement(guard, exit_behavior, violation_message))
+    output = OutputGuard(Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {}))
 
     def write(value: Any) -> None:
-        writer(output.settle(value))
+        writer(output.at(None, output.enforcement.for_run()).settle(value))
 
     return write

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
@@ -12,19 +13,65 @@ from pydantic import BaseModel
 
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound=BaseModel)
-
+Scrub = Callable[[Any], Any]  # a value in, the same without what may not be kept out
 
 # How LangGraph hands its stream and its checkpointer to a graph inside a graph. A guarded tool that runs a graph would
-# stream and store that graph's text, unjudged, beside its own judged output.
-_INHERITED = ("__pregel_stream", "__pregel_checkpointer")
+# stream and store that graph's text, unjudged, beside its own judged output: so it gets no stream, and a checkpointer
+# that judges what it stores. Without one, a graph that a person interrupts would run its finished steps again.
+_STREAM = "__pregel_stream"
+_CHECKPOINTER = "__pregel_checkpointer"
 
 
-def without_observers(config: RunnableConfig | None) -> RunnableConfig:
-    """A config without its callbacks, and without the stream and the checkpointer of a surrounding graph."""
+def without_observers(config: RunnableConfig | None, scrub: Scrub | None = None) -> RunnableConfig:
+    """A config without its callbacks and a surrounding graph's stream; its checkpointer stores what `scrub` leaves,
+    and goes too where there is no `scrub`."""
     if not config:
         return {"callbacks": []}
-    configurable = {k: v for k, v in (config.get("configurable") or {}).items() if k not in _INHERITED}
+    configurable = {k: v for k, v in (config.get("configurable") or {}).items() if k not in (_STREAM, _CHECKPOINTER)}
+    saver = (config.get("configurable") or {}).get(_CHECKPOINTER)
+    if scrub is not None and saver is not None:
+        configurable[_CHECKPOINTER] = judging_saver(saver, scrub)
     return {**config, "callbacks": [], "configurable": configurable}
+
+
+def judging_saver(saver: Any, scrub: Scrub) -> Any:
+    """The same checkpointer, with the same storage, that stores values as `scrub` leaves them."""
+    if isinstance(saver, _JudgingSaver):
+        return saver
+    twin: Any = object.__new__(_judging(cast(Any, type(saver))))
+    twin.__dict__.update(saver.__dict__)
+    twin.guardkit_scrub = scrub
+    return twin
+
+
+class _JudgingSaver:
+    """What every checkpointer does when it stores something, with the guard before it."""
+
+    guardkit_scrub: Scrub
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        return super().put(config, self._checked(checkpoint), metadata, new_versions)  # type: ignore[misc]
+
+    async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        return await super().aput(config, self._checked(checkpoint), metadata, new_versions)  # type: ignore[misc]
+
+    def put_writes(self, config: Any, writes: Sequence[tuple[str, Any]], *args: Any, **kwargs: Any) -> None:
+        super().put_writes(config, self._written(writes), *args, **kwargs)  # type: ignore[misc]
+
+    async def aput_writes(self, config: Any, writes: Sequence[tuple[str, Any]], *args: Any, **kwargs: Any) -> None:
+        await super().aput_writes(config, self._written(writes), *args, **kwargs)  # type: ignore[misc]
+
+    def _checked(self, checkpoint: Any) -> Any:
+        values = checkpoint["channel_values"]
+        return {**checkpoint, "channel_values": {name: self.guardkit_scrub(value) for name, value in values.items()}}
+
+    def _written(self, writes: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        return [(channel, self.guardkit_scrub(value)) for channel, value in writes]
+
+
+@functools.cache
+def _judging(kind: type) -> type:
+    return type(f"Judging{kind.__name__}", (_JudgingSaver, kind), {})
 
 
 def without_own_callbacks(component: _C) -> _C:
@@ -37,11 +84,11 @@ def without_own_callbacks(component: _C) -> _C:
 class Unobserved:
     """In here, runnables inherit the config that surrounded the making of this, without its observers.
 
-    Can be entered again and again, not nested: generators enter it for each step.
+    Can be entered again and again, not nested: generators enter it for each step. scrub: see `without_observers`.
     """
 
-    def __init__(self) -> None:
-        self._config = without_observers(var_child_runnable_config.get())
+    def __init__(self, scrub: Scrub | None = None) -> None:
+        self._config = without_observers(var_child_runnable_config.get(), scrub)
         # LangGraph's channel for a tool's partial output, where it is loaded: only judged output leaves a guarded tool.
         self._partial = getattr(sys.modules.get("langgraph.pregel._tools"), "_tool_call_writer", None)
         self._token: Any = None

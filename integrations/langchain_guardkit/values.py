@@ -13,6 +13,7 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 
 from guardkit import Decision, Message, MessageError, Stage
 from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, summary, worst
+from langchain_guardkit.messages import is_current, turn_start
 from langchain_guardkit.reading import Item, read, texts_in
 
 _PLAIN = (bool, int, float, complex, type(None))
@@ -22,20 +23,25 @@ _PLAIN = (bool, int, float, complex, type(None))
 class Leaf:
     """One text-bearing thing in a value, and what the core is asked about it: items, each with its stage.
 
-    index: its place in the innermost list, for error messages; reason: why it cannot be judged at all.
+    index: its place in the innermost list, for error messages; reason: why it cannot be judged at all; earlier: whether
+    it is a message of an earlier turn.
     """
 
     value: Any
     asked: list[tuple[Item, Stage | None]]
     index: int | None = None
     reason: str | None = None
+    earlier: bool = False
 
 
 def leaves_of(value: Any, stage: Stage | None) -> list[Leaf]:
     found: list[Leaf] = []
 
-    def visit(leaf: Any, index: int | None, context: Sequence[BaseMessage]) -> Any:
-        found.append(_leaf(leaf, index, context, stage))
+    def visit(leaf: Any, index: int | None, context: Any) -> Any:
+        messages = context or ()
+        one = _leaf(leaf, index, messages[:index], stage)
+        one.earlier = bool(messages) and index is not None and not is_current(messages, index, turn_start(messages))
+        found.append(one)
         return leaf
 
     _walk(value, visit, None, ())
@@ -71,9 +77,12 @@ def settle(enforcement: Enforcement, value: Any, leaves: Sequence[Leaf], decisio
     stopped = [(leaf, d) for leaf, d in zip(leaves, decisions, strict=True) if d.action.stops]
     if not stopped:
         return value
-    for leaf, decision in stopped:
+    current = [(leaf, d) for leaf, d in stopped if not leaf.earlier]
+    for _, decision in current:
+        enforcement.report(decision)
+    for leaf, decision in current:
         enforcement.raise_if_error(decision, leaf.index)
-    ends = [(leaf, d) for leaf, d in stopped if enforcement.behavior(d) == "end"]
+    ends = [(leaf, d) for leaf, d in current if enforcement.behavior(d) == "end"]
     if ends:
         return _ended(enforcement, value, *ends[0])
     return rebuilt(
@@ -89,7 +98,7 @@ def scrub(enforcement: Enforcement, leaf: Leaf, decision: Decision) -> Any:
     """The violation message in the shape of what it replaces."""
     value = leaf.value
     if isinstance(value, BaseMessage):
-        return enforcement.scrubbed(value, decision)
+        return enforcement.scrubbed(value, decision, leaf.index)
     if isinstance(value, Document):
         return Document(
             id=value.id, page_content=enforcement.text(decision), metadata={METADATA_KEY: summary(decision)}
@@ -147,7 +156,7 @@ def _walk(
         return ChatPromptValue(messages=_walk(value.to_messages(), visit, None, ()))
     if isinstance(value, list | tuple):
         before: Sequence[Any] = value if all(isinstance(v, BaseMessage) for v in value) else ()
-        return type(value)([_walk(item, visit, i, before[:i]) for i, item in enumerate(value)])
+        return type(value)([_walk(item, visit, i, before) for i, item in enumerate(value)])
     if isinstance(value, Mapping):
         return {key: _walk(item, visit, index, ()) for key, item in value.items()}
     return visit(value, index, context)

@@ -294,7 +294,6 @@ def test_a_sub_agent_that_asks_a_person_resumes(unwrapped: bool) -> None:
     @tool
     def delegate(task: str) -> str:
         """Ask the other agent."""
-        inner_model._turn = 0 if not inner_model._turn or not unwrapped else inner_model._turn
         return str(inner.invoke(ask(task))["messages"][-1].content)
 
     call = AIMessage("", tool_calls=[{"name": "delegate", "args": {"task": "t"}, "id": "1", "type": "tool_call"}])
@@ -303,6 +302,7 @@ def test_a_sub_agent_that_asks_a_person_resumes(unwrapped: bool) -> None:
     assert graph.get_state(CONFIG).interrupts
     graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), CONFIG)
     assert texts(graph)[2:] == ["inner is done", "done"]
+    assert len(inner_model.asked) == 2  # the step that was finished is not run again
 
 
 def test_a_command_from_a_tool_is_judged() -> None:
@@ -341,10 +341,7 @@ def test_artifacts_and_tool_errors_are_judged() -> None:
         ScriptedModel(replies=[reply(query="x")]), [failing], middleware=[GuardMiddleware(make_guard())],
         checkpointer=saver,
     )  # fmt: skip
-    with pytest.raises(RuntimeError) as caught:
-        guarded.invoke(ask("hello"), CONFIG)
-    check_no_trace(caught.value, "error")
-    assert caught.value.__cause__ is None
+    assert "withheld" in guarded.invoke(ask("hello"), CONFIG)["messages"][-1].content
     check_no_trace([saver.storage, saver.writes, saver.blobs], "checkpoints")
 
 

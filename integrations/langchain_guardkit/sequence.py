@@ -1,0 +1,76 @@
+"""`guard | chain`: a chain whose input is judged before any run of it begins, so no tracer or event shows it raw."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, cast
+
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
+
+
+class GuardedSequence(RunnableSequence[Any, Any]):
+    """A sequence that begins with a `GuardRunnable`."""
+
+    @property
+    def _guard(self) -> Any:
+        return self.first
+
+    def __or__(self, other: Any) -> Any:
+        return guarded_sequence(cast(Any, super().__or__(other)).steps)
+
+    def with_retry(self, **settings: Any) -> Runnable[Any, Any]:
+        from langchain_guardkit.binding import without_violations
+
+        return super().with_retry(**without_violations(settings))
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        shown = self._guard.settle(input, config)
+        try:
+            return super().invoke(shown, config, **kwargs)
+        finally:
+            self._guard.unsettle(shown)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        shown = await asyncio.to_thread(self._guard.settle, input, config)
+        try:
+            return await super().ainvoke(shown, config, **kwargs)
+        finally:
+            self._guard.unsettle(shown)
+
+    def batch(self, inputs: list[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any) -> Any:
+        return Runnable.batch(self, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    async def abatch(
+        self, inputs: list[Any], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
+        return await Runnable.abatch(self, inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        shown = self._guard.settle(input, config)
+        try:
+            yield from super().stream(shown, config, **kwargs)
+        finally:
+            self._guard.unsettle(shown)
+
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        shown = input if self._guard.is_settled(input) else await asyncio.to_thread(self._guard.settle, input, config)
+        try:
+            async for chunk in super().astream(shown, config, **kwargs):
+                yield chunk
+        finally:
+            self._guard.unsettle(shown)
+
+    def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return super().astream_events(self._guard.settle(input, config), config, **kwargs)
+
+    def astream_log(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return super().astream_log(self._guard.settle(input, config), config, **kwargs)
+
+
+def guarded_sequence(steps: Sequence[Any]) -> GuardedSequence:
+    return cast(Any, GuardedSequence)(*steps)  # type: ignore[no-any-return]
+
+
+def is_graph(value: Any) -> bool:
+    return any(kind.__module__.startswith("langgraph.") and kind.__name__ == "Pregel" for kind in type(value).__mro__)
