@@ -18,7 +18,7 @@ from guardkit import Decision, Guard, Message, Stage
 from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, MessageViolation, summary, worst
 from langchain_guardkit.growing import StringFlow, drive
 from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
-from langchain_guardkit.reading import as_text, call_text, read
+from langchain_guardkit.reading import call_text, read
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow
 from langchain_guardkit.values import decide_leaves, leaves_of
 
@@ -96,8 +96,9 @@ class _Observer:
         self.record(run_id, "on_tool_start", self._enforcement.guard.decide([call]))
 
     def tool_output(self, run_id: UUID, output: Any) -> None:
-        message = read(output) if isinstance(output, ToolMessage) else Message("tool", as_text(output))
-        self.record(run_id, "on_tool_end", self._enforcement.guard.decide([message]))
+        leaves = leaves_of(output, None if isinstance(output, ToolMessage) else Stage.tool_output)
+        for decision in decide_leaves(self._enforcement, [leaves])[0]:
+            self.record(run_id, "on_tool_end", decision)
 
     def documents(self, run_id: UUID, documents: Sequence[Document]) -> None:
         leaves = leaves_of(list(documents), Stage.document)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool
@@ -19,8 +17,9 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from guardkit import Decision, Guard, GuardkitError, Stage
 from langchain_guardkit.binding import around, is_dynamic, repair_request, resolved, without_violations
-from langchain_guardkit.enforcing import KEPT_METADATA, VIOLATION_MESSAGE, Enforcement, ExitBehavior
+from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior
 from langchain_guardkit.messages import MessageGuard
+from langchain_guardkit.results import aiter_of, as_chunk, as_chunks, counts, result_of
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks, guard_chunks
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved, without_own_callbacks
 
@@ -201,7 +200,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> ChatResult:
         admitted = self._messages.admit(messages)
         if admitted.refusal is not None:
-            return _result(self._refused(admitted.refusal))
+            return result_of(self._refused(admitted.refusal))
         asked: list[BaseMessage] = admitted
         for tries_left in range(self.repair, -1, -1):
             with Unobserved():
@@ -221,7 +220,7 @@ class GuardedChatModel(BaseChatModel):
     ) -> ChatResult:
         admitted = await asyncio.to_thread(self._messages.admit, messages)
         if admitted.refusal is not None:
-            return _result(self._refused(admitted.refusal))
+            return result_of(self._refused(admitted.refusal))
         asked: list[BaseMessage] = admitted
         for tries_left in range(self.repair, -1, -1):
             with Unobserved():
@@ -249,7 +248,7 @@ class GuardedChatModel(BaseChatModel):
                 generations.append(ChatGeneration(message=answer))
         withheld = any(decision is not None for _, decision in judged)
         return ChatResult(
-            generations=generations, llm_output=_counts(result.llm_output) if withheld else result.llm_output
+            generations=generations, llm_output=counts(result.llm_output) if withheld else result.llm_output
         ), None
 
     def _refused(self, mark: Mapping[str, Any]) -> AIMessage:
@@ -281,7 +280,7 @@ class GuardedChatModel(BaseChatModel):
             if not _overrides(self.inner, "_stream"):
                 with Unobserved():
                     result = self.inner._generate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
-                source: Iterator[ChatGenerationChunk] = iter(_as_chunks(result))
+                source: Iterator[ChatGenerationChunk] = iter(as_chunks(result))
             else:
                 if self.inner.rate_limiter is not None:
                     self.inner.rate_limiter.acquire(blocking=True)
@@ -308,7 +307,7 @@ class GuardedChatModel(BaseChatModel):
             if not (_overrides(self.inner, "_astream") or _overrides(self.inner, "_stream")):
                 with Unobserved():
                     result = await self.inner._agenerate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
-                source: AsyncIterator[ChatGenerationChunk] = _aiter(_as_chunks(result))
+                source: AsyncIterator[ChatGenerationChunk] = aiter_of(as_chunks(result))
             else:
                 if self.inner.rate_limiter is not None:
                     await self.inner.rate_limiter.aacquire(blocking=True)
@@ -401,57 +400,5 @@ class GuardedChatModel(BaseChatModel):
         return int(self.inner.get_num_tokens_from_messages(messages, tools))
 
 
-def _counts(output: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What a blocked answer keeps of a provider's output: its numbers and the model's name."""
-    if output is None:
-        return None
-    kept: dict[str, Any] = {}
-    for key, value in output.items():
-        if isinstance(value, Mapping):
-            kept[key] = _counts(value)
-        elif isinstance(value, int | float) or key in KEPT_METADATA:
-            kept[key] = value
-    return kept
-
-
 def _overrides(model: BaseChatModel, name: str) -> bool:
     return getattr(type(model), name) is not getattr(BaseChatModel, name)
-
-
-def _result(message: AIMessage) -> ChatResult:
-    return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-def _as_chunks(result: ChatResult) -> list[ChatGenerationChunk]:
-    generation = result.generations[0]
-    message = cast(AIMessage, generation.message)
-    return [ChatGenerationChunk(message=as_chunk(message), generation_info=generation.generation_info)]
-
-
-def as_chunk(message: AIMessage) -> AIMessageChunk:
-    """A whole answer as the one chunk of a stream."""
-    if isinstance(message, AIMessageChunk):
-        return message
-    calls = [
-        tool_call_chunk(name=call["name"], args=_arguments(call["args"]), id=call["id"], index=i)
-        for i, call in enumerate([*message.tool_calls, *message.invalid_tool_calls])
-    ]
-    return AIMessageChunk(
-        content=message.content,
-        additional_kwargs=message.additional_kwargs,
-        response_metadata=message.response_metadata,
-        usage_metadata=message.usage_metadata,
-        id=message.id,
-        name=message.name,
-        tool_call_chunks=calls,
-        chunk_position="last",
-    )
-
-
-def _arguments(args: Any) -> str | None:
-    return args if args is None or isinstance(args, str) else json.dumps(args, ensure_ascii=False)
-
-
-async def _aiter(items: Sequence[Any]) -> AsyncIterator[Any]:
-    for item in items:
-        yield item

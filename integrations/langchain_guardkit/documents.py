@@ -24,8 +24,9 @@ from langchain_guardkit.enforcing import (
     summary,
     worst,
 )
-from langchain_guardkit.reading import texts_in
+from langchain_guardkit.reading import joined_texts
 from langchain_guardkit.unobserved import Unobserved, without_own_callbacks
+from langchain_guardkit.values import about_document
 
 OnUnsafe = Literal["drop", "flag", "redact", "error"]
 
@@ -56,14 +57,19 @@ class GuardDocumentTransformer(BaseDocumentTransformer):
         self._on_unsafe = on_unsafe
 
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
-        abouts = ["\n".join(texts_in(document.metadata)) for document in documents]
-        texts = [document.page_content for document in documents] + abouts
+        run = self._enforcement.for_run()
+        about = [joined_texts(about_document(document), Stage.document) for document in documents]
+        texts = [document.page_content for document in documents] + [text for text, _ in about]
         asked = [i for i, text in enumerate(texts) if text.strip()]
-        decided = self._enforcement.guard.decide_batch([texts[i] for i in asked], stage=Stage.document)
+        decided = run.guard.decide_batch([texts[i] for i in asked], stage=Stage.document)
         by_text = dict(zip(asked, decided, strict=True))
+        for i, (_, unknown) in enumerate(about, len(documents)):
+            if unknown is not None:
+                found = run.guard.not_judged(unknown, Stage.document, None)
+                by_text[i] = worst([found, by_text[i]]) if i in by_text else found
         kept = []
         for i, document in enumerate(documents):
-            settled = self._settle(document, by_text.get(i), by_text.get(len(documents) + i), i)
+            settled = self._settle(run, document, by_text.get(i), by_text.get(len(documents) + i), i)
             if settled is not None:
                 kept.append(settled)
         return kept
@@ -71,22 +77,27 @@ class GuardDocumentTransformer(BaseDocumentTransformer):
     async def atransform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
         return await asyncio.to_thread(self.transform_documents, documents, **kwargs)
 
-    def _settle(self, document: Document, text: Decision | None, about: Decision | None, index: int) -> Document | None:
+    def _settle(
+        self, run: Enforcement, document: Document, text: Decision | None, about: Decision | None, index: int
+    ) -> Document | None:
         found = [decision for decision in (text, about) if decision is not None]
         if not found or (decision := worst(found)).action is Action.allow:
             return document
         mark = {METADATA_KEY: summary(decision)}
         if not decision.action.stops or self._on_unsafe == "flag":
             return document.model_copy(update={"metadata": {**document.metadata, **mark}})
+        run.report(decision)
         if self._on_unsafe == "error" and decision.action is Action.block:
             raise MessageViolation(decision, index)
         if self._on_unsafe == "drop" and decision.action is Action.block:
             return None
         content = document.page_content
         if text is not None and text.action.stops:
-            content = self._enforcement.text(text)
-        metadata = {} if about is not None and about.action.stops else document.metadata
-        return document.model_copy(update={"page_content": content, "metadata": {**metadata, **mark}})
+            content = run.text(text)
+        update: dict[str, Any] = {"page_content": content, "metadata": {**document.metadata, **mark}}
+        if about is not None and about.action.stops:
+            update |= {"metadata": mark, "id": None}
+        return document.model_copy(update=update)
 
 
 class GuardRetriever(BaseRetriever):

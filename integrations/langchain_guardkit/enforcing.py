@@ -118,6 +118,7 @@ class Enforcement:
         key = repr((self.guard.model.name, policy.name, policy.extends, policy.on_error, policy.rules))
         object.__setattr__(self, "key", hashlib.sha256(key.encode()).hexdigest()[:16])
 
+    names: Judged = field(default_factory=lambda: Judged(1024), init=False, compare=False, repr=False)
     key: str = field(init=False, compare=False, repr=False)  # who judges and by which rules: the scope of a memory
     _runs: dict[str, Enforcement] = field(init=False, compare=False, repr=False)
 
@@ -292,9 +293,10 @@ class Judged:
         content = "" if (message.stage, message.content) in known else message.content
         reasoning = "" if (Stage.reasoning, message.reasoning) in known else message.reasoning
         calls = tuple(call for call in message.tool_calls if (Stage.tool_call, call) not in known)
-        if not (content or reasoning or calls or message.unjudgeable):
+        attached = tuple(part for part in message.attached if (part.stage, part.text) not in known)
+        if not (content or reasoning or calls or attached or message.unjudgeable):
             return None
-        return replace(message, content=content, reasoning=reasoning, tool_calls=calls)
+        return replace(message, content=content, reasoning=reasoning, tool_calls=calls, attached=attached)
 
     def passed(self, message: Message, scope: str = "") -> None:
         for part in message.parts():

@@ -16,6 +16,7 @@ from guardkit import AsyncStreamGuard, Decision, Guard, Message, NotJudged, Stag
 from langchain_guardkit.enforcing import Enforcement
 
 _T = TypeVar("_T")
+_SEEN = 8000  # characters of a cited text that are judged again when it grows
 
 
 class Ask(NamedTuple):
@@ -160,6 +161,44 @@ class TextFlow:
         # A stop takes back what a short hold-back let out; what was handed on stays handed on.
         self.released = max(self.released, stream.released)
         return stream.decision if stream.stopped else None
+
+
+class QueryFlow(TextFlow):
+    """A text of other people's, such as a page that an answer cites: judged as it stands, each time that it grows."""
+
+    def __init__(self, guard: Guard, context: Sequence[Message], stage: Stage, holdback: int | None):
+        self.stage = stage
+        self.received = self.released = 0
+        self.texts = []
+        self._guard = guard
+        self._stream = None
+        self._fault = None
+
+    @property
+    def decision(self) -> Decision | None:
+        return self._fault
+
+    def push(self, text: str) -> Steps[Decision | None]:
+        self.received += len(text)
+        self.texts.append(text)
+        whole = "".join(self.texts)[-_SEEN:]
+        decision: Decision = yield Ask.of(lambda: self._guard.decide(whole, stage=self.stage))
+        self._fault = decision
+        if decision.action.stops:
+            return decision
+        self.released = self.received
+        return None
+
+    def finish(self) -> Steps[Decision | None]:
+        yield from ()
+        return self._stop()
+
+    def settle(self) -> Steps[Decision | None]:
+        yield from ()
+        return self._stop()
+
+    def _stop(self) -> Decision | None:
+        return self._fault if self._fault is not None and self._fault.action.stops else None
 
 
 class StringFlow:

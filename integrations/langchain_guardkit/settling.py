@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage
 from guardkit import Decision, GuardkitError, Stage
 from langchain_guardkit.enforcing import Enforcement, worst
 from langchain_guardkit.runs import annotate
-from langchain_guardkit.values import Leaf, decide_leaves, leaves_of, rebuilt, scrub, settle
+from langchain_guardkit.values import Leaf, decide_leaves, leaves_of, scrubbed, settle
 
 Field = tuple[str, Stage]  # a dict's key, and what its text is judged as
 
@@ -98,14 +98,8 @@ def _settlement(
     ended: Ended | None = None
     try:
         for key, part, leaves, found in parts:
-            scrubbed = rebuilt(
-                part,
-                [
-                    scrub(enforcement, leaf, d) if d.action.stops else leaf.value
-                    for leaf, d in zip(leaves, found, strict=True)
-                ],
-            )
-            shown = scrubbed if key is None else {**shown, key: scrubbed}
+            clean = scrubbed(enforcement, part, leaves, found)
+            shown = clean if key is None else {**shown, key: clean}
         for key, part, leaves, found in parts:
             settled = settle(enforcement, part, leaves, found)
             outcome = settled if key is None else {**outcome, key: settled}

@@ -16,13 +16,16 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 
 from guardkit import Decision, Message, Stage
+from guardkit.reading.payloads import arguments_text
+from guardkit.reading.positions import CALL_ARGUMENTS, CALL_BLOCKS, REASONING, REASONING_BLOCKS
 from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, Judged, digest, scope_of, worst
-from langchain_guardkit.growing import Ask, Steps, TextFlow, adrive, drive
-from langchain_guardkit.reading import CORE_KEYS, as_text, block_of, texts_in
+from langchain_guardkit.growing import Ask, QueryFlow, Steps, TextFlow, adrive, drive
+from langchain_guardkit.reading import joined_texts
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
-_REASONING_BLOCKS = ("reasoning", "thinking")
-_FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content", "extras"))
+_FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content"))
+_TEXT_FRAME = frozenset(("type", "text", "index"))
+_CALL_FRAME = frozenset(("type", "index", "name", "id", "call_id", "tool_call_id", *CALL_ARGUMENTS))
 Out = tuple[AIMessageChunk, dict[str, Any] | None]
 Piece = tuple[tuple[str, Any], Stage, str | None]  # which of the message's texts, its stage, the text (None: no text)
 
@@ -60,6 +63,7 @@ class ChunkFlow:
         self._current: TextFlow | None = None
         self._queue: deque[_Entry] = deque()
         self._last = AIMessageChunk(content="")
+        self._about: dict[str, Any] = {}
         self.shown = False  # whether any text went out
         self.decision: Decision | None = None
 
@@ -70,9 +74,14 @@ class ChunkFlow:
         entry = _Entry(message, info)
         self._queue.append(entry)
         pieces = _pieces(message)
+        about = {**message.response_metadata, **(info or {})}
+        if about and about != self._about:  # many providers repeat the same with each chunk
+            self._about = about
+            pieces += metadata_pieces(about)
         entry.divisible = len(pieces) == 1 and pieces[0][0] == ("text", None) and isinstance(message.content, str)
         for key, stage, text in pieces:
-            if stage in self._stages:
+            # What an answer carries of other stages, such as the pages that it cites, belongs to the answer.
+            if stage in self._stages or (stage.is_query and Stage.response in self._stages):
                 yield from self._judge(entry, key, stage, text)
                 if self.decision is not None:
                     break
@@ -124,7 +133,8 @@ class ChunkFlow:
             return
         flow = self._flows.get(key)
         if flow is None:
-            flow = yield Ask.of(lambda: TextFlow(guard, self._context, stage, self._holdback))
+            kind = QueryFlow if stage.is_query else TextFlow
+            flow = yield Ask.of(lambda: kind(guard, self._context, stage, self._holdback))
             self._flows[key] = flow
         if self._current is not None and self._current is not flow:
             self.decision = yield from self._current.settle()
@@ -187,49 +197,74 @@ def _pieces(message: AIMessageChunk) -> list[Piece]:
         found += [_call_piece("call", c.get("index"), i, c.get("name"), c.get("args")) for i, c in enumerate(calls)]
         streamed = {text for key, _, text in found if key[0] == "call"}
         found = [p for p in found if p[0][0] not in ("block call", "raw call") or p[2] not in streamed]
+    for call in message.invalid_tool_calls:
+        if error := call.get("error"):
+            found.append((("error", None), Stage.response, str(error)))
+    if message.name:
+        found += _parts({"name": message.name})
     return [piece for piece in found if piece[2] != ""]
 
 
 def _block_pieces(i: int, block: Any) -> Iterator[Piece]:
-    if isinstance(block, str) or block.get("type", "text") == "text":
-        yield ("text", None), Stage.response, block if isinstance(block, str) else str(block.get("text") or "")
+    if isinstance(block, str):
+        yield ("text", None), Stage.response, block
         return
     if not isinstance(block, Mapping):
         yield (type(block).__name__, None), Stage.response, None
         return
-    plain = block_of(block)
-    kind = str(plain.get("type"))
-    if kind == "tool_call":
-        yield _call_piece("block call", block.get("index"), i, plain["name"], plain["args"])
-    elif kind in _REASONING_BLOCKS and not any(value for field, value in block.items() if field not in _FRAME):
-        return  # no text in it: the start of a block, or its signature
+    kind = block.get("type")
+    if kind == "non_standard" and isinstance(block.get("value"), Mapping):
+        yield from _block_pieces(i, block["value"])
+    elif kind == "text" and isinstance(block.get("text"), str) and block.keys() <= _TEXT_FRAME:
+        yield ("text", None), Stage.response, block["text"]
+    elif kind in CALL_BLOCKS:
+        given = next((block[key] for key in CALL_ARGUMENTS if block.get(key)), "")
+        yield _call_piece("block call", block.get("index"), i, block.get("name"), given)
+        rest = {key: value for key, value in block.items() if key not in _CALL_FRAME}
+        if rest:
+            text, unknown = joined_texts(rest, Stage.response)
+            yield ("call extra", block.get("index", i)), Stage.response, None if unknown else text
+    elif kind in REASONING_BLOCKS and not any(value for field, value in block.items() if field not in _FRAME):
+        yield from _parts({"content": [{**block, "type": "text", "text": ""}]})  # a block's start, or its signature
     else:
-        for part in Message.of({"role": "assistant", "content": [plain]}).parts():
-            key = ("text", None) if part.stage is Stage.response and part.text is not None else (part.what, None)
-            yield key, part.stage, part.text
+        yield from _parts({"content": [block]})
+
+
+def _parts(source: dict[str, Any]) -> Iterator[Piece]:
+    """What the core reads in a part of a message. Texts of one kind grow together."""
+    message = Message.of({"role": "assistant", "content": "", **source})
+    attached = set(map(id, message.attached))
+    for part in message.parts():
+        if part.text != "":
+            own = part.stage is Stage.response and part.text is not None and id(part) not in attached
+            yield ("text" if own else part.what, None if own else part.stage), part.stage, part.text
 
 
 def _extra_pieces(extra: Mapping[str, Any]) -> Iterator[Piece]:
     for key, value in extra.items():
         if not value:
             continue
-        if key == "tool_calls" and isinstance(value, list):
+        if key == "tool_calls" and isinstance(value, list) and all(isinstance(call, Mapping) for call in value):
             for i, call in enumerate(value):
                 function = call.get("function") or {}
                 yield _call_piece("raw call", call.get("index"), i, function.get("name"), function.get("arguments"))
         elif key == "function_call" and isinstance(value, Mapping):
             yield _call_piece("raw call", None, 0, value.get("name"), value.get("arguments"))
-        elif key in CORE_KEYS:
-            for part in Message.of({"role": "assistant", "content": "", key: value}).parts():
-                if part.text != "":
-                    yield (part.what, None), part.stage, part.text
+        elif key in REASONING and isinstance(value, str):
+            yield ("reasoning", None), Stage.reasoning, value
         else:
-            for text in texts_in(value):
-                yield (key, None), Stage.response, text
+            yield from _parts({"additional_kwargs": {key: value}})
+
+
+def metadata_pieces(metadata: Mapping[str, Any]) -> list[Piece]:
+    """The texts in what a provider says about an answer, such as the pages that it stands on."""
+    return [
+        ((f"metadata {key[0]}", key[1]), stage, text) for key, stage, text in _parts({"response_metadata": metadata})
+    ]
 
 
 def _call_piece(kind: str, index: Any, position: int, name: Any, args: Any) -> Piece:
-    text = as_text(args) if args else ""
+    text = (args if isinstance(args, str) else arguments_text(args)) if args else ""
     return (kind, position if index is None else index), Stage.tool_call, f" {name} {text}" if name else text
 
 

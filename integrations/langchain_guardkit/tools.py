@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,10 @@ from langchain_guardkit.enforcing import (
     OnViolation,
     Policies,
     ViolationMessage,
+    digest,
 )
-from langchain_guardkit.reading import as_text, read, select, texts_in
 from langchain_guardkit.unobserved import Scrub, Unobserved, without_observers, without_own_callbacks
-
-TOOL_OUTPUT = frozenset((Stage.tool_output,))
+from langchain_guardkit.values import Leaf, decide_leaves, leaves_of, scrubbed
 
 
 class OutputGuard:
@@ -43,15 +42,29 @@ class OutputGuard:
         return OutputGuard(enforcement, self.judged, index)
 
     def settle(self, output: Any) -> Any:
-        """The output, or what takes its place. Raises `GuardViolation` where that is the exit behaviour."""
-        if isinstance(output, ToolMessage):
-            return self._message(output)
-        if isinstance(output, list):
-            return [self.settle(item) for item in output]
-        if type(output).__name__ == "Command":  # LangGraph's, which need not be installed
-            return self._command(output)
-        decision = self._decide(Message("tool", as_text(output)))
-        return output if decision is None else self.enforcement.text(decision)
+        """The output, or what takes its place, with its types kept. Raises `GuardViolation` where that is the exit
+        behaviour."""
+        leaves = leaves_of(output, None if isinstance(output, BaseMessage) else Stage.tool_output)
+        fresh = [leaf for leaf in leaves if not self._known(leaf)]
+        if not fresh:
+            return output
+        decisions = decide_leaves(self.enforcement, [fresh])[0]
+        for leaf, decision in zip(fresh, decisions, strict=True):
+            if decision.action.stops:
+                self.enforcement.violated(decision, self._index)
+            elif decision.judged:
+                self.judged.add(self._key(leaf))
+        if not any(decision.action.stops for decision in decisions):
+            return output
+        for leaf in fresh:
+            leaf.index = self._index
+        return scrubbed(self.enforcement, output, fresh, decisions)
+
+    def _known(self, leaf: Leaf) -> bool:
+        return leaf.reason is None and self.judged.has(self._key(leaf))
+
+    def _key(self, leaf: Leaf) -> str:
+        return digest("output", self.enforcement.key, *(repr(asked) for asked in leaf.asked))
 
     def error(self, error: Exception, name: str, tool_call_id: str | None) -> ToolMessage | None:
         """None for an error that may be seen; else the message that takes its place, so that nothing tries again.
@@ -90,34 +103,7 @@ class OutputGuard:
 
     def scrub(self, value: Any) -> Any:
         """A value of any kind with what may not be kept replaced."""
-        return self._any(value)
-
-    def _message(self, message: ToolMessage) -> Any:
-        decision = self._decide(select(read(message), TOOL_OUTPUT))
-        return message if decision is None else self.enforcement.scrubbed(message, decision, self._index)
-
-    def _command(self, command: Any) -> Any:
-        """A command updates the state and sends values on: its messages are judged one by one, other texts whole."""
-        update = command.update
-        if isinstance(update, Mapping):
-            update = {key: self._any(value) for key, value in update.items()}
-        elif isinstance(update, list | tuple):
-            update = [(key, self._any(value)) for key, value in update]
-        elif update is not None:
-            update = self._any(update)
-        goto = (
-            command.goto if self._decide(Message("tool", "\n".join(texts_in(_arguments(command.goto))))) is None else ()
-        )
-        return replace(command, update=update, goto=goto)
-
-    def _any(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._any(item) for item in value]
-        if isinstance(value, BaseMessage):
-            decision = self._decide(None if value.type == "remove" else read(value))
-            return value if decision is None else self.enforcement.scrubbed(value, decision, self._index)
-        decision = self._decide(Message("tool", "\n".join(texts_in(value))))
-        return value if decision is None else self.enforcement.text(decision)
+        return self.settle(value)
 
     def _decide(self, message: Message | None) -> Decision | None:
         """The decision that withholds a message; None where it may go on."""
@@ -245,11 +231,6 @@ def _unobserved_runtime(value: Any, scrub: Scrub) -> Any:
     if type(value).__name__ == "ToolRuntime":
         return replace(value, config=without_observers(value.config, scrub))
     return value
-
-
-def _arguments(goto: Any) -> list[Any]:
-    """What a command sends to the nodes that it names."""
-    return [getattr(target, "arg", None) for target in (goto if isinstance(goto, list | tuple) else [goto])]
 
 
 def is_control_flow(error: BaseException) -> bool:

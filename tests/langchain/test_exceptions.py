@@ -101,7 +101,7 @@ def test_a_tools_own_stream_writer_goes_past_the_guard_unless_it_is_wrapped(run_
         assert leaks(seen) != wrapped
         assert seen[1] == {"progress": "half"}
         if wrapped:
-            assert seen[0] == VIOLATION
+            assert seen[0] == {"progress": VIOLATION}
 
 
 @pytest.mark.parametrize("surface", WATCHED_SURFACES)

@@ -1,0 +1,65 @@
+"""A model's answers in the shapes that LangChain hands on: results, chunks, and what a blocked answer keeps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, cast
+
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+
+from langchain_guardkit.enforcing import KEPT_METADATA
+
+
+def counts(output: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a blocked answer keeps of a provider's output: its numbers and the model's name."""
+    if output is None:
+        return None
+    kept: dict[str, Any] = {}
+    for key, value in output.items():
+        if isinstance(value, Mapping):
+            kept[key] = counts(value)
+        elif isinstance(value, int | float) or key in KEPT_METADATA:
+            kept[key] = value
+    return kept
+
+
+def result_of(message: AIMessage) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def as_chunks(result: ChatResult) -> list[ChatGenerationChunk]:
+    generation = result.generations[0]
+    message = cast(AIMessage, generation.message)
+    return [ChatGenerationChunk(message=as_chunk(message), generation_info=generation.generation_info)]
+
+
+def as_chunk(message: AIMessage) -> AIMessageChunk:
+    """A whole answer as the one chunk of a stream."""
+    if isinstance(message, AIMessageChunk):
+        return message
+    calls = [
+        tool_call_chunk(name=call["name"], args=_arguments(call["args"]), id=call["id"], index=i)
+        for i, call in enumerate([*message.tool_calls, *message.invalid_tool_calls])
+    ]
+    return AIMessageChunk(
+        content=message.content,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        usage_metadata=message.usage_metadata,
+        id=message.id,
+        name=message.name,
+        tool_call_chunks=calls,
+        chunk_position="last",
+    )
+
+
+def _arguments(args: Any) -> str | None:
+    return args if args is None or isinstance(args, str) else json.dumps(args, ensure_ascii=False)
+
+
+async def aiter_of(items: Sequence[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
