@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, merge_configs
 
-from guardkit import Guard, GuardkitError, Stage
+from guardkit import Guard, Stage
 from langchain_guardkit.binding import without_violations
 from langchain_guardkit.enforcing import (
     VIOLATION_MESSAGE,
@@ -19,11 +19,10 @@ from langchain_guardkit.enforcing import (
     Policies,
     ViolationMessage,
 )
-from langchain_guardkit.growing import adrive, drive
 from langchain_guardkit.runs import arun_of, run_of
-from langchain_guardkit.settling import Field, Settlement, fields_of, settlements
+from langchain_guardkit.settling import Settlement, fields_of, settlements, stage_of
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved
-from langchain_guardkit.value_flow import ValueFlow
+from langchain_guardkit.value_flow import NOTHING, ValueFlow, achained, ajudged, chained, judged
 
 
 class GuardRunnable(Runnable[Any, Any]):
@@ -318,7 +317,7 @@ class GuardRunnable(Runnable[Any, Any]):
             yield self._ended(found.ended)
             return
         source = steps_unobserved(iter(self.runnable.stream(given)))
-        yield from self._judged(source, self._flow(run, config, around=True))
+        yield from judged(source, self._flow(run, config, around=True))
 
     async def _aflowing(self, found: Settlement, run: Any, config: RunnableConfig | None) -> AsyncIterator[Any]:
         assert self.runnable is not None
@@ -327,32 +326,32 @@ class GuardRunnable(Runnable[Any, Any]):
             yield self._ended(found.ended)
             return
         source = asteps_unobserved(self.runnable.astream(given))
-        async for chunk in self._ajudged(source, self._flow(run, config, around=True)):
+        async for chunk in ajudged(source, self._flow(run, config, around=True)):
             yield chunk
 
     def _transform(
         self, chunks: Iterator[Any], run: Any, config: RunnableConfig | None, stage: Stage | str | None = None
     ) -> Iterator[Any]:
-        first = next(chunks, _NOTHING)
-        if first is _NOTHING:
+        first = next(chunks, NOTHING)
+        if first is NOTHING:
             return
         known = self.settled(first)
         if known is not None:
             yield known.finish(first, run)
             return
-        yield from self._judged(_chained(first, chunks), self._flow(run, config, stage))
+        yield from judged(chained(first, chunks), self._flow(run, config, stage))
 
     async def _atransform(
         self, chunks: AsyncIterator[Any], run: Any, config: RunnableConfig | None, stage: Stage | str | None = None
     ) -> AsyncIterator[Any]:
-        first = await anext(chunks, _NOTHING)
-        if first is _NOTHING:
+        first = await anext(chunks, NOTHING)
+        if first is NOTHING:
             return
         known = self.settled(first)
         if known is not None:
             yield known.finish(first, run)
             return
-        async for chunk in self._ajudged(_achained(first, chunks), self._flow(run, config, stage)):
+        async for chunk in ajudged(achained(first, chunks), self._flow(run, config, stage)):
             yield chunk
 
     def _flow(
@@ -361,73 +360,8 @@ class GuardRunnable(Runnable[Any, Any]):
         given = stage_of(stage) or self.stage or (Stage.response if around else None)
         return ValueFlow(self.enforcement.for_run(config), given, self._out, self.holdback, run)
 
-    @staticmethod
-    def _judged(chunks: Iterator[Any], flow: ValueFlow) -> Iterator[Any]:
-        try:
-            for chunk in chunks:
-                yield from drive(flow.push(chunk))
-                if flow.stopped:
-                    break
-            yield from drive(flow.finish())
-            yield from flow.ending()
-        finally:
-            flow.close()
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
-
-    @staticmethod
-    async def _ajudged(chunks: AsyncIterator[Any], flow: ValueFlow) -> AsyncIterator[Any]:
-        try:
-            async for chunk in chunks:
-                for out in await adrive(flow.push(chunk)):
-                    yield out
-                if flow.stopped:
-                    break
-            for out in await adrive(flow.finish()):
-                yield out
-            for out in flow.ending():
-                yield out
-        finally:
-            flow.close()
-            close = getattr(chunks, "aclose", None)
-            if close is not None:
-                await close()
-
     def _marked(self, config: RunnableConfig | None) -> RunnableConfig:
         """Tags and metadata of the run's own, to which the decision is added."""
         return merge_configs(
             config, {"tags": ["guardkit"], "metadata": {"guardkit_model": self.enforcement.guard.model.name}}
         )
-
-
-_NOTHING = object()
-
-
-def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
-
-
-async def _achained(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    try:
-        yield first
-        async for item in rest:
-            yield item
-    finally:
-        close = getattr(rest, "aclose", None)
-        if close is not None:
-            await close()
-
-
-def stage_of(stage: Stage | str | None) -> Stage | None:
-    if stage is None or isinstance(stage, Stage):
-        return stage
-    try:
-        return Stage(stage)
-    except ValueError:
-        known = ", ".join(s.value for s in Stage)
-        raise GuardkitError(f"unknown stage '{stage}'; known: {known}") from None
-
-
-__all__ = ["Field", "GuardRunnable", "stage_of"]

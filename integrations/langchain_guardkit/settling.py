@@ -111,3 +111,13 @@ def _settlement(
             mark = enforcement.mark(ends[0])
             ended = Ended(mark["message"], enforcement.refusal(mark))
     return Settlement(shown, outcome, worst(decisions), ended)
+
+
+def stage_of(stage: Stage | str | None) -> Stage | None:
+    if stage is None or isinstance(stage, Stage):
+        return stage
+    try:
+        return Stage(stage)
+    except ValueError:
+        known = ", ".join(s.value for s in Stage)
+        raise GuardkitError(f"unknown stage '{stage}'; known: {known}") from None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessageChunk
 
 from guardkit import Stage
 from langchain_guardkit.enforcing import Enforcement
-from langchain_guardkit.growing import Ask, Steps, StringFlow
+from langchain_guardkit.growing import Ask, Steps, StringFlow, adrive, drive
 from langchain_guardkit.runs import added, annotate
 from langchain_guardkit.settling import Field, settlements
 from langchain_guardkit.streaming import ChunkFlow
@@ -112,3 +112,55 @@ class ValueFlow:
         if isinstance(chunk, AIMessageChunk):
             return ChunkFlow(self._enforcement, holdback=self._holdback)
         return None
+
+
+def judged(chunks: Iterator[Any], flow: ValueFlow) -> Iterator[Any]:
+    try:
+        for chunk in chunks:
+            yield from drive(flow.push(chunk))
+            if flow.stopped:
+                break
+        yield from drive(flow.finish())
+        yield from flow.ending()
+    finally:
+        flow.close()
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()
+
+
+async def ajudged(chunks: AsyncIterator[Any], flow: ValueFlow) -> AsyncIterator[Any]:
+    try:
+        async for chunk in chunks:
+            for out in await adrive(flow.push(chunk)):
+                yield out
+            if flow.stopped:
+                break
+        for out in await adrive(flow.finish()):
+            yield out
+        for out in flow.ending():
+            yield out
+    finally:
+        flow.close()
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
+
+
+NOTHING = object()
+
+
+def chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+async def achained(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    try:
+        yield first
+        async for item in rest:
+            yield item
+    finally:
+        close = getattr(rest, "aclose", None)
+        if close is not None:
+            await close()
