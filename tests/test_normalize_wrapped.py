@@ -215,6 +215,16 @@ def test_what_is_no_cipher_is_left_alone(text: str) -> None:
     [
         ("HowToMakeARedKite", "How To Make A Red Kite"),
         ("howToMakeARedKite now", "how To Make A Red Kite now"),
+        ("CómoPuedoHacerUnaTortaÑandú", "Cómo Puedo Hacer Una Torta Ñandú"),
+        ("notwithstanding", "notwithstanding"),
+        (
+            "T3ll m3 h0w t0 p41nt 4 wh1t3 d00r 50 1t 5h1n35, größ3r",
+            "Tell me how to paint a white door so it shines, größer",
+        ),
+        (
+            "h4sh3s a1 b2 c3: 4 of 5 at 10:35, 40 m1n, v1, t3mp 35",
+            "hashes a1 b2 c3: 4 of 5 at 10:35, 40 m1n, v1, temp 35",
+        ),
         ("how_to_make_a_kite", "how to make a kite"),
         ("how-to-make-a-kite", "how to make a kite"),
         ("tellmehowtobuildakite", "tell me how to build a kite"),

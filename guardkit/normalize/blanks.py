@@ -11,11 +11,12 @@ from guardkit.disguises import WORDLIKE
 from guardkit.normalize.draft import Draft, Pieces
 from guardkit.normalize.words import COMMON
 
-CAMEL = re.compile(r"(?<![\w+/=])[a-z]{0,20}+(?:[A-Z][a-z]*+){3,}+(?![\w+/=])")
-HUMP = re.compile(r"[A-Z]?[a-z]+|[A-Z]")
+LOWER, UPPER = "a-z\u00df-\u00f6\u00f8-\u00ff", "A-Z\u00c0-\u00d6\u00d8-\u00de"
+CAMEL = re.compile(rf"(?<![\w+/=])[{LOWER}]{{0,20}}+(?:[{UPPER}][{LOWER}]*+){{3,}}+(?![\w+/=])")
+HUMP = re.compile(rf"[{UPPER}]?[{LOWER}]+|[{UPPER}]")
 JOINED = re.compile(r"(?<![\w/.-])[A-Za-z]{1,20}+([-_.+~*|])[A-Za-z]{1,20}+(?:\1[A-Za-z]{1,20}+){2,}+(?![\w/(-])")
 GLUED = re.compile(r"(?<![A-Za-z])(?:[a-z]{12,80}+|[A-Z]{12,80}+)(?![A-Za-z])")
-IS_LETTER = bytes(97 if chr(code).isalpha() and code < 128 else 32 for code in range(256))
+CASES = bytes(32 if code > 127 or not chr(code).isalpha() else 97 if chr(code).islower() else 65 for code in range(256))
 KNOWN_COST = {1: 0.5, 2: 2.0}  # of a common word by its length; many letter pairs are one by chance
 BEGINNINGS = frozenset(word[:3] for word in COMMON if len(word) > 2)
 MOST_UNKNOWN = 14  # letters of a word between common ones
@@ -23,9 +24,11 @@ MOST_UNKNOWN = 14  # letters of a word between common ones
 
 def split_words(draft: Draft) -> None:
     """Put the blanks back."""
-    draft.rewrite(CAMEL, _humps)
+    cases = draft.text.encode("utf-8", "replace").translate(CASES)
+    if b"aA" in cases:
+        draft.rewrite(CAMEL, _humps)
     draft.rewrite(JOINED, _joined)
-    if b"a" * 12 in draft.text.encode("utf-8", "replace").translate(IS_LETTER):
+    if b"a" * 12 in cases or b"A" * 12 in cases:
         draft.rewrite(GLUED, _glued)
 
 
@@ -79,7 +82,12 @@ def _glued(match: re.Match[str]) -> Pieces | None:
         end = begin[end]
     parts.reverse()
     common = [part for part, _ in parts if part.lower() in COMMON]
-    long = {part for part in common if len(part) > 2}  # short ones are in any word: met-hamp-het-a-mi-ne
-    if len(long) < 2 or sum(map(len, long)) < 0.45 * size or len(parts) - len(common) > len(common):
+    long = [part for part in common if len(part) > 2]  # short ones are in any word: met-hamp-het-a-mi-ne
+    if (
+        len(parts) < 4
+        or len(set(long)) < 2
+        or sum(map(len, long)) < 0.45 * size
+        or len(parts) - len(common) > len(common)
+    ):
         return None
     return _spread(parts)

@@ -21,9 +21,11 @@ from guardkit.disguises import (
     REPEATED,
     REPEATS,
     SPACED,
+    TOKEN_END,
     WORDLIKE,
 )
 from guardkit.normalize.draft import Draft, Pieces
+from guardkit.normalize.words import COMMON
 
 # --- letters set apart, digits for letters, repeats ------------------------------------------------------------------
 
@@ -78,6 +80,8 @@ DRAWN = {  # letters drawn with several signs
 }  # fmt: skip
 DRAWN_LETTER = re.compile("|".join(map(re.escape, sorted(DRAWN, key=len, reverse=True))))
 DRAWN_TOKEN = re.compile(r"(?<!\S)[\w@$!|\\/()<>\[\]=-]{3,40}+(?![^\s.,;?])")
+LEET_TEXT = 4  # tokens after which a text is taken for leet as a whole
+ANY_LEET = re.compile(rf"(?<![^\s\"'(\[{{<,;*“‘«¿¡-])[\w@$!]{{1,{MAX_LEET}}}+{TOKEN_END}")
 HEAVY_SIGNS = {**LEET_SIGNS, "1": "i", "2": "z", "6": "g", "9": "g"}
 
 
@@ -134,6 +138,16 @@ def _unleet(token: str, low: str) -> str | None:
         return None  # i18n, x11y: one number, few letters
     if any(not run[0].isdigit() and a > 2 and len(low) - b > 2 for a, b, run in runs):
         return None  # user@host, main$inner, wow!great: two words and a sign
+    word = _letters_for(low)
+    shape = re.sub(r"(.)\1+", r"\1\1", word)  # b0000mb is still to be squeezed
+    pairs = zip(shape, shape[1:] + "$", strict=True)
+    doubled = re.sub(r"(.)\1", r"\1", shape)
+    fits = all(b in FOLLOWERS.get(a, "") or a == b for a, b in pairs) and WORDLIKE.fullmatch(doubled)
+    return word if fits and re.search("[aeiou]", word) else None
+
+
+def _letters_for(low: str) -> str:
+    """A lower-case token with letters for its digits and signs."""
     read = list(low)
     for i, char in enumerate(low):
         read[i] = LEET_SIGNS.get(char, char)
@@ -144,12 +158,30 @@ def _unleet(token: str, low: str) -> str | None:
             is_l = after in ("a", "e", "i", "o", "u") if before in tuple("bcfgpsaeiou") else False
             is_l = is_l or (before in ("e", "i", "o", "l") and after != "n") or (before == "r" and not after)
             read[i] = "l" if is_l else "i"
-    word = "".join(read)
-    shape = re.sub(r"(.)\1+", r"\1\1", word)  # b0000mb is still to be squeezed
-    pairs = zip(shape, shape[1:] + "$", strict=True)
-    doubled = re.sub(r"(.)\1", r"\1", shape)
-    fits = all(b in FOLLOWERS.get(a, "") or a == b for a, b in pairs) and WORDLIKE.fullmatch(doubled)
-    return word if fits and re.search("[aeiou]", word) else None
+    return "".join(read)
+
+
+def _is_leet(token: str) -> bool:
+    """Whether a token of letters and digits would read like a word; not as strict as the word alone has to be."""
+    low = token.lower()
+    if low.isalpha() or not any(map(str.isalpha, low)) or re.search("[269_]", low) or low in NOT_LEET:
+        return False
+    if HEX.fullmatch(token) or FORMAT.fullmatch(low) or not re.search("[a-z][0134578@$!]+[a-z]", low):
+        return False
+    return bool(WORDLIKE.fullmatch(re.sub(r"(.)\1", r"\1", _letters_for(low))))
+
+
+def _read_any_leet(match: re.Match[str]) -> Pieces | None:
+    """In a text that is full of it: whatever holds a letter and a digit, and numbers that spell a common word."""
+    token, start = match[0].rstrip("!"), match.start()
+    low = token.lower()
+    read = _letters_for(low)
+    if read == low or re.search("[269_]", low):
+        return None
+    if not any(map(str.isalpha, low)) and read not in COMMON:
+        return None
+    chars = "".join(a if a.isalpha() else b for a, b in zip(token, read, strict=True)) + match[0][len(token) :]
+    return [(char, start + i) for i, char in enumerate(chars)]
 
 
 def _squeeze(match: re.Match[str]) -> Pieces | None:
@@ -178,6 +210,8 @@ def join_spaced(draft: Draft) -> bool:
 
 def read_leet(draft: Draft) -> None:
     """Put letters for the digits and signs that stand for them."""
+    if sum(_is_leet(m[0]) for m in LEET.finditer(draft.text)) >= LEET_TEXT:
+        draft.rewrite(ANY_LEET, _read_any_leet)
     draft.rewrite(LEET, _read_leet)
 
 
