@@ -18,6 +18,7 @@ GuardkitError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -86,3 +87,12 @@ class MissingExtra(ModelError, ImportError):
     def __init__(self, what: str, extra: str):
         self.extra = extra
         super().__init__(f"{what} needs the '{extra}' extra: pip install 'guardkit[{extra}]'")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """ "; did you mean 'balanced'?" for the known name that `given` is closest to; "" where none is close."""
+    import difflib
+
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.7)
+    return f"; did you mean '{by_lower[found[0]]}'?" if found else ""

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from guardkit.errors import PolicyError
+from guardkit.errors import PolicyError, did_you_mean
 from guardkit.verdict import SEVERITIES, Category, Severity, Stage, Verdict
 
 
@@ -135,13 +135,21 @@ class Rule:
         return ", ".join(f"{k} {v}" for k, v in self.to_dict().items() if k != "action") + f" -> {self.action.value}"
 
 
-def _builtin(unsafe: Action, controversial: Action) -> tuple[Rule, ...]:
-    return Rule(unsafe, severity=Severity.unsafe), Rule(controversial, severity=Severity.controversial)
+def _builtin(unsafe: Action, controversial: Action, *between: Rule) -> tuple[Rule, ...]:
+    return Rule(unsafe, severity=Severity.unsafe), *between, Rule(controversial, severity=Severity.controversial)
 
 
+_THREATS = Rule(
+    Action.block,
+    stages=frozenset((Stage.response,)),
+    categories=frozenset((Category.violent, Category.self_harm)),
+    threshold=((Severity.unsafe, 0.35),),
+)
+"""Threats, incitement and encouragement of self-harm in an answer often come out as controversial, since the words
+alone can be a quotation or a story. Where the model leans to unsafe by this much they are no matter of taste."""
 BUILTINS: dict[str, tuple[Rule, ...]] = {
     "strict": _builtin(Action.block, Action.block),
-    "balanced": _builtin(Action.block, Action.flag),
+    "balanced": _builtin(Action.block, Action.flag, _THREATS),
     "loose": _builtin(Action.block, Action.allow),
 }
 DEFAULT_POLICY = "balanced"
@@ -182,8 +190,11 @@ class Policy:
         self.extends = base
         self.on_error = DEFAULT_ON_ERROR if on_error is None else parse_on_error(on_error)
         self.on_unmeasured = DEFAULT_ON_UNMEASURED if on_unmeasured is None else _on_unmeasured(on_unmeasured)
-        self.own_rules = tuple(_rule(r, ("rules", i)) for i, r in enumerate(rules))
-        self.rules = self.own_rules + BUILTINS[base]
+        own, inherited = tuple(_rule(r, ("rules", i)) for i, r in enumerate(rules)), BUILTINS[base]
+        if own[-len(inherited) :] == inherited:  # a file that `to_yaml` wrote has them already
+            own = own[: -len(inherited)]
+        self.own_rules = own
+        self.rules = own + inherited
 
     @classmethod
     def load(cls, source: str | Path | Policy | Mapping[str, Any]) -> Policy:
@@ -194,9 +205,10 @@ class Policy:
             return _from_mapping(source)
         if str(source) in BUILTINS:
             return cls(str(source))
+        known = ", ".join(BUILTINS)
         file = Path(source).expanduser()
         if not file.is_file():
-            _fail((), f"no policy '{source}': neither a file nor one of {', '.join(BUILTINS)}")
+            _fail((), f"no policy '{source}': neither a file nor one of {known}{did_you_mean(str(source), BUILTINS)}")
         from guardkit.policy_file import read  # yaml is imported only where a file is read
 
         data, lines = read(file)
@@ -260,11 +272,10 @@ class Policy:
         }
 
     def to_yaml(self) -> str:
-        """A policy file with the same meaning; the inherited rules stand as comments."""
+        """A policy file with the same meaning, that works as it stands: all rules, those of the built-in included."""
         from guardkit.policy_file import write
 
-        inherited = "".join(f"# {rule}\n" for rule in BUILTINS[self.extends])
-        return write(self.to_dict()) + f"# then, from '{self.extends}':\n" + inherited
+        return write(self.to_dict() | {"rules": [rule.to_dict() for rule in self.rules]})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Policy) and self.to_dict() == other.to_dict()

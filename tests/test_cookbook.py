@@ -209,3 +209,23 @@ def test_readme_policy_is_valid(tmp_path: Path):
     path.write_text(text, encoding="utf-8")
     assert len(Policy.load(path).own_rules) == 3
     assert len(Policy.load(COOKBOOK / "policy.yaml").own_rules) == 3
+
+
+def test_the_first_screen_of_the_readme_is_what_guard_prints() -> None:
+    """But for the score and the threshold, which are the model's."""
+    import subprocess
+    import sys
+
+    found = re.search(r'^\$ guard check "(.*)"\n(.*)$', (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert found is not None
+    command = [sys.executable, "-m", "guardkit_cli", "check", found[1]]
+    run = subprocess.run(command, cwd=ROOT / "cli", env=_environment(), capture_output=True, text=True, check=False)
+    number = re.compile(r"\d\.\d\d")
+    assert number.sub("0.00", run.stdout.strip()) == number.sub("0.00", found[2])
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("GUARDKIT_", "CLICOLOR", "COLUMNS"))}
+    return plain | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")]), "XDG_CONFIG_HOME": os.devnull}

@@ -5,7 +5,8 @@
     stream.py   a filter that stops at a violation
     trace.py    where in a model's thinking and answer the risk begins      trace_records.py (input)  trace_html.py
     eval.py     scores guards on labelled texts (guardkit/evaluation)
-    models.py  policy.py  doctor.py
+    models.py  policy.py  doctor.py  help.py
+    settings.py  defaults from the environment and the config file      excerpt.py  summary.py  what rows show
 
 Exit codes: 0 nothing was blocked, 1 something was, 2 wrong usage, 3 something could not be judged, 130 Ctrl-C,
 141 the reader of standard output went away (what a shell reports for `yes | head`).

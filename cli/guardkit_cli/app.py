@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("check", "stream", "trace", "eval", "models", "policy", "doctor")
+COMMANDS = ("check", "stream", "trace", "eval", "models", "policy", "doctor", "help")
 
 EPILOG = """\b
 Examples:
@@ -34,6 +34,10 @@ Shell completion:
   bash: eval "$(_GUARD_COMPLETE=bash_source guard)"    in ~/.bashrc
   zsh:  eval "$(_GUARD_COMPLETE=zsh_source guard)"     in ~/.zshrc
   fish: _GUARD_COMPLETE=fish_source guard | source     in ~/.config/fish/completions/guard.fish
+
+\b
+Defaults of --model and --policy: GUARDKIT_MODEL and GUARDKIT_POLICY in the
+environment, or "model" and "policy" in the config file (guard doctor names it).
 
 \b
 Colour is used on a terminal; NO_COLOR turns it off, CLICOLOR_FORCE=1 on.
@@ -72,6 +76,15 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from guardkit.errors import did_you_mean
+
+            raise click.UsageError(f"no command '{args[0]}'{did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _own_exits():
             return super().make_context(*args, **kwargs)
@@ -95,7 +108,13 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+    "--version",
+    "-V",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
 )
 def app() -> None:
     """Judge what goes into a language model and what comes out of it."""
@@ -120,8 +139,16 @@ def exit_code_of(error: Exception) -> int:
     if isinstance(error, OSError):
         say(f"{error.filename or 'standard output'}: {error.strerror or error}", "error")
         return 3
+    import os
     import traceback
 
-    traceback.print_exception(error, file=sys.stderr)
-    say("this is a bug in guard: nothing more was judged", "error")
+    if os.environ.get("GUARDKIT_DEBUG"):
+        traceback.print_exception(error, file=sys.stderr)
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({os.path.basename(frame.filename)}, line {frame.lineno})" for frame in last)
+    say(
+        f"this is a bug in guard: nothing more was judged. {type(error).__name__}: {error}{where}. "
+        "GUARDKIT_DEBUG=1 shows more; please report it",
+        "error",
+    )
     return 3

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from guardkit_cli import loading
-from guardkit_cli.output import GREEN, RED, is_coloured, paint, say, to_json
+from guardkit_cli import loading, settings
+from guardkit_cli.output import GREEN, RED, escape, fit, is_coloured, paint, say, to_json, width_of
 
 if TYPE_CHECKING:
     from guardkit import Guard
@@ -70,7 +70,7 @@ class Probe:
 
 
 @click.command("doctor", epilog=EPILOG, short_help="Show the installation and test the model.")
-@click.option("--model", default="nano", show_default=True, help="The model to test.")
+@settings.option("model", "The model to test.")
 @click.option("--device", help="Where it runs: cpu, cuda.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with everything.")
 def command(model: str, device: str | None, as_json: bool) -> int:
@@ -80,8 +80,10 @@ def command(model: str, device: str | None, as_json: bool) -> int:
     installed = {name: version_of(name) for name in CORE}
     extras = {extra: {name: version_of(name) for name in names} for extra, names in EXTRAS.items()}
     devices = find_devices()
+    defaults = {name: settings.setting(name) for name in settings.KEYS}
     if not as_json:
         _show_installation(installed, extras, devices)
+        _show_defaults(defaults)
     probes: list[Probe] = []
     error: str | None = None
     started = perf_counter()
@@ -90,7 +92,7 @@ def command(model: str, device: str | None, as_json: bool) -> int:
         guard = loading.load_guard(model, device=device)
         load_s = perf_counter() - started
         probes = self_test(guard)
-    except GuardkitError as problem:
+    except (GuardkitError, OSError, ValueError) as problem:
         error = f"{type(problem).__name__}: {problem}"
     passed = error is None and all(p.passed for p in probes)
     if as_json:
@@ -101,6 +103,8 @@ def command(model: str, device: str | None, as_json: bool) -> int:
                     "packages": installed,
                     "extras": extras,
                     "devices": devices,
+                    "config": str(settings.config_path()),
+                    "defaults": {name: {"value": d.value, "source": d.source} for name, d in defaults.items()},
                     "model": model,
                     "load_seconds": round(load_s, 3),
                     "error": error,
@@ -171,15 +175,26 @@ def find_devices() -> list[str]:
 def _show_installation(
     installed: dict[str, str | None], extras: dict[str, dict[str, str | None]], devices: Sequence[str]
 ) -> None:
-    click.echo(f"{'python':<14} {sys.version.split()[0]} ({sys.platform})")
+    _line("python", f"{sys.version.split()[0]} ({sys.platform})")
     for name, version in installed.items():
-        click.echo(f"{name:<14} {version or 'not installed'}")
+        _line(name, version or "not installed")
     for extra, packages in extras.items():
         here = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         missing = ", ".join(name for name, version in packages.items() if not version)
         hint = f"missing: {missing} (pip install 'guardkit[{extra}]')" if missing else ""
-        click.echo(f"{f'[{extra}]':<14} {'; '.join(filter(None, (here, hint)))}")
-    click.echo(f"{'devices':<14} {', '.join(devices)}")
+        _line(f"[{extra}]", "; ".join(filter(None, (here, hint))))
+    _line("devices", ", ".join(devices))
+
+
+def _show_defaults(defaults: dict[str, settings.Setting]) -> None:
+    path = settings.config_path()
+    _line("config", f"{path}{'' if path.is_file() else ' (no such file)'}")
+    for name, found in defaults.items():
+        _line(name, f"{found.value} ({found.source})")
+
+
+def _line(name: str, about: str) -> None:
+    click.echo(fit(f"{name:<14} {escape(about)}", width_of(sys.stdout)))
 
 
 def _show_self_test(model: str, load_s: float, probes: Sequence[Probe], error: str | None) -> None:
@@ -187,10 +202,13 @@ def _show_self_test(model: str, load_s: float, probes: Sequence[Probe], error: s
     if error is not None:
         click.echo(f"\nself-test of '{model}': {paint('FAIL', RED, coloured)} (does not load)")
         return
-    click.echo(f"\nself-test of '{model}' (loaded in {load_s:.2f} s; the number is the probability of harm)")
+    head = f"self-test of '{model}' (loaded in {load_s:.2f} s; the number is the probability of harm)"
+    click.echo("\n" + fit(head, width_of(sys.stdout)))
     for p in probes:
         mark = paint("pass", GREEN, coloured) if p.passed else paint("FAIL", RED, coloured)
         score = "-" if p.score is None else f"{p.score:.2f}"
-        click.echo(f"  {mark}  {p.found:<13} {score:>4}  {p.text}")
+        width = width_of(sys.stdout)
+        room = None if width is None else max(width - 8, 12)
+        click.echo(f"  {mark}  {fit(f'{p.found:<13} {score:>4}  {p.text}', room)}")
     n_passed = sum(p.passed for p in probes)
     click.echo(f"{n_passed} of {len(probes)} passed")

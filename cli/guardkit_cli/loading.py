@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from guardkit_cli import settings
+
 if TYPE_CHECKING:
     from guardkit import Guard, Stage
 
@@ -56,10 +58,8 @@ def guard_options(command: _F) -> _F:
         ),
         click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for one judgement."),
         click.option("--device", help="Where the model runs: cpu, cuda, cuda:1. Default: the model's own choice."),
-        click.option("--policy", help="strict, balanced, loose, or a YAML file. Default: balanced."),
-        click.option(
-            "--model", default="nano", show_default=True, help="A name of `guard models`, a folder, a hub id or a URL."
-        ),
+        settings.option("policy", "strict, balanced, loose, or a YAML file."),
+        settings.option("model", "A name of `guard models`, a folder, a hub id or a URL."),
     ):
         command = option(command)
     return command

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from guardkit_cli.output import GREEN, YELLOW, escape, is_coloured, paint, to_json
+from guardkit_cli.output import GREEN, YELLOW, escape, fit, is_coloured, paint, to_json, width_of
 
 EPILOG = """\b
 Examples:
@@ -34,6 +34,12 @@ def command(as_json: bool) -> None:
         return
     coloured = is_coloured(sys.stdout)
     width = max([len("NAME"), *(len(m.name) for m in found)])
+    room = width_of(sys.stdout)
+    if room is not None and room < width + 60:  # a narrow terminal: what can be used, and its name
+        for m in found:
+            usable = paint(f"{'yes' if m.available else 'no':<3}", GREEN if m.available else YELLOW, coloured)
+            click.echo(f"{usable} {fit(escape(m.name), room - 4)}")
+        return
     click.echo(f"{'NAME':<{width}}  {'KIND':<8}  {'USABLE':<6}  {'SIZE':>11}  SOURCE")
     for m in found:
         usable = paint(f"{'yes' if m.available else 'no':<6}", GREEN if m.available else YELLOW, coloured)

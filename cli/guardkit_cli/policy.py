@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from guardkit_cli import loading
+from guardkit_cli import loading, settings
 from guardkit_cli.output import say
 
 if TYPE_CHECKING:
@@ -43,12 +43,15 @@ def command() -> None:
     short_help="Print a policy as YAML.",
     epilog="\b\nExamples:\n  guard policy show\n  guard policy show strict > my-policy.yaml\n",
 )
-@click.argument("policy", default="balanced")
-def show(policy: str) -> None:
-    """Print POLICY (strict, balanced, loose or a file) as YAML that can be saved and changed."""
+@click.argument("policy", required=False, shell_complete=settings.complete_policy)
+def show(policy: str | None) -> None:
+    """Print POLICY (strict, balanced, loose or a file) as a file that works as it stands, with all of its rules.
+
+    Without POLICY the one that is the default.
+    """
     from guardkit import Policy
 
-    click.echo(Policy.load(policy).to_yaml(), nl=False)
+    click.echo(Policy.load(policy or settings.setting("policy").value).to_yaml(), nl=False)
 
 
 @command.command(epilog="\b\nExample:\n  guard policy validate my-policy.yaml other.yaml\n")
@@ -84,12 +87,12 @@ The rest goes to --severity, or where that is set to safe (to unsafe for safe).
 """,
 )
 @click.argument("text", required=False)
-@click.option("--policy", default="balanced", show_default=True, help="strict, balanced, loose, or a YAML file.")
+@settings.option("policy", "strict, balanced, loose, or a YAML file.")
 @click.option("--severity", type=click.Choice(SEVERITIES), help="Explain this verdict, without a text.")
 @click.option("--category", "categories", multiple=True, type=click.Choice(CATEGORIES), help="May be repeated.")
 @click.option("--stage", type=click.Choice(loading.STAGES), help="Default: prompt.")
 @click.option("--score", "scores", multiple=True, metavar="[NAME=]P", help="A probability; see below.")
-@click.option("--model", default="nano", show_default=True, help="The model that judges TEXT.")
+@settings.option("model", "The model that judges TEXT.")
 def explain(
     text: str | None,
     policy: str,

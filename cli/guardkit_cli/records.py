@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -91,7 +92,7 @@ class Source:
     @classmethod
     def stdin(cls) -> Source:
         if sys.stdin is None:
-            raise OSError("standard input is closed")
+            raise OSError(errno.EBADF, "standard input is closed", "-")
         return cls("-", sys.stdin.buffer)
 
     @classmethod

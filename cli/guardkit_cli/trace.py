@@ -18,12 +18,14 @@ from guardkit_cli.output import (
     ACTION_COLOURS,
     Row,
     escape,
+    fit,
     is_coloured,
     is_terminal,
     paint,
     say,
     shorten,
     to_json,
+    width_of,
     write_lines,
 )
 from guardkit_cli.records import Reader
@@ -252,14 +254,16 @@ def quoted(part: TracePart) -> str:
     """The beginning of the worst sentence; where that is the one in which the risk begins, from there on."""
     if part.begin is None:
         return ""
-    start = part.begin.char
+    start, end = part.begin.char, len(part.text)
     if part.worst is not None and part.worst != part.begin.sentence:
-        start = part.sentences[part.worst].start
-    return shorten(part.text[start : start + QUOTED + 1].lstrip(), QUOTED)
+        start, end = part.sentences[part.worst].start, part.sentences[part.worst].end
+    return shorten(part.text[start : min(end, start + QUOTED + 1)].strip(), QUOTED)
 
 
 def _line_printer(out: TextIO, shown: Shown) -> Callable[[Sequence[TraceRow]], None]:
-    coloured = is_coloured(out)
+    width = width_of(out)
+    narrow = width is not None and width < 80
+    coloured = is_coloured(out) and not narrow
 
     def part_of(part: TracePart) -> str:
         text = paint(escape(describe(part)), _COLOURS[part.severity.value], coloured)
@@ -280,6 +284,9 @@ def _line_printer(out: TextIO, shown: Shown) -> Callable[[Sequence[TraceRow]], N
         if not row.judged:
             parts.insert(0, f"[{shorten(row.error, 100)}]")
         action = paint(f"{row.action:<6}", ACTION_COLOURS[row.action], coloured)
+        if narrow:  # in a line of its own each, cut to the width
+            head = f"{row.action:<6} {risk:>4} {escape(where)}"
+            return "\n".join(fit(text, width) for text in (head, *(f"  {part}" for part in parts)))
         return f"{action} {outcome:<14} {risk:>4}  {escape(where):>6}  {'; '.join(parts) or 'empty'}"
 
     return lambda rows: write_lines(out, [line(row) for row in rows])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from guardkit.errors import MissingExtra, UnknownModel
+from guardkit.errors import MissingExtra, ModelLoadError, UnknownModel, did_you_mean
 from guardkit.models.base import StreamModel
 
 DEFAULT_MODEL = "nano"
@@ -73,9 +73,20 @@ def load_model(name: str | Path, **options: Any) -> StreamModel:
         loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.remote").load)
         return loader(name, **options)
     if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
-        known = ", ".join(["nano", *(p for p, _, _ in _PUBLISHED)])
-        raise UnknownModel(f"unknown model '{name}': no folder of that name, no server address; known: {known}")
-    return _load_weights(name, options)
+        known = ["nano", *(p for p, _, _ in _PUBLISHED)]
+        short = [p.split("/")[1] for p in known[1:]]
+        like = did_you_mean(name, known) or did_you_mean(name, short).replace("mean '", "mean 'Qwen/")
+        raise UnknownModel(
+            f"unknown model '{name}': no folder of that name, no server address; known: {', '.join(known)}{like}"
+        )
+    try:
+        return _load_weights(name, options)
+    except ModelLoadError as error:
+        published = [p for p, _, _ in _PUBLISHED]
+        like = "" if name in published or Path(name).is_dir() else did_you_mean(name, published)
+        if not like:
+            raise
+        raise ModelLoadError(f"{error}{like}") from error
 
 
 def _load_weights(name: str, options: dict[str, Any]) -> StreamModel:

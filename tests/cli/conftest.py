@@ -17,6 +17,7 @@ from guardkit_cli import loading, run
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_PROGRAM = [sys.executable, str(Path(__file__).with_name("fake_guard_program.py"))]
 REAL_PROGRAM = [sys.executable, "-m", "guardkit_cli"]
+SETTINGS = ("NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "GUARDKIT_MODEL", "GUARDKIT_POLICY", "GUARDKIT_DEBUG")
 SCRIPT = {"BAD": "unsafe", "HMM": "controversial", "BOOM": RuntimeError("boom")}
 
 
@@ -54,7 +55,7 @@ class Cli:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Cli:
+def cli(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> Cli:
     guards: list[FakeGuard] = []
 
     def load_guard(model: str, *, policy: str | None = None, on_error: str | None = None, **_: Any) -> FakeGuard:
@@ -62,16 +63,17 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[byt
         return guards[-1]
 
     monkeypatch.setattr(loading, "load_guard", load_guard)
-    for name in ("NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"):
+    for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return Cli(monkeypatch, capsysbinary, guards)
 
 
 @pytest.fixture
 def environment() -> dict[str, str]:
     """For child processes: the packages of this checkout, and no settings of the person who runs the tests."""
-    plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE")}
-    return plain | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")])}
+    plain = {k: v for k, v in os.environ.items() if k not in SETTINGS}
+    return plain | {"XDG_CONFIG_HOME": os.devnull} | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")])}
 
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
