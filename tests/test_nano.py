@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Query, Tokens
-from guardkit.models.nano import load, weights_path
+from guardkit.models.nano import load, unigram, weights_path
 from guardkit.models.nano.model import Nano, NanoSession
-from guardkit.models.nano.tokenizer import CLS, FIRST_BYTE_ID, MAX_WORD_CHARS, SEP, NanoTokenizer
+from guardkit.models.nano.tokenizer import CLS, FIRST_BYTE_ID, SEP, NanoTokenizer
+from guardkit.models.nano.unigram import UnigramTokenizer
+from guardkit.models.nano.units import MAX_TAIL_CHARS
 
 WORDS = [
     "the",
@@ -173,7 +176,8 @@ def test_obfuscated_text_is_judged_in_its_plain_view() -> None:
 
 
 def test_weights_stay_within_the_packages_bound() -> None:
-    assert weights_path().stat().st_size <= 25_000_000
+    files = weights_path().parent.iterdir()
+    assert sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".py") <= 60_000_000
 
 
 def test_another_device_is_refused() -> None:
@@ -184,15 +188,43 @@ def test_another_device_is_refused() -> None:
 # -- the tokenizer
 
 
-@pytest.fixture(scope="module")
-def tokenizer(nano: Nano) -> NanoTokenizer:
-    return nano.tokenizer
+Tokenizer = NanoTokenizer | UnigramTokenizer
 
 
+@cache
+def toy() -> UnigramTokenizer:
+    """Pieces for a few words, and for the characters that the tests use, the commonest first."""
+    words = ["▁bomb", "▁kill", "▁giết", "▁giet", "▁über", "▁uber", "▁", "中文", "的中", "▁request", "▁failed", "▁api"]
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.:-/_()[]\"'=;?,+中文的のกé한"
+    pieces = [*words, *letters, *(f"▁{c}" for c in letters if c.isalpha())]
+    return UnigramTokenizer(pieces, [-5.0 - i / 16 for i in range(len(pieces))])
+
+
+@pytest.fixture(scope="module", params=["nano", "unigram"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return load().tokenizer if request.param == "nano" else toy()
+
+
+TOKENIZERS = {"nano": lambda: load().tokenizer, "unigram": toy}
+
+
+PARTS = [
+    "12", ".", ":", "-", "/", " ", "a", "nov", "f", "0x", "deadbeef", "550e8400", "e29b", "chrome", "Mozilla/5.0",
+    "(KHTML, like Gecko)", "(Windows NT ", "10.0", "; Win64; x64", ")", "x", "é", "中文", "の", "ก", "\u0301", "\u200b",
+    "(", "kill", "_", "T", "Z", "ms", "7", "١٢", "ㄱ", "한",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(max_size=150), cuts=st.lists(st.integers(0, 150), max_size=6))
-def test_stable_prefixes_tokenise_apart(text: str, cuts: list[int]) -> None:
-    tokenizer = load().tokenizer
+@given(
+    text=st.text(max_size=150)
+    | st.lists(st.sampled_from(PARTS), max_size=40).map("".join)
+    | st.lists(st.sampled_from(PARTS), max_size=40).map(" ".join),
+    cuts=st.lists(st.integers(0, 150), max_size=6),
+)
+def test_stable_prefixes_tokenise_apart(kind: str, text: str, cuts: list[int]) -> None:
+    tokenizer = TOKENIZERS[kind]()
     whole = tokenizer.encode(text)
     ids: list[int] = []
     starts: list[int] = []
@@ -205,21 +237,22 @@ def test_stable_prefixes_tokenise_apart(text: str, cuts: list[int]) -> None:
         ids += new_ids
         starts += [offset + s for s in new_starts]
         tail, offset = tail[n:], offset + n
-        assert len(tail) < MAX_WORD_CHARS
+        assert len(tail) < MAX_TAIL_CHARS
     new_ids, new_starts = tokenizer.encode(tail)
     assert (ids + new_ids, starts + [offset + s for s in new_starts]) == whole
 
 
 @pytest.mark.parametrize("text", ["x" * 101, "🙂" * 30, "กขค" * 20, "\ud800", "", "⸻", "ꙮ", "a" * 5000])
-def test_no_text_is_unknown(tokenizer: NanoTokenizer, text: str) -> None:
+def test_no_text_is_unknown(tokenizer: Tokenizer, text: str) -> None:
     ids, starts = tokenizer.encode(text)
     assert bool(ids) == bool(text)
-    assert 100 not in ids
+    assert all(0 < i < tokenizer.size for i in ids)
+    assert not {CLS, SEP, unigram.CLS, unigram.SEP} & set(ids)
     assert starts == sorted(starts)
     assert all(0 <= s < len(text) for s in starts)
 
 
-def test_invisible_and_styled_characters_are_folded(tokenizer: NanoTokenizer) -> None:
+def test_invisible_and_styled_characters_are_folded(tokenizer: Tokenizer) -> None:
     plain = tokenizer.encode("bomb")[0]
     for styled in (
         "𝐛𝐨𝐦𝐛",
@@ -230,3 +263,48 @@ def test_invisible_and_styled_characters_are_folded(tokenizer: NanoTokenizer) ->
         "".join(chr(0xE0000 + ord(c)) for c in "bomb"),
     ):
         assert tokenizer.encode(styled)[0] == plain
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("2025-11-26T01:30:13.123Z INFO api done in 23ms", "2026-01-02T11:09:53.9Z INFO api done in 4711ms"),
+        ("request 550e8400-e29b-41d4-a716-446655440000 failed", "request 123e4567-e89b-12d3-a456-426614174abc failed"),
+        ("sshd[311]: from 10.0.0.1 port 22", "sshd[94]: from 192.168.211.7 port 60122"),
+        ("commit 9fceb02d0ae598e95dc970b74767f19372d61af8", "commit 1f0e3dad99908345f7439f8ffabdffc4"),
+        ('- [26/Nov/2025:01:30:13 +0000] "GET /" 200', '- [03/Jan/2024:23:00:01 +0100] "GET /" 404'),
+        ("Mozilla/5.0 (X11; Linux x86_64) Chrome/120.0.0.0", "Mozilla/5.0 (Windows NT 10.0; Win64; x64) Safari/537.36"),
+        ("id=0x7ffd and user8842", "id=0x1f and user17"),
+    ],
+)
+def test_lines_that_differ_only_in_what_is_folded_have_the_same_tokens(
+    tokenizer: Tokenizer, one: str, other: str
+) -> None:
+    ids, starts = tokenizer.encode(one)
+    assert tokenizer.encode(other)[0] == ids
+    assert starts == sorted(starts)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("GET /how/to/poison/people?id=12 HTTP/1.1", ("poison", "people")),
+        ('msg="kill them all" ts=2025-11-26', ("kill", "them", "all")),
+        ("Mozilla/5.0 (X11; bomb) Chrome/1.2", ("bomb",)),
+    ],
+)
+def test_words_inside_paths_and_quotes_stay(tokenizer: Tokenizer, text: str, words: tuple[str, ...]) -> None:
+    ids = tokenizer.encode(text)[0]
+    assert all(set(tokenizer.encode(word)[0]) <= set(ids) for word in words)
+
+
+def test_digits_inside_a_word_stay(tokenizer: Tokenizer) -> None:
+    for word, other in (("k1ll", "k2ll"), ("b0mb", "b7mb"), ("m3th4mph3t4mine", "m3th4mph3t5mine")):
+        assert tokenizer.encode(word)[0] != tokenizer.encode(other)[0]
+
+
+def test_accents_tell_words_apart_where_the_pieces_do() -> None:
+    tokenizer = toy()
+    assert tokenizer.encode("bómb")[0] == tokenizer.encode("bomb")[0]
+    assert tokenizer.encode("giết")[0] != tokenizer.encode("giet")[0]
+    assert tokenizer.encode("über")[0] != tokenizer.encode("uber")[0]

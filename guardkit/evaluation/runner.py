@@ -137,7 +137,7 @@ def model_revision(guard: Guard, name: str, asked: str | None) -> str:
         from guardkit.models.nano import weights_path
 
         folder = weights_path().parent
-        kinds = (".onnx", ".json", ".txt", ".py")
+        kinds = (".onnx", ".json", ".txt", ".npy", ".py")
         return _hash((p.name, p.read_bytes()) for p in sorted(folder.iterdir()) if p.suffix in kinds)
     if Path(name).is_dir():
         files = (p for p in sorted(Path(name).iterdir()) if p.is_file())

@@ -17,10 +17,11 @@ def weights_path() -> Path:
 
 
 @lru_cache(maxsize=4)
-def load(threads: int | None = None, device: str | None = None) -> Nano:
+def load(threads: int | None = None, device: str | None = None, exact: bool = False) -> Nano:
     """The embedded model; one instance is shared by all that ask for the same settings.
 
-    threads: CPU threads for one forward pass (default: the machine's cores, 4 at the most). device: "cpu" or None.
+    threads: CPU threads for one forward pass (default: all cores of this process). device: "cpu" or None. exact: every
+    text goes through the whole network; else prompts, tool outputs and documents that are clearly harmless leave early.
     Raises `ModelLoadError`.
     """
     from guardkit.errors import ModelLoadError
@@ -28,4 +29,4 @@ def load(threads: int | None = None, device: str | None = None) -> Nano:
 
     if device not in (None, "cpu"):
         raise ModelLoadError(f"nano runs on the CPU only, not on '{device}'")
-    return Nano(_FOLDER, threads)
+    return Nano(_FOLDER, threads, exact)

@@ -27,14 +27,19 @@ from guardkit.coverage import Coverage
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Tokens
-from guardkit.models.nano.tokenizer import CLS, SEP, NanoTokenizer
+from guardkit.models.nano import tokenizer as wordpiece
+from guardkit.models.nano import unigram
+from guardkit.models.nano.screen import Screen
 from guardkit.verdict import Category, Stage
 
 CONTEXT = 62  # tokens of the last user message that stand before a response: its head and its tail
 LEAD = 48  # tokens of a response that a new window repeats
 OVERLAP = 48  # tokens that two windows of a query share
 BATCH_TOKENS = 1536  # padded tokens in one forward pass
-WINDOW_CACHE = 1024  # judged windows of long queries that are remembered (junk repeats itself)
+WINDOW_CACHE = 8192  # judged windows of queries that are remembered (logs and junk repeat themselves)
+# Of the scripts that its pieces are of; a query belongs to the group that most of its pieces do. What has no letters
+# (numbers, signs) goes with the first.
+GROUPS = ("english", "latin", "european", "semitic", "indic", "east_asian")
 SLICE_CHARS = 1 << 18  # a long text is tokenised this much at a time
 _CATEGORIES = tuple(
     Category[name]
@@ -47,17 +52,26 @@ _CATEGORIES = tuple(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fitted on the dev split. temperature: by head; limits: by stage."""
+    """Fitted on the dev split. temperature: by head; limits: by stage. shifts: by group of languages, what the logit of
+    "safe" loses for a query in them. screen: the greatest sum of evidence that the early way out settles, and the
+    probability of "safe" that a settled text is given (None: no way out)."""
 
     query_temperature: float
     response_temperature: float
     limits: dict[Stage, Limits]
+    shifts: tuple[float, ...] = (0.0,) * len(GROUPS)
+    screen: tuple[int, float] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
         data = json.loads(path.read_text(encoding="utf-8"))
         limits = {Stage(s): Limits(float(t["unsafe"]), float(t["flagged"])) for s, t in data["thresholds"].items()}
-        return cls(float(data["temperature"]["query"]), float(data["temperature"]["response"]), limits)
+        screen = data.get("screen")
+        return cls(
+            float(data["temperature"]["query"]), float(data["temperature"]["response"]), limits,
+            tuple(float(data.get("shifts", {}).get(group, 0.0)) for group in GROUPS),
+            (int(screen["limit"]), float(screen["safe"])) if screen else None,
+        )  # fmt: skip
 
 
 class Nano(StreamModel):
@@ -66,9 +80,10 @@ class Nano(StreamModel):
     response_categories = _CATEGORIES[:8]
     judges_normalized_view = True
 
-    def __init__(self, folder: Path, threads: int | None = None):
+    def __init__(self, folder: Path, threads: int | None = None, exact: bool = False):
+        """threads: for one forward pass (default: all cores of this process). exact: no early way out."""
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or min(4, _cores())
+        options.intra_op_num_threads = threads or _cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -76,7 +91,15 @@ class Nano(StreamModel):
             self._graph = ort.InferenceSession(str(folder / "nano.onnx"), options, providers=["CPUExecutionProvider"])
             self._calibration = Calibration.read(folder / "calibration.json")
             self.coverage = Coverage.read(folder / "coverage.json")
-            self.tokenizer = NanoTokenizer(folder / "vocab.txt")
+            self._frame_ids, self.tokenizer = _tokenizer(folder)
+            groups = folder / "groups.npy"  # by token: an index into GROUPS, or more for none
+            self._groups = np.load(groups) if groups.exists() else np.zeros(self.tokenizer.size, np.uint8)
+            self._screen: Screen | None = None
+            if self._calibration.screen and not exact:
+                limit, safe = self._calibration.screen
+                self._screen = Screen(np.load(folder / "screen.npy"), limit)
+                severity = np.log([safe, (1 - safe) / 2, (1 - safe) / 2]) * self._calibration.query_temperature
+                self._settled = np.concatenate([severity, np.zeros(9)]).astype(np.float32)
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
         meta = self._graph.get_modelmeta().custom_metadata_map
@@ -90,7 +113,8 @@ class Nano(StreamModel):
         # Of a long text's windows the worst by each measure that a policy can ask about is kept.
         best: list[dict[object, tuple[float, QueryScores]]] = [{} for _ in queries]
         for chunk in _chunks(self._windows(queries), BATCH_TOKENS * 4):
-            scores = self._query_scores(self._query_logits([ids for _, ids, _, _ in chunk]))
+            windows = [ids for _, ids, _, _ in chunk]
+            scores = self._query_scores(self._query_logits(windows), [self._group(ids) for ids in windows])
             for row, (at, _, start, end) in enumerate(chunk):
                 own = Scores(scores.severity[row : row + 1], scores.category[row : row + 1])
                 found = QueryScores(own, start, end, windowed=start is not None)
@@ -105,6 +129,7 @@ class Nano(StreamModel):
     def _windows(self, queries: Sequence[Query]) -> Iterator[tuple[int, list[int], int | None, int | None]]:
         """(query index, ids with frame, start, end) of every window; start and end where the text was cut."""
         room = self.window - 2
+        cls, sep = self._frame_ids
         for at, query in enumerate(queries):
             ids: list[int] = []
             starts: list[int] = []
@@ -120,14 +145,14 @@ class Nano(StreamModel):
                 offset += stable
                 begin = 0
                 while len(ids) - begin > room:
-                    yield at, [CLS, *ids[begin : begin + room], SEP], starts[begin], starts[begin + room]
+                    yield at, [cls, *ids[begin : begin + room], sep], starts[begin], starts[begin + room]
                     begin += room - OVERLAP
                     cut = True
                 del ids[:begin], starts[:begin]
                 if last:
                     break
             start, end = (starts[0] if starts else offset, len(query.text)) if cut else (None, None)
-            yield at, [CLS, *ids, SEP], start, end
+            yield at, [cls, *ids, sep], start, end
 
     def _query_logits(self, windows: list[list[int]]) -> Floats:
         """Windows -> query logits [n, 12], each distinct window run once, alike lengths together."""
@@ -135,9 +160,11 @@ class Nano(StreamModel):
         found: dict[bytes, Floats] = {}
         todo: dict[bytes, list[int]] = {}
         for key, ids in zip(keys, windows, strict=True):
-            known = self._seen.get(key) if len(ids) == self.window else None
+            known = self._seen.get(key)
             if known is not None:
                 found[key] = known
+            elif self._screen and self._screen.settles(np.frombuffer(key, np.int32)):
+                found[key] = self._settled
             else:
                 todo[key] = ids
         ordered = sorted(todo.items(), key=lambda item: len(item[1]))
@@ -148,16 +175,20 @@ class Nano(StreamModel):
                 padded[row, : len(window)] = window
             ends = np.array([len(w) - 1 for _, w in batch], np.int64)
             logits, _ = self.forward(padded, None, np.arange(len(batch)) * width + ends, frames=ends)
-            for row, (key, window) in enumerate(batch):
-                found[key] = logits[row, 12:]
-                if len(window) == self.window:
-                    self._seen[key] = logits[row, 12:]
-                    if len(self._seen) > WINDOW_CACHE:
-                        self._seen.popitem(last=False)
+            for row, (key, _) in enumerate(batch):
+                self._seen[key] = found[key] = logits[row, 12:]
+                if len(self._seen) > WINDOW_CACHE:
+                    self._seen.popitem(last=False)
         return np.stack([found[key] for key in keys])
 
-    def _query_scores(self, logits: Floats) -> Scores:
-        return Scores(_softmax(logits[:, :3] / self._calibration.query_temperature), _softmax(logits[:, 3:12]))
+    def _group(self, ids: list[int]) -> int:
+        """The group of languages (index into `GROUPS`) that most pieces of a window are of."""
+        return int(np.bincount(self._groups[ids], minlength=len(GROUPS))[: len(GROUPS)].argmax())
+
+    def _query_scores(self, logits: Floats, groups: Sequence[int]) -> Scores:
+        severity = logits[:, :3] / self._calibration.query_temperature
+        severity[:, 0] -= np.array(self._calibration.shifts, np.float32)[list(groups)]
+        return Scores(_softmax(severity), _softmax(logits[:, 3:12]))
 
     # -- responses
 
@@ -179,7 +210,8 @@ class Nano(StreamModel):
         cut = len(context) > 1 or len(ids) > CONTEXT
         if len(ids) > CONTEXT:
             ids = ids[:half] + ids[half - CONTEXT :]
-        return [CLS, *ids, SEP], cut
+        cls, sep = self._frame_ids
+        return [cls, *ids, sep], cut
 
     def append_batch(self, work: Sequence[tuple[Session, Tokens]]) -> list[Scores]:
         """Sessions that start together (whole responses) share forward passes, window by window."""
@@ -297,6 +329,14 @@ class NanoSession(Session):
     def close(self) -> None:
         self._cache = self._cache[:0]
         self._ids = []
+
+
+def _tokenizer(folder: Path) -> tuple[tuple[int, int], wordpiece.NanoTokenizer | unigram.UnigramTokenizer]:
+    """What stands around a text, and the tokenizer whose files stand beside the weights."""
+    if (folder / "pieces.txt").exists():
+        pieces = unigram.UnigramTokenizer(folder / "pieces.txt", folder / "scores.npy")
+        return (unigram.CLS, unigram.SEP), pieces
+    return (wordpiece.CLS, wordpiece.SEP), wordpiece.NanoTokenizer(folder / "vocab.txt")
 
 
 def _cores() -> int:

@@ -1,8 +1,9 @@
 """nano's tokenizer: BERT's uncased WordPiece vocabulary with German, Spanish and French words in it, made total,
 incremental and exact in its offsets.
 
-Three things differ from BERT's own tokenizer, each because a guard needs it:
+Four things differ from BERT's own tokenizer, each because a guard needs it:
 
+* what carries no meaning (numbers, times, ids) is folded, see `units.py`;
 * no text becomes unknown: a character that the vocabulary lacks is spelled in UTF-8 bytes, which take 256 of the
   vocabulary's unused entries;
 * a run without a boundary is cut every `MAX_WORD_CHARS` characters, counted from its start, so what a long run
@@ -15,44 +16,23 @@ Only the standard library is used: the default install needs no tokenizer packag
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-MAX_WORD_CHARS = 48
+from guardkit.models.nano.units import Classes, Word, is_number, numbered, scan
+
 WORD_CACHE = 1 << 14
 CLS, SEP = 101, 102
+NUMBER = 1015  # "1": what every number becomes
 FIRST_BYTE_ID = 104  # "[unused99]": the vocabulary's unused entries run on from here without a gap
 
-# A character's class decides the word boundaries: "w" runs join, "p" stands alone, "s" separates.
 _CJK = (
     (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
     (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F), (0x3040, 0x30FF),
 )  # fmt: skip
-_WORD = re.compile(rf"w{{1,{MAX_WORD_CHARS}}}|p")
-
-
-class _Classes(dict[int, str]):
-    """Code point -> class, filled as characters are met (a translation table for `str.translate`)."""
-
-    def __missing__(self, code: int) -> str:
-        char = chr(code)
-        if char.isspace():
-            cls = "s"
-        elif any(lo <= code <= hi for lo, hi in _CJK):
-            cls = "p"
-        elif char.isalnum():
-            cls = "w"
-        else:
-            # Marks and invisible characters belong to the word around them; other signs stand alone.
-            cls = "w" if unicodedata.category(char) in ("Mn", "Mc", "Me", "Cc", "Cf") else "p"
-        self[code] = cls
-        return cls
-
-
-_CLASSES = _Classes()
+_CLASSES = Classes(_CJK, "p")
 _DROPPED = frozenset(("Mn", "Me", "Cc", "Cf", "Zs", "Zl", "Zp"))
 
 
@@ -85,25 +65,14 @@ class NanoTokenizer:
         self._word = lru_cache(maxsize=WORD_CACHE)(self._encode_word)
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
-        ids: list[int] = []
-        starts: list[int] = []
-        for match in _WORD.finditer(text.translate(_CLASSES)):
-            begin, end = match.span()
-            word_ids, word_starts = self._word(text[begin:end])
-            ids += word_ids
-            starts += [begin + s for s in word_starts]
+        ids, starts, _ = scan(text, _CLASSES, self._word, NUMBER)
         return ids, starts
 
     def stable_chars(self, text: str) -> int:
-        """The length of the longest prefix whose tokens are final, whatever text may follow.
+        """The length of the longest prefix whose tokens are final, whatever text may follow."""
+        return scan(text, _CLASSES, self._word, NUMBER)[2]
 
-        That is everything but a last run of word characters, less what the fixed cut has already closed.
-        """
-        classes = text.translate(_CLASSES)
-        run = len(classes) - len(classes.rstrip("w"))
-        return len(text) - run % MAX_WORD_CHARS
-
-    def _encode_word(self, word: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _encode_word(self, word: str) -> Word:
         spelled: list[str] = []
         origin: list[int] = []
         for i, char in enumerate(word):
@@ -111,6 +80,20 @@ class NanoTokenizer:
             spelled.append(folded)
             origin += [i] * len(folded)
         text = "".join(spelled)
+        if not text:
+            return (), ()
+        if is_number(text):
+            return (NUMBER,), (origin[0],)
+        if (letters := numbered(text)) is not None:
+            begin, end = letters
+            ids, starts = self._pieces(text[begin:end], origin[begin:end])
+            if begin == 0:
+                return (*ids, NUMBER), (*starts, origin[end])
+            return (NUMBER, *ids), (origin[0], *starts)
+        return self._pieces(text, origin)
+
+    def _pieces(self, text: str, origin: list[int]) -> Word:
+        """The longest entries from the left. origin: the character that each one of `text` comes from."""
         ids: list[int] = []
         starts: list[int] = []
         at = 0
