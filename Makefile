@@ -2,7 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup check test lint types format bench
+.PHONY: setup check test lint types format bench nano
 
 setup: $(BIN)/guard
 
@@ -31,3 +31,7 @@ bench: setup
 	@set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script; \
 	done
+
+# The embedded model anew, from its base's wheels: DATA (labelled rows) and WORK (what is made on the way) are folders.
+nano: setup
+	$(BIN)/python training/nano/make.py --data $(DATA) --work $(WORK)

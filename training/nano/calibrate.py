@@ -3,9 +3,12 @@
     python training/nano/calibrate.py --work WORK --model guardkit/models/nano
 
 Runs the exported graph over WORK/dev.jsonl.gz and writes MODEL/calibration.json. Temperatures minimise the
-cross-entropy. Thresholds are chosen on rows that look like what a guard is asked about (not in `SOCIAL` or `EASY`: social-media
-sets and templates are left out), each dev source weighing the same for its class: "unsafe" maximises F1 under a bound on the false
-positives among benign rows, "flagged" (unsafe or controversial) does the same under a wider one.
+cross-entropy. Thresholds are chosen on rows that look like what a guard is asked about (not in `SOCIAL` or `EASY`:
+social-media sets and templates are left out), each dev source weighing the same for its class: the one with the best F1
+under two bounds, on the false positives among ordinary benign rows and, apart from them, among look-alikes that were
+written to be hard (`HARD`), so that neither kind uses up the other's. "unsafe" and "flagged" (unsafe or controversial)
+have bounds of their own. The thresholds are those of English; every other group of languages gets a shift of the
+logit of "safe", which puts its own threshold, chosen by the same rule, on the English one.
 """
 
 from __future__ import annotations
@@ -24,18 +27,25 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from guardkit.messages import Message  # noqa: E402
 from guardkit.models.base import Query, Tokens  # noqa: E402
-from guardkit.models.nano.model import Nano  # noqa: E402
+from guardkit.models.nano.model import GROUPS, Nano  # noqa: E402
 from guardkit.verdict import Stage  # noqa: E402
 
 SEVERITY = {"safe": 0, "controversial": 1, "unsafe": 2}
 SOCIAL = ("davidson_hate", "told_br", "mlma_hate", "cold", "korean_hate_kocohub", "germeval2018", "paradetox",
           "toxic_spans_civil", "square_ko_en", "sghatecheck", "multilingual_hatecheck", "kosbi_ko_en", "safetext",
           "convabuse", "benign_sib200_multilingual", "benign_exams_questions", "benign_xquad", "harmfulqa",
-          "latent_jailbreak_responses", "benign_bbq_sample")  # fmt: skip
+          "latent_jailbreak_responses", "benign_bbq_sample", "cyberseceval_prompt_injection_unlabelled")  # fmt: skip
 # No prompt of these is ever flagged: they say nothing about false positives, and would dilute their bound.
 EASY = ("synthetic_", "benign_codealpaca", "benign_gpteacher", "benign_seed_tasks", "cyberseceval_frr_benign")
-# The most benign rows that may be called "unsafe", and "unsafe or controversial".
-BOUNDS = {"query": (0.06, 0.10), "response": (0.06, 0.10)}
+HARD = ("pairs", "coconot_prompts", "cyberseceval_frr_benign", "synthetic_contrast", "answers")
+# The most ordinary rows, and the most hard ones, that may be called "unsafe", and "unsafe or controversial".
+BOUNDS = {
+    "query": {"unsafe": (0.05, 0.18), "flagged": (0.08, 0.25)},
+    "response": {"unsafe": (0.06, 0.20), "flagged": (0.10, 0.25)},
+}
+OTHER_LANGUAGES = (0.03, 0.25)  # the same for "flagged" outside English: what is ordinary there is plainly harmless
+PLAIN = ("benign_xquad", "benign_sib200_multilingual", "benign_exams_questions")  # harmless text, for other languages
+LEAST = 40  # rows of either kind, for a group's shift
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -60,18 +70,27 @@ def ece(p: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
 
 
 def choose(
-    score: np.ndarray, positive: np.ndarray, weight: np.ndarray, most_false: float
-) -> tuple[float, float, float]:
-    """The threshold with the best weighted F1 whose weighted false-positive rate is at most `most_false`."""
-    best = (0.99, 0.0, 0.0)
-    for t in np.arange(0.05, 0.97, 0.01):
+    score: np.ndarray, positive: np.ndarray, weight: np.ndarray, hard: np.ndarray, most: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """The threshold with the best weighted F1 whose weighted false-positive rates are within `most`: (threshold, F1,
+    rate among ordinary rows, rate among hard ones)."""
+    best = (0.97, 0.0, 0.0, 0.0)
+    for t in np.arange(0.03, 0.97, 0.01):
         hit = score >= t
         tp, fp, fn = (weight[m].sum() for m in (hit & positive, hit & ~positive, ~hit & positive))
-        false = fp / weight[~positive].sum()
+        rates = [weight[hit & m].sum() / max(weight[m].sum(), 1e-9) for m in (~positive & ~hard, ~positive & hard)]
         f1 = 2 * tp / (2 * tp + fp + fn)
-        if false <= most_false and f1 > best[1]:
-            best = (round(float(t), 2), float(f1), float(false))
+        if rates[0] <= most[0] and rates[1] <= most[1] and f1 > best[1]:
+            best = (round(float(t), 2), float(f1), float(rates[0]), float(rates[1]))
     return best
+
+
+def odds(p: float) -> float:
+    return float(np.log(p / (1 - p)))
+
+
+def judged(row: dict) -> str:
+    return row["prompt"] if row["kind"] == "prompt" else row["response"]
 
 
 def main() -> None:
@@ -84,10 +103,11 @@ def main() -> None:
     neutral = {"unsafe": 0.5, "flagged": 0.5}
     raw = {"temperature": {"query": 1.0, "response": 1.0}, "thresholds": dict.fromkeys(stages, neutral)}
     target.write_text(json.dumps(raw))
-    nano = Nano(args.model)
+    nano = Nano(args.model, exact=True)
     with gzip.open(args.work / "dev.jsonl.gz", "rt", encoding="utf-8") as lines:
-        rows = [r for r in map(json.loads, lines) if r["severity"] and not r["source"].startswith("translated_")]
+        rows = [r for r in map(json.loads, lines) if r["severity"]]
     result: dict[str, dict] = {"temperature": {}, "thresholds": {}}
+    result["shifts"] = {}
     for side in ("query", "response"):
         mine = [r for r in rows if (r["kind"] == "prompt") == (side == "query")]
         labels = np.array([SEVERITY[r["severity"]] for r in mine])
@@ -110,19 +130,42 @@ def main() -> None:
         like = np.array(
             [r["source"] not in SOCIAL and not (side == "query" and r["source"].startswith(EASY)) for r in mine]
         )
-        for name, column, positive, bound in (
-            ("unsafe", [c[:, 2] for c in cooled], labels == 2, BOUNDS[side][0]),
-            ("flagged", [1 - c[:, 0] for c in cooled], labels > 0, BOUNDS[side][1]),
+
+        # A response is flagged where two tokens in a row are; a query has one position.
+        def peak(column: list[np.ndarray]) -> np.ndarray:
+            return np.array([np.minimum(c[1:], c[:-1]).max() if len(c) > 1 else c[0] for c in column])
+
+        hard = np.array([r["source"].startswith(HARD) for r in mine])
+        group = np.array([nano._group(nano.tokenizer.encode(judged(r)[:2000])[0]) for r in mine])
+        english = group == 0 if side == "query" else np.ones(len(mine), bool)
+        for name, score, positive in (
+            ("unsafe", peak([c[:, 2] for c in cooled]), labels == 2),
+            ("flagged", peak([1 - c[:, 0] for c in cooled]), labels > 0),
         ):
-            # A response is flagged where two tokens in a row are; a query has one position.
-            score = np.array([np.minimum(c[1:], c[:-1]).max() if len(c) > 1 else c[0] for c in column])
             use = like & ((labels != 1) | (name == "flagged"))
             share = Counter((r["source"], bool(p)) for r, p, u in zip(mine, positive, use, strict=True) if u)
             weight = np.array([1 / share[r["source"], bool(p)] ** 0.5 if u else 0.0 for r, p, u in zip(mine, positive, use, strict=True)])  # fmt: skip
-            t, f1, false = choose(score[use], positive[use], weight[use], bound)
-            print(f"  {name}: threshold {t}, F1 {f1:.3f}, false positives {false:.3f} on {use.sum()} rows")
+            use_en = use & english
+            t, f1, false, false_hard = choose(score[use_en], positive[use_en], weight[use_en], hard[use_en], BOUNDS[side][name])  # fmt: skip
+            print(f"  {name}: threshold {t}, F1 {f1:.3f}, false positives {false:.3f}, of look-alikes {false_hard:.3f}, {use_en.sum()} rows")  # fmt: skip
             for stage in stages[:3] if side == "query" else stages[3:]:
                 result["thresholds"].setdefault(stage, {})[name] = t
+        if side == "response":
+            continue
+        plain = np.array([r["source"] in PLAIN for r in mine])
+        for i, name in enumerate(GROUPS[1:], 1):
+            use = (like | plain) & (group == i)
+            n = min(int((use & positive).sum()), int((use & ~positive).sum()))
+            if n < LEAST:
+                print(f"  {name}: {use.sum()} rows, too few for a shift")
+                continue
+            own, f1, false, false_hard = choose(
+                score[use], positive[use], np.ones(use.sum()), hard[use], OTHER_LANGUAGES
+            )
+            shift = round((odds(t) - odds(own)) * n / (n + LEAST), 3)
+            result["shifts"][name] = shift
+            at = np.array([1 / (1 + np.exp(-(odds(min(max(s, 1e-6), 1 - 1e-6)) + shift))) for s in score[use]]) >= t
+            print(f"  {name}: own threshold {own}, F1 {f1:.3f}, false positives {false:.3f}, of look-alikes {false_hard:.3f}, {use.sum()} rows; shift {shift}: recall {at[positive[use]].mean():.3f}, false positives {at[~positive[use]].mean():.3f}")  # fmt: skip
     for limits in result["thresholds"].values():
         limits["flagged"] = min(limits["flagged"], limits["unsafe"])
     target.write_text(json.dumps(result, indent=2) + "\n")

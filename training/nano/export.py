@@ -1,10 +1,11 @@
 """Export nano: torch weights -> one ONNX graph that computes with integers, plus a check that it agrees with torch.
 
-    python training/nano/export.py --work WORK --base MODEL_DIR --out guardkit/models/nano
+    python training/nano/export.py --work WORK --out guardkit/models/nano
 
 Weights, keys and values take 7 of 8 bits: on CPUs without VNNI the products of an unsigned and a signed byte are
 added in pairs in 16 bits, and must not saturate. Weights have a scale for each output channel. Activations are 8-bit at scales fixed here, from training
 texts: no scale depends on a batch or a chunk. Sums are 32-bit integers, so every value is exact whatever the shape.
+Embeddings keep the 4 bits in blocks of 32 that the base comes in.
 
 Attention: keys, queries and values are 8-bit; the values carry one constant column more a head, so that the same
 integer product gives the softmax's numerator and denominator.
@@ -27,10 +28,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model import Config, Nano, sees
+from model import Nano, sees
+from model import load as load_model
 from train import Example, example, load, vocabulary
-
-from guardkit.models.nano.tokenizer import NanoTokenizer  # on the path through train.py
 
 MS = "com.microsoft"
 WEIGHT_MAX = 63  # of weights, keys and values: 2 * 255 * 63 fits 16 bits
@@ -155,6 +155,26 @@ class Graph:
         )  # fmt: skip
 
 
+def blocks(table: Array, size: int = 32) -> tuple[Array, Array]:
+    """Rows [V, H] in 4 bits -> (two values a byte, around 8 [V, H / 2]; a scale for each block of `size` [V, H / size]).
+
+    The base's rows are integers at some scale already; of the scales that put the largest value on an integer the one
+    with the least error is that one.
+    """
+    rows = table.reshape(len(table), -1, size)
+    widest = np.abs(rows).max(-1)
+    best = np.full(widest.shape, np.inf, np.float32)
+    scale = np.ones_like(widest)
+    for step in (-8, 8, *range(1, 8)):
+        one = (np.maximum(widest, 1e-6) / step).astype(np.float16).astype(np.float32)
+        error = np.square(np.clip(np.round(rows / one[..., None]), -8, 7) * one[..., None] - rows).sum(-1)
+        better = error < best * 0.99
+        best, scale = np.where(better, error, best), np.where(better, one, scale)
+    values = (np.clip(np.round(rows / scale[..., None]), -8, 7) + 8).astype(np.uint8).reshape(table.shape)
+    print(f"embeddings in 4 bits: relative error {np.sqrt(best.sum() / np.square(rows).sum()):.5f}")
+    return values[:, 0::2] | values[:, 1::2] << 4, scale.astype(np.float16)
+
+
 def build(model: Nano, ranges: Ranges) -> bytes:
     c = model.config
     state = {k: v.detach().float().numpy() for k, v in model.state_dict().items()}
@@ -166,12 +186,12 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         gamma, beta = (g.const(f"{name}.{p}", state[f"{name}.{p}"]) for p in ("weight", "bias"))
         return g.op("SkipLayerNormalization", x, y, gamma, beta, domain=MS, epsilon=c.eps)
 
-    table = state["words.weight"]
-    step = np.abs(table).max(1) / 127
-    words = g.const("words", np.round(table / step[:, None]).astype(np.int8))
-    word_scale = g.const("word_scale", step[:, None].astype(np.float32))
-    ids_rows = g.op("Cast", g.op("Gather", words, "ids"), to=TensorProto.FLOAT)
-    embedded = g.op("Mul", ids_rows, g.op("Gather", word_scale, "ids"))
+    packed, scale = blocks(state["words.weight"])
+    embedded = g.op(
+        "GatherBlockQuantized", g.const("words", packed), "ids", g.const("word_scale", scale),
+        domain=MS, bits=4, block_size=32, gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
+    embedded = g.op("Cast", embedded, to=TensorProto.FLOAT)
     x = norm(embedded, g.op("Gather", g.const("positions.weight", state["positions.weight"]), "positions"), "norm")
     new = []
     for i in range(c.layers):
@@ -266,7 +286,7 @@ def compare(model: Nano, path: Path, examples: list[Example]) -> None:
         mask = np.where(sees(n, torch.tensor([e.first])).numpy(), np.float32(0), np.float32(-1e9))
         feed = {"ids": ids, "positions": np.arange(n)[None], "past": np.zeros((1, 0, *shape), np.int8), "mask": mask}
         got = torch.tensor(session.run(["logits"], feed | {"rows": np.array([n - 1])})[0])
-        hidden = model(torch.tensor(ids), torch.tensor([e.first]))[:, -1]
+        hidden = model(torch.tensor(ids), torch.tensor([e.first]), torch.tensor([n - 1]))
         want = model.query(hidden)[:, :3] if e.row.query else model.response(hidden)[:, :3]
         mine = got[:, 12:15] if e.row.query else got[:, :3]
         far.append(((mine.softmax(-1) - want.softmax(-1)).abs().max().item(), mine.argmax() != want.argmax()))
@@ -279,16 +299,13 @@ def compare(model: Nano, path: Path, examples: list[Example]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=1500, help="training texts that the ranges are measured on")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)  # texts go one by one: a second thread only waits
-    vocab = vocabulary(args.work, args.base)
-    tokenizer = NanoTokenizer(vocab)
-    model = Nano(Config(vocab_size=tokenizer.size))
-    model.load_state_dict(torch.load(args.work / "nano.pt", map_location="cpu", weights_only=True))
+    tokenizer = vocabulary(args.work)
+    model = load_model(args.work, args.work / "nano.pt")
     model.eval()
     rng = random.Random(1)
     rows = load(args.work / "train.jsonl.gz", tokenizer)
@@ -296,7 +313,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / "nano.onnx"
     target.write_bytes(build(model, measure(model, sample)))
-    shutil.copy(vocab, args.out / "vocab.txt")
+    for name in ("pieces.txt", "scores.npy"):
+        shutil.copy(args.work / name, args.out / name)
     dev = load(args.work / "dev.jsonl.gz", tokenizer)
     compare(model, target, [e for r in rng.sample(dev, min(800, len(dev))) if (e := example(r, 192, None))])
 

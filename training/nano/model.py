@@ -1,4 +1,4 @@
-"""nano in torch, for training: MiniLM-L6 with the heads of Qwen3Guard-Stream.
+"""nano in torch, for training: the first layers of multilingual-e5-small with the heads of Qwen3Guard-Stream.
 
 What stands before a judgement (a prompt; the context of a response) is read in both directions, as the
 base encoder was trained; a response token by token sees only what came before it.
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 # Severity and category ids of every output, in this order. The query heads have one category more: jailbreak.
@@ -23,9 +22,10 @@ CATEGORIES = (
 
 @dataclass(frozen=True)
 class Config:
-    vocab_size: int = 30522
+    vocab_size: int
     hidden: int = 384
-    layers: int = 6
+    layers: int = 8  # of the base's 12: the vectors behind them tell harm best across languages (log.md)
+    frozen: int = 4  # of these: they and the embeddings are left as they are
     heads: int = 12
     intermediate: int = 1536
     positions: int = 192
@@ -50,20 +50,24 @@ class Layer(nn.Module):
         self.down = nn.Linear(c.intermediate, c.hidden)
         self.norm2 = nn.LayerNorm(c.hidden, eps=c.eps)
 
-    def forward(self, x: Tensor, hidden: Tensor, dropout: float) -> Tensor:
-        """x [B, T, H]; hidden [B, 1, T, T]: True where a position must not see another."""
+    def forward(self, x: Tensor, mask: Tensor, dropout: float, rows: Tensor | None = None) -> Tensor:
+        """x [B, T, H]; mask [B, 1, T, T]: -inf where a position must not see another, else 0. rows [N]: the only positions
+        (of B * T) that are wanted; gives [N, H] then, else [B, T, H]."""
         batch, length, width = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         # Written out: on a CPU the backward pass of the fused kernel takes half of a whole training step.
-        scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
+        scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).add_(mask)
         attended = (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(x.shape)
+        if rows is not None:
+            attended, x = attended.reshape(-1, width)[rows], x.reshape(-1, width)[rows]
         x = self.norm1(x + F.dropout(self.out(attended), dropout, self.training))
         return self.norm2(x + F.dropout(self.down(F.gelu(self.up(x))), dropout, self.training))
 
 
 class Nano(nn.Module):
-    """Token ids [B, T] and the length of each row's frame [B] -> hidden [B, T, H]; `response` and `query` turn hidden
-    states into logits. Positions of a frame see each other; all others see what is before them."""
+    """Token ids [B, T] and the length of each row's frame [B] -> hidden [N, H] of the positions `rows` [N] (of B * T);
+    `response` and `query` turn hidden states into logits. Positions of a frame see each other; all others see what is
+    before them."""
 
     def __init__(self, c: Config):
         super().__init__()
@@ -76,13 +80,19 @@ class Nano(nn.Module):
         self.response_head = nn.Linear(c.guard_inner, 3 + 8 + 1)  # severity, category, refusal
         self.query_pre = nn.Linear(c.hidden, c.guard_inner)
         self.query_head = nn.Linear(c.guard_inner, 3 + 9)  # severity, category
+        for part in (self.words, self.positions, self.norm, *self.layers[: c.frozen]):
+            part.requires_grad_(False)
 
-    def forward(self, ids: Tensor, frame: Tensor, dropout: float = 0.0) -> Tensor:
-        hidden = ~sees(ids.shape[1], frame)
-        x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])
-        x = F.dropout(x, dropout, self.training)
-        for layer in self.layers:
-            x = layer(x, hidden, dropout)
+    def forward(self, ids: Tensor, frame: Tensor, rows: Tensor, dropout: float = 0.0) -> Tensor:
+        visible = sees(ids.shape[1], frame)
+        mask = torch.zeros(visible.shape, device=ids.device).masked_fill(~visible, float("-inf"))
+        frozen = self.config.frozen
+        with torch.no_grad():
+            x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]])
+            for layer in self.layers[:frozen]:
+                x = layer(x, mask, 0.0)
+        for i, layer in enumerate(self.layers[frozen:], frozen + 1):
+            x = layer(x, mask, dropout, rows if i == len(self.layers) else None)
         return x
 
     def response(self, hidden: Tensor) -> Tensor:
@@ -91,25 +101,20 @@ class Nano(nn.Module):
     def query(self, hidden: Tensor) -> Tensor:
         return self.query_head(F.gelu(self.query_pre(hidden)))
 
+    def kept(self) -> dict[str, Tensor]:
+        """The weights, but for the embeddings: those are the base's."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name != "words.weight"}
 
-def from_minilm(folder: Path, config: Config) -> Nano:
-    """The base encoder's weights (sentence-transformers/all-MiniLM-L6-v2, Apache-2.0) with new heads."""
-    base = load_file(folder / "model.safetensors")
-    base = {name.removeprefix("bert."): tensor for name, tensor in base.items()}
+
+def load(work: Path, weights: Path | None = None, **changes: int) -> Nano:
+    """The base of WORK with new heads, and what `weights` holds of the rest."""
+    base = torch.load(work / "base.pt", map_location="cpu", weights_only=True)
+    config = Config(vocab_size=len(base["words.weight"]), **changes)
     model = Nano(config)
+    base["positions.weight"] = base["positions.weight"][: config.positions]
     state = model.state_dict()
-    state["words.weight"] = base["embeddings.word_embeddings.weight"]
-    kinds = base["embeddings.token_type_embeddings.weight"]
-    state["positions.weight"] = base["embeddings.position_embeddings.weight"][: config.positions] + kinds[0]
-    names = {"out": "attention.output.dense", "norm1": "attention.output.LayerNorm", "up": "intermediate.dense",
-             "down": "output.dense", "norm2": "output.LayerNorm"}  # fmt: skip
-    for part in ("weight", "bias"):
-        state[f"norm.{part}"] = base[f"embeddings.LayerNorm.{part}"]
-        for i in range(config.layers):
-            at = f"encoder.layer.{i}."
-            qkv = [base[f"{at}attention.self.{n}.{part}"] for n in ("query", "key", "value")]
-            state[f"layers.{i}.qkv.{part}"] = torch.cat(qkv)
-            for ours, theirs in names.items():
-                state[f"layers.{i}.{ours}.{part}"] = base[f"{at}{theirs}.{part}"]
+    state |= {name: tensor for name, tensor in base.items() if name in state}
+    if weights:
+        state |= torch.load(weights, map_location="cpu", weights_only=True)
     model.load_state_dict(state)
     return model

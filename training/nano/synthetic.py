@@ -18,7 +18,7 @@ from typing import Any
 
 TABLES = Path(__file__).parent / "tables"
 # Rows of each group; the groups that a language's table lacks are left out.
-COUNTS = {"contrast": 6000, "logs": 2000, "code": 1000, "chat": 1500, "tool": 2000, "curse": 250}
+COUNTS = {"contrast": 2500, "logs": 1500, "code": 700, "chat": 800, "tool": 1200, "curse": 250}
 SLOT = re.compile(r"\{([a-z_]+)\}")
 
 Label = tuple[str, str, tuple[str, ...]]  # text, severity, categories

@@ -1,10 +1,12 @@
 """Train nano on what prepare.py wrote.
 
-    python training/nano/train.py --work WORK --base MODEL_DIR [--tokens 12e6] [--device cuda]
+    python training/nano/train.py --work WORK --minutes 60 [--resume] [--device cuda]
 
-Writes WORK/nano.pt (weights) and WORK/train.log. Loss: the severity of a prompt at its closing [SEP]; the severity
-of a response at every token (safe rows) or with a weight that grows towards its end (the others: where the harm
-begins is not labelled); the category where the severity is not safe; the refusal over a response's second half.
+Writes WORK/nano.pt (the weights), WORK/nano-state.pt (what `--resume` goes on from: weights, optimiser, progress) and
+WORK/nano.log. The rate falls with the clock, so a run ends in time on any machine. Loss: the severity of a prompt at
+its closing [SEP]; the severity of a response at every token (safe rows) or with a weight that grows towards its end
+(the others: where the harm begins is not labelled); the category where the severity is not safe; the refusal over a
+response's second half.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import pickle
 import random
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,19 +29,22 @@ import torch.nn.functional as F
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-from model import CATEGORIES, SEVERITIES, Config, Nano, from_minilm  # noqa: E402
+from model import CATEGORIES, SEVERITIES, Nano  # noqa: E402
+from model import load as load_model  # noqa: E402
 
-from guardkit.models.nano.tokenizer import CLS, SEP, NanoTokenizer  # noqa: E402
+from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer  # noqa: E402
 
 # Share of the short prompts, by severity, shown inside a log line or a JSON record, and of the others those shown amid
 # harmless text. In such frames most texts are harmless, unlike in the training data: with equal shares the frame
 # itself came to mean harm.
 WRAP_SHARE = (0.25, 0.08, 0.08)
 BURY_SHARE = (0.20, 0.10, 0.10)
+FULL, SHORT = 0.3, 112  # the share of texts shown at full length, and the length of the others: a third less to compute
+READ = 32  # positions of a response that are judged in one step
 CONTEXT = 62  # tokens of the prompt that stand before a response: its head and its tail
 STATEMENTS = ("hatecheck", "toxic_spans_civil", "davidson_hate", "hatemoji_build", "multilingual_hatecheck",
               "surge_toxicity", "toxigen_demonstrations", "synthetic_logs", "synthetic_code", "synthetic_chat",
-              "synthetic_tool", "paradetox")  # fmt: skip
+              "synthetic_tool", "paradetox", "outputs", "benign_sib200_multilingual")  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -59,15 +66,19 @@ class Example(NamedTuple):
     row: Row
 
 
-def vocabulary(work: Path, base: Path) -> Path:
-    """The vocabulary that translate.py made, else the base encoder's."""
-    return made if (made := work / "vocab.txt").exists() else base / "vocab.txt"
+def vocabulary(work: Path) -> UnigramTokenizer:
+    return UnigramTokenizer(work / "pieces.txt", work / "scores.npy")
 
 
-def load(path: Path, tokenizer: NanoTokenizer) -> list[Row]:
+def load(path: Path, tokenizer: Any, most: int | None = None) -> list[Row]:
+    """The first rows of a file in tokens; kept beside it for the next run with the same vocabulary."""
+    kept = path.with_name(f"{path.name}.{tokenizer.size}.{most or 'all'}.tokens")
+    if kept.exists() and kept.stat().st_mtime > path.stat().st_mtime:
+        with kept.open("rb") as file:
+            return [Row(*values) for values in pickle.load(file)]
     rows = []
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
+        for line in islice(lines, most):
             r = json.loads(line)
             query = r["kind"] == "prompt"
             rows.append(Row(
@@ -79,10 +90,12 @@ def load(path: Path, tokenizer: NanoTokenizer) -> list[Row]:
                 -1 if r["refusal"] is None else int(r["refusal"]),
                 r["weight"], r["source"] in STATEMENTS, r["source"], r["lang"],
             ))  # fmt: skip
+    with kept.open("wb") as file:
+        pickle.dump([tuple(row) for row in rows], file)
     return rows
 
 
-def wraps(tokenizer: NanoTokenizer, rng: random.Random, count: int = 600) -> list[tuple[list[int], list[int]]]:
+def wraps(tokenizer: UnigramTokenizer, rng: random.Random, count: int = 600) -> list[tuple[list[int], list[int]]]:
     """Token prefixes and suffixes that make a text a record of a log, a JSON object or a chat export."""
 
     def stamp() -> str:
@@ -213,6 +226,9 @@ def tensors(batch: list[Example], device: str) -> dict[str, torch.Tensor]:
         ramp[-1] += ramp.sum()  # the last token sees everything: it counts as much as all others together
         w = np.ones(n) if row.severity == 0 else ramp
         wr = np.clip((at + 1) / n - 0.5, 0, None) if not row.query and row.refusal >= 0 else np.zeros(n)
+        if n > READ:  # of a long response some positions, the last among them
+            kept = np.sort(np.append(np.random.choice(n - 1, READ - 1, replace=False), n - 1))
+            at, w, wr, n = at[kept], w[kept], wr[kept], READ
         out["b"].append(np.full(n, b))
         out["t"].append(e.first + at)
         out["q"].append(np.full(n, row.query))
@@ -230,15 +246,15 @@ def tensors(batch: list[Example], device: str) -> dict[str, torch.Tensor]:
 
 
 def loss_of(model: Nano, t: dict[str, torch.Tensor], dropout: float) -> torch.Tensor:
-    hidden = model(t["ids"], t["frame"], dropout)
-    n = len(t["ids"])
+    n, width = t["ids"].shape
+    hidden = model(t["ids"], t["frame"], t["b"] * width + t["t"], dropout)
     total = hidden.new_zeros((), dtype=torch.float32)
     for query in (True, False):
         pick = t["q"] == query
         if not pick.any():
             continue
         b, w = t["b"][pick], t["w"][pick].float()
-        h = hidden[b, t["t"][pick]]
+        h = hidden[pick]
         logits = (model.query(h) if query else model.response(h)).float()
         total = (
             total
@@ -264,12 +280,12 @@ def evaluate(model: Nano, rows: list[Row], device: str) -> str:
     for query in (True, False):
         picked = [e for r in rows if r.query == query and r.severity >= 0 and (e := example(r, 192, None))]
         picked.sort(key=lambda e: len(e.ids))
-        scores, labels, last = [], [], None
+        scores, labels = [], []
         for i in range(0, len(picked), 64):
             t = tensors(picked[i : i + 64], device)
-            h = model(t["ids"], t["frame"])
-            last = torch.tensor([len(e.ids) - 1 for e in picked[i : i + 64]], device=device)
-            h = h[torch.arange(len(last)), last].float()
+            width = t["ids"].shape[1]
+            last = torch.tensor([len(e.ids) - 1 + b * width for b, e in enumerate(picked[i : i + 64])], device=device)
+            h = model(t["ids"], t["frame"], last)
             p = (model.query(h) if query else model.response(h))[:, :3].softmax(-1)
             scores += p.tolist()
             labels += [e.row.severity for e in picked[i : i + 64]]
@@ -282,74 +298,106 @@ def evaluate(model: Nano, rows: list[Row], device: str) -> str:
     return "; ".join(result)
 
 
+def meet(model: Nano, partner: Path) -> None:
+    """Average the weights with those that another run left, if there is one."""
+    if partner.exists():
+        others = torch.load(partner, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.requires_grad:
+                    weight.lerp_(others[name].to(weight.device), 0.5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--tokens", type=float, default=12e6, help="padded tokens to train on")
-    parser.add_argument("--batch", type=int, default=4096, help="padded tokens a step")
+    parser.add_argument("--minutes", type=float, default=60, help="of all legs together")
+    parser.add_argument("--batch", type=int, default=3072, help="padded tokens a step")
     parser.add_argument("--limit", type=int, default=192)
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--lr", type=float, default=1.5e-4)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--resume", type=Path, help="weights to go on from")
-    parser.add_argument("--done", type=float, default=0, help="tokens that --resume has behind it (for the schedule)")
+    parser.add_argument(
+        "--half", action="store_true", help="bf16 on the CPU too: faster where it has AMX, slower elsewhere"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from WORK/nano-state.pt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="weights to start from")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--name", default="nano", help="of this process's files")
+    parser.add_argument("--partner", help="the name of another run on this machine: weights are averaged with its")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
+    np.random.seed(args.seed)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     rng = random.Random(args.seed)
-    tokenizer = NanoTokenizer(vocabulary(args.work, args.base))
+    tokenizer = vocabulary(args.work)
     train, dev = load(args.work / "train.jsonl.gz", tokenizer), load(args.work / "dev.jsonl.gz", tokenizer)
+    dev = random.Random(0).sample(dev, min(3000, len(dev)))
     harmless = [r.text for r in train if r.query and r.severity == 0 and r.weight == 1 and len(r.text) >= 5]
     frames = Frames(wraps(tokenizer, random.Random(args.seed)), rng.sample(harmless, min(20000, len(harmless))))
-    if args.resume:
-        model = Nano(Config(vocab_size=tokenizer.size, positions=args.limit))
-        model.load_state_dict(torch.load(args.resume, map_location="cpu", weights_only=True))
-    else:
-        if tokenizer.size != Config().vocab_size:
-            sys.exit(f"{args.work}/vocab.txt is not the base encoder's: go on from weights over it (--resume)")
-        model = from_minilm(args.base, Config(positions=args.limit))
-    model.to(args.device)
-    half = args.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    heads = [p for n, p in model.named_parameters() if "_pre" in n or "_head" in n]
-    body = [p for n, p in model.named_parameters() if not ("_pre" in n or "_head" in n)]
+    model = load_model(args.work, args.start, positions=args.limit).to(args.device)
+    half = args.device != "cpu" or args.half
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    heads = [p for n, p in named if "_pre" in n or "_head" in n]
+    body = [p for n, p in named if not ("_pre" in n or "_head" in n)]
     groups = [{"params": body, "lr": args.lr}, {"params": heads, "lr": args.lr * 3}]
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
-    warmup = 0.05
-    log = (args.work / "train.log").open("a", buffering=1)
-    done, step, start, smooth = int(args.done), 0, time.time(), 0.0
+    done, step, before = 0, 0, 0.0
+    if args.resume:
+        state = torch.load(args.work / f"{args.name}-state.pt", map_location=args.device, weights_only=True)
+        model.load_state_dict(model.state_dict() | state["weights"])
+        optimiser.load_state_dict(state["optimiser"])
+        done, step, before = state["tokens"], state["step"], state["seconds"]
+
+    def save() -> None:
+        spent = before + time.time() - start
+        state = {
+            "weights": model.kept(),
+            "optimiser": optimiser.state_dict(),
+            "tokens": done,
+            "step": step,
+            "seconds": spent,
+        }
+        for name, value in ((f"{args.name}.pt", state["weights"]), (f"{args.name}-state.pt", state)):
+            torch.save(value, args.work / (name + ".new"))
+            (args.work / (name + ".new")).replace(args.work / name)
+
+    start, first, smooth, warmup, total = time.time(), done, 0.0, 0.04, args.minutes * 60
+    log = (args.work / f"{args.name}.log").open("a", buffering=1)
     print(f"train {len(train)} dev {len(dev)} args {vars(args)}", file=log)
-    while done < args.tokens:
-        examples = [e for r in train if (e := example(r, args.limit, rng, frames))]
+    while (at := (before + time.time() - start) / total) < 1:
+        lengths = ((rng.random() < FULL and args.limit) or SHORT for _ in train)
+        examples = [e for r, n in zip(train, lengths, strict=True) if (e := example(r, n, rng, frames))]
+        print(f"a pass over {sum(len(e.ids) for e in examples) / 1e6:.2f} M tokens", file=log)
         for batch in batches(examples, args.batch, rng):
-            at = done / args.tokens
-            rate = min(at / warmup, max(0.02, (1 - at) / (1 - warmup))) if at < 1 else 0.02
+            if (at := (before + time.time() - start) / total) >= 1:
+                break
+            rate = max(0.01, min(at / warmup, (1 - at) / (1 - warmup)))
             for group, base in zip(optimiser.param_groups, (args.lr, args.lr * 3), strict=True):
-                group["lr"] = base * max(rate, 0.01)
+                group["lr"] = base * rate
             t = tensors(batch, args.device)
             with torch.autocast(args.device, torch.bfloat16, enabled=half):
                 loss = loss_of(model, t, args.dropout)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(body + heads, 1.0)
             optimiser.step()
             done += t["ids"].numel()
             step += 1
             smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
+            if step % 25 == 0:
+                speed = (done - first) / (time.time() - start)
+                print(f"step {step} tokens {done / 1e6:.2f}M loss {smooth:.4f} {speed:.0f} tok/s at {at:.3f}", file=log)
             if step % 50 == 0:
-                print(
-                    f"step {step} tokens {done / 1e6:.2f}M loss {smooth:.4f} {(done - args.done) / (time.time() - start):.0f} tok/s",
-                    file=log,
-                )
-            if step % 200 == 0:
-                torch.save(model.state_dict(), args.work / "nano.pt")
-            if step % 1500 == 0:
+                save()
+                meet(model, args.work / f"{args.partner}.pt")
+            if step % 600 == 0:
                 print(evaluate(model, dev, args.device), file=log)
-            if done >= args.tokens:
-                break
+    save()
     print(evaluate(model, dev, args.device), file=log)
-    torch.save(model.state_dict(), args.work / "nano.pt")
-    print(f"finished in {time.time() - start:.0f} s", file=log)
+    print(f"finished: {done / 1e6:.2f} M tokens in {before + time.time() - start:.0f} s", file=log)
 
 
 if __name__ == "__main__":

