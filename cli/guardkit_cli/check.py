@@ -11,7 +11,7 @@ from typing import TextIO
 
 import click
 
-from guardkit_cli import loading
+from guardkit_cli import inputs, loading
 from guardkit_cli.judging import Judge, Tally
 from guardkit_cli.output import (
     Printer,
@@ -43,13 +43,20 @@ Examples:
   guard check --input chats.jsonl --jsonl --policy strict --quiet
   guard check --input events.jsonl --field message.text --json --text
   guard check --whole --input page.html --stage document
+  guard check -r --input logs --glob "*.log.gz" --join
+  guard check --input table.csv --field comment
+  guard check --explain-input chats.jsonl
 
 \b
-JSONL records, one a line:
+JSON records, one a line or the items of an array (docs/inputs.md):
   {"prompt": …, "response": …}   judges the response
   {"messages": [{"role": …, "content": …}, …]}   judges the last message
+  {"choices": […]}, {"chosen": …, "rejected": …}   judges each candidate
   {"text": …} or {"prompt": …} or a JSON string   judges that text
-  --field NAME   judges the string in that field (dots go into nested objects)
+  any other object   judges every text in it
+  --field NAME   judges what is in that field (dots go into nested objects)
+A file named *.jsonl, *.json, *.csv or *.tsv is read as such, also *.gz, *.bz2,
+*.xz, *.zst; any other input by its first line: a JSON object, an array, or text.
 
 \b
 Exit codes:
@@ -88,15 +95,17 @@ class Shown:
 @click.option(
     "--input",
     "-i",
-    "inputs",
+    "paths",
     metavar="FILE",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
-    help="Read FILE instead of standard input; may be repeated.",
+    type=click.Path(exists=True, readable=True, allow_dash=True),
+    help="Read FILE instead of standard input; may be repeated. Compressed files are read, binary ones refused.",
 )
 @click.option("--whole", is_flag=True, help="Each input is one text, instead of one record a line.")
 @click.option("--jsonl", is_flag=True, help="Each line is a JSON record (see below).")
-@click.option("--field", metavar="NAME", help="The field of a JSON record that holds the text. Implies --jsonl.")
+@click.option("--field", metavar="NAME", help="The field of a record, or the column of a table, that holds the text.")
+@inputs.options
+@click.option("--explain-input", "explained", metavar="FILE", help="Show how the first records of FILE are read.")
 @click.option("--stage", type=click.Choice(loading.STAGES), help="What the texts are. Default: prompt.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a record on standard output.")
 @click.option("--text", "with_text", is_flag=True, help="Put the text into the JSON.")
@@ -118,10 +127,16 @@ class Shown:
 @loading.guard_options
 def command(
     texts: tuple[str, ...],
-    inputs: tuple[str, ...],
+    paths: tuple[str, ...],
     whole: bool,
     jsonl: bool,
     field: str | None,
+    recursive: bool,
+    glob: str | None,
+    form: str | None,
+    join: bool,
+    encoding: str | None,
+    explained: str | None,
     stage: str | None,
     as_json: bool,
     with_text: bool,
@@ -143,20 +158,25 @@ def command(
     number, categories, and the text with the flagged place in [[ ]] (in colour on a terminal). A TEXT of "-" stands for
     standard input. The summary goes to standard error.
     """
-    jsonl = jsonl or field is not None
-    if whole and jsonl:
-        raise click.UsageError("--whole and --jsonl exclude each other")
+    reader = inputs.reader_of(form, jsonl=jsonl, field=field, whole=whole, join=join)
+    inputs.check_encoding(encoding)
+    if explained is not None:
+        return _explain(explained, reader, encoding)
     if with_text and not as_json:
         raise click.UsageError("--text goes with --json")
-    if not texts and not inputs and is_terminal(sys.stdin):
+    if not texts and not paths and is_terminal(sys.stdin):
         raise click.UsageError("nothing to judge: give a TEXT, pipe something in, or use --input FILE ('-' to type)")
-    parts: list[str | _File] = [text if text != "-" else _File("-") for text in texts]
-    parts += [_File(path) for path in inputs]
+    parts: list[str | _File] = [text if text != "-" else _File("-", encoding) for text in texts]
+    parts += [_File(path, encoding) for path in inputs.files(paths, recursive, glob)]
+    if paths and not parts:
+        raise click.UsageError("no file to read in there")
     _hint_at_files(texts)
 
     if summary and quiet:
         raise click.UsageError("--summary and --quiet exclude each other")
-    shown = Shown(as_json, only_flagged, quiet, with_text, with_source=len(inputs) > 1, summary_only=summary, top=top)
+    shown = Shown(
+        as_json, only_flagged, quiet, with_text, with_source=len(paths) > 1 or recursive, summary_only=summary, top=top
+    )
     printer = shown.printer()
     guard = loading.load_guard(
         model, policy=policy, on_error=on_error, device=device, timeout=timeout, threshold=threshold
@@ -164,9 +184,10 @@ def command(
     allow_errors = loading.allows_errors(guard)
     talk = Talk(shown, printer)
     judge = Judge(guard, talk.emit, stage=loading.stage_of(stage), batch_size=batch_size, allow_errors=allow_errors)
-    reader = Reader(jsonl=jsonl, field=field, whole=whole)
+    if not (texts or paths):
+        parts = [_File("-", encoding)]
     try:
-        unread = _judge_all(parts or [_File("-")], reader, judge, talk)
+        unread = _judge_all(parts, reader, judge, talk)
     except KeyboardInterrupt:
         talk.summary(judge.tally, reader, interrupted=True)
         raise
@@ -177,6 +198,17 @@ def command(
 @dataclass(frozen=True)
 class _File:
     path: str
+    encoding: str | None = None
+
+
+def _explain(path: str, reader: Reader, encoding: str | None) -> int:
+    try:
+        lines = list(inputs.explain(path, reader, encoding))
+    except OSError as error:
+        say(f"cannot read '{path}': {error.strerror or error}", "error")
+        return 3
+    write_lines(sys.stdout, lines)
+    return 0
 
 
 def _judge_all(parts: Sequence[str | _File], reader: Reader, judge: Judge, talk: Talk) -> bool:
@@ -188,7 +220,7 @@ def _judge_all(parts: Sequence[str | _File], reader: Reader, judge: Judge, talk:
             continue
         judge.flush()  # what is known already must not wait for a pipe
         try:
-            for records, is_more_ready in available(part.path, reader, talk):
+            for records, is_more_ready in available(part.path, reader, talk, part.encoding):
                 judge.add(records)
                 if not is_more_ready:
                     judge.flush()
@@ -205,10 +237,12 @@ class Unreadable(Exception):
     pass
 
 
-def available(path: str, reader: Reader, talk: Talk) -> Iterator[tuple[list[Record], bool]]:
+def available(
+    path: str, reader: Reader, talk: Talk, encoding: str | None = None
+) -> Iterator[tuple[list[Record], bool]]:
     """The records of each read, and whether more input is waiting already."""
     try:
-        source = Source.open(path)
+        source = Source.open(path, encoding)
         talk.start(source)
         reads = reader.read(source)
         while (records := next(reads, None)) is not None:

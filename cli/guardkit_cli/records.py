@@ -8,7 +8,8 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Item = str | list["Message"]
 CHUNK_BYTES = 1 << 18
 MAX_IGNORED = 100  # different paths that are counted
+UNKNOWN_ENCODING = "not UTF-8, and too many other bytes to be windows-1252; --encoding NAME says what it is"
+_ODD = re.compile("[\udc80-\udcff]")
 _INDEX = re.compile(r"\[[\d.]+\]")
 _BOM = b"\xef\xbb\xbf"
 
@@ -24,7 +27,8 @@ _BOM = b"\xef\xbb\xbf"
 @dataclass(slots=True)
 class Record:
     """One record. `item` is None where the input could not be read as one; `error` then says why. `more`: what else of
-    it is judged (other candidates); `ignored`: paths of its texts that are not judged."""
+    it is judged (other candidates); `ignored`: paths of its texts that are not judged; `numbers`: the index of each
+    judged message or candidate, None where there is no list of them."""
 
     line: int
     item: Item | None
@@ -33,6 +37,7 @@ class Record:
     error: str | None = None
     more: tuple[Item, ...] = ()
     ignored: tuple[str, ...] = ()
+    numbers: tuple[int | None, ...] = (None,)
 
 
 # ---------------------------------------------------------------------------------------------------- decoding
@@ -56,6 +61,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self.fallback_lines = 0
+        self.n_odd = 0  # bytes that are no UTF-8 in the newest text
         self._table: dict[int, str] = {}
 
     def decode(self, raw: bytes) -> str:
@@ -63,7 +69,9 @@ class Decoder:
             return raw.decode()
         except UnicodeDecodeError:
             self.fallback_lines += 1
-            return self.repair(raw.decode("utf-8", "surrogateescape"))
+            text = raw.decode("utf-8", "surrogateescape")
+            self.n_odd = len(_ODD.findall(text))
+            return self.repair(text)
 
     def repair(self, text: str) -> str:
         """Give escaped bytes (as `surrogateescape` leaves them, also in `sys.argv`) their windows-1252 meaning."""
@@ -77,9 +85,11 @@ class Decoder:
 class Source:
     """A stream of bytes, read as they come: `read` returns what is there and waits only when nothing is."""
 
-    def __init__(self, name: str, file: BinaryIO):
+    def __init__(self, name: str, file: BinaryIO, encoding: str | None = None):
         self.name = name
         self.n_read = 0
+        self.encoding = encoding
+        self.recognised: list[str] = []  # compressions and encodings, from the outside in
         self._file = file
         try:
             self.fd: int | None = file.fileno()
@@ -96,8 +106,10 @@ class Source:
         return cls("-", sys.stdin.buffer)
 
     @classmethod
-    def open(cls, path: str) -> Source:
-        return cls.stdin() if path == "-" else cls(path, open(path, "rb", buffering=0))
+    def open(cls, path: str, encoding: str | None = None) -> Source:
+        source = cls.stdin() if path == "-" else cls(path, open(path, "rb", buffering=0))
+        source.encoding = encoding
+        return source
 
     def read(self, n_bytes: int = CHUNK_BYTES) -> bytes:
         """The next bytes, at most `n_bytes`; b"" at the end."""
@@ -125,29 +137,42 @@ class Source:
             return False
 
     def chunks(self) -> Iterator[bytes]:
-        """All of the input, without a byte order mark."""
+        """All of the input, without a byte order mark; what is compressed or of another encoding as UTF-8. Raises
+        OSError for what cannot be read to its end, and for what is no text."""
         first = self.read()
-        while 0 < len(first) < len(_BOM) and _BOM.startswith(first) and (more := self.read()):
+        while 0 < len(first) < len(_BOM) and not first.isascii() and (more := self.read()):
             first += more
-        yield first.removeprefix(_BOM)
-        while data := self.read():
-            yield data
+        rest = iter(self.read, b"")
+        from guardkit_cli import encodings
+
+        if self.encoding is None and not encodings.is_suspicious(first):
+            yield first
+            yield from rest
+        else:
+            yield from encodings.text_chunks(chain([first], rest), self.encoding, self.recognised.append)
 
     def lines(self) -> Iterator[list[bytes]]:
-        """The complete lines of each read, in order; a last line without its newline counts."""
-        head: list[bytes] = []
-        for data in self.chunks():
-            parts = data.split(b"\n")
-            if len(parts) == 1:
-                head.append(data)
-                continue
-            head.append(parts[0])
-            parts[0] = b"".join(head)
-            head = [parts.pop()]
-            yield parts
-        last = b"".join(head)
-        if last:
-            yield [last]
+        """The complete lines of each read, in order; a last line without its newline counts, also where the input
+        breaks off."""
+        head = bytearray()
+        try:
+            for data in self.chunks():
+                end = data.find(b"\n")
+                if end < 0:
+                    head += data
+                    continue
+                parts = data.split(b"\n")
+                if head:
+                    head += parts[0]
+                    parts[0] = bytes(head) if len(head) < CHUNK_BYTES else head  # type: ignore[assignment]
+                head = bytearray(parts.pop())
+                yield parts
+        except OSError:
+            if head:
+                yield [bytes(head)]
+            raise
+        if head:
+            yield [head]  # type: ignore[list-item]
 
     def close(self) -> None:
         if self.name != "-":
@@ -159,11 +184,21 @@ class Source:
 
 @dataclass
 class Reader:
-    """Turns the parts of an input into records. Without `jsonl` a line is a text."""
+    """Turns the parts of an input into records.
+
+    jsonl: each line is a JSON record; format: one of `formats.FORMATS`, or found out from the name and the content;
+    shape: that of the records; field: what of a record is judged; whole: an input is one text; join: lines that go on
+    belong to the record that they go on from; outputs: of JSON records every output of a model, last: only the newest.
+    """
 
     jsonl: bool = False
     field: str | None = None
     whole: bool = False
+    format: str | None = None
+    shape: str | None = None
+    join: bool = False
+    outputs: bool = False
+    last: bool = False
 
     def __post_init__(self) -> None:
         self.decoder = Decoder()
@@ -172,63 +207,73 @@ class Reader:
 
     def argument(self, number: int, text: str) -> list[Record]:
         """A TEXT of the command line."""
-        return [self._record(number, self.decoder.repair(text), "")]
+        text = self.decoder.repair(text)
+        return [self.json(text, number, "") if self.jsonl else Record(number, text, text, "")]
 
     def read(self, source: Source) -> Iterator[list[Record]]:
         """The records of each read, as they come."""
         if self.whole:
             raw = b"".join(source.chunks())
             raw = raw.removesuffix(b"\n").removesuffix(b"\r")
-            yield [Record(1, text := self.decoder.decode(raw), text, source.name)]
-            return
+            yield [self.text(1, raw, source.name)]
+        elif self.format == "text" and not self.join:
+            yield from self.plain_lines(source)
+        else:
+            from guardkit_cli.formats import records_of
+
+            yield from records_of(self, source)
+
+    def plain_lines(self, source: Source) -> Iterator[list[Record]]:
+        """Each line is a text."""
         number, name = 0, source.name
-        decode = self.decoder.decode
         for lines in source.lines():
             records = []
             for raw in lines:
                 number += 1
-                text = decode(raw[:-1] if raw.endswith(b"\r") else raw)
-                if not self.jsonl:
-                    records.append(Record(number, text, text, name))
-                elif text.strip():
-                    records.append(self._record(number, text, name))
-                else:
-                    self.n_blank += 1
+                records.append(self.text(number, raw[:-1] if raw.endswith(b"\r") else raw, name))
             yield records
 
-    def _record(self, number: int, text: str, source: str) -> Record:
-        if not self.jsonl:
-            return Record(number, text, text, source)
-        record = read_json(text, number, source, field=self.field)
-        self.note(record)
-        return record
+    def text(self, number: int, raw: bytes, name: str) -> Record:
+        n_before = self.decoder.fallback_lines
+        text = self.decoder.decode(raw)
+        if self.decoder.fallback_lines > n_before:
+            from guardkit_cli.encodings import is_unknown_encoding
 
-    def note(self, record: Record) -> None:
+            if is_unknown_encoding(raw, self.decoder.n_odd):
+                return Record(number, None, text, name, UNKNOWN_ENCODING)
+        return Record(number, text, text, name)
+
+    def json(self, text: str, line: int, source: str, *, or_text: bool = False) -> Record:
+        """The record in a JSON text; one with an error where it cannot be read. or_text: what is no JSON is a text."""
+        from guardkit.reading.jsontext import parse
+
+        if or_text and not text.lstrip().startswith("{"):
+            return Record(line, text, text, source)
+        try:
+            record = self.value(parse(text), line, source)
+        except ValueError as error:
+            if or_text and not isinstance(error.__context__, RecursionError) and "given twice" not in str(error):
+                return Record(line, text, text, source)
+            return Record(line, None, text, source, str(error))
+        return replace(record, text=text) if self.outputs else record
+
+    def value(self, data: Any, line: int, source: str) -> Record:
+        """The record that a parsed value is. Raises ValueError that says why it cannot be read."""
+        from guardkit.reading.records import read_record
+
+        found = read_record(data, field=self.field, shape=self.shape, outputs=self.outputs, last=self.last)
+        items = [judged.item for judged in found.judged]
+        shown = "\n".join(filter(None, map(_shown, items)))
+        numbers = tuple(judged.number for judged in found.judged)
+        return self.note(Record(line, items[0], shown, source, None, tuple(items[1:]), found.ignored, numbers))
+
+    def note(self, record: Record) -> Record:
         """Count what is not judged in a record, for the note at the end."""
         for path in record.ignored:
             path = _INDEX.sub("[]", path)
             if path in self.ignored or len(self.ignored) < MAX_IGNORED:
                 self.ignored[path] = self.ignored.get(path, 0) + 1
-
-
-def read_json(text: str, line: int, source: str, *, field: str | None = None, shape: str | None = None) -> Record:
-    """The record in a JSON text; one with an error where it cannot be read."""
-    from guardkit.reading.jsontext import parse
-
-    try:
-        return read_value(parse(text), line, source, field=field, shape=shape)
-    except ValueError as error:
-        return Record(line, None, text, source, str(error))
-
-
-def read_value(data: Any, line: int, source: str, *, field: str | None = None, shape: str | None = None) -> Record:
-    """The record that a parsed value is. Raises ValueError that says why it cannot be read."""
-    from guardkit.reading.records import read_record
-
-    found = read_record(data, field=field, shape=shape)
-    items = [judged.item for judged in found.judged]
-    shown = "\n".join(filter(None, map(_shown, items)))
-    return Record(line, items[0], shown, source, None, tuple(items[1:]), found.ignored)
+        return record
 
 
 def _shown(item: Item) -> str:

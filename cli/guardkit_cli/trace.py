@@ -13,6 +13,7 @@ import click
 
 from guardkit_cli import loading
 from guardkit_cli.check import Shown, Talk, Unreadable, available
+from guardkit_cli.formats import format_of
 from guardkit_cli.judging import Tally
 from guardkit_cli.output import (
     ACTION_COLOURS,
@@ -47,7 +48,6 @@ _OUTCOMES = {
     "both": "both",
     "not_judged": "not judged",
 }
-_JSONL = (".jsonl", ".ndjson")
 _AS_JSON = "this looks like JSON lines: give --jsonl, or --whole to trace it as one text"
 
 EPILOG = """\b
@@ -60,7 +60,8 @@ Examples:
 
 \b
 A file is one output of a model, with its thinking in <think> tags. A file named
-*.jsonl or *.ndjson, or any with --jsonl, holds records, one a line:
+*.jsonl, *.json, *.csv or *.tsv (also compressed), or any with --jsonl, holds
+records (docs/inputs.md):
   {"messages": [{"role": …, "content": …}, …]}   every assistant message is traced
   {"prompt": …, "response": …, "reasoning_content": …}   all but one may be absent
   one message, a list of messages, {"choices": […]}, {"text": …} or a JSON string
@@ -147,7 +148,7 @@ def command(
         tracing = _Tracing(guard, talk, last=last, whole=whole, alone=len(files) < 2)
         try:
             for path in files or ("-",):
-                tracing.file(path, jsonl or (path.lower().endswith(_JSONL) and not whole))
+                tracing.file(path, jsonl or (format_of(path) is not None and not whole))
         except KeyboardInterrupt:
             tracing.summary(interrupted=True)
             raise
@@ -178,18 +179,15 @@ class _Tracing:
         self._unread = False
 
     def file(self, path: str, jsonl: bool) -> None:
-        reader = Reader(whole=not jsonl)
+        reader = Reader(whole=not jsonl, jsonl=jsonl, outputs=jsonl, last=self._last)
         reader.decoder = self._reader.decoder
         try:
             for records, is_more_ready in available(path, reader, self._talk):
                 for record in records:
-                    if jsonl and not record.text.strip():
-                        self._reader.n_blank += 1
-                        continue
                     # JSON keeps letters as escapes, which a model would judge instead of the words.
                     if not jsonl and not self._whole and reads_as_json(record.text):
                         raise click.UsageError(_AS_JSON) if self._alone else Unreadable(_AS_JSON)
-                    for output in outputs(record, jsonl=jsonl, last=self._last):
+                    for output in outputs(record):
                         self._add(output)
                 if not is_more_ready:
                     self._flush()
@@ -198,6 +196,9 @@ class _Tracing:
             self._talk.wipe()
             say(f"cannot read '{path}': {error}", "error")
             self._unread = True
+        self._reader.n_blank += reader.n_blank
+        for where, count in reader.ignored.items():
+            self._reader.ignored[where] = self._reader.ignored.get(where, 0) + count
         self._flush()
 
     @property

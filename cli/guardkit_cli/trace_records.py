@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from guardkit_cli.records import Item, Record
 
@@ -24,19 +24,12 @@ class Output:
         return next((m.content for m in reversed(self.item[:-1]) if m.role in ("user", "human") and m.content), "")
 
 
-def outputs(record: Record, *, jsonl: bool, last: bool = False) -> list[Output]:
-    """The outputs in a record, never none: what cannot be read is there, without an item. last: only the newest."""
-    if not jsonl:
-        return [Output(record, None, record.text)]
-    from guardkit.reading.jsontext import parse
-    from guardkit.reading.records import read_record
-
-    try:
-        found = read_record(parse(record.text), outputs=True, last=last)
-    except ValueError as error:
-        return [Output(Record(record.line, None, record.text, record.source, str(error)), None, None)]
-    record = replace(record, ignored=found.ignored)
-    return [Output(record, judged.number, judged.item) for judged in found.judged]
+def outputs(record: Record) -> list[Output]:
+    """The outputs in a record, never none: what cannot be read is there, without an item."""
+    if record.item is None:
+        return [Output(record, None, None)]
+    items = (record.item, *record.more)
+    return [Output(record, number, item) for item, number in zip(items, record.numbers, strict=True)]
 
 
 def reads_as_json(text: str) -> bool:

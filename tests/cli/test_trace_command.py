@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -204,12 +205,24 @@ def test_what_looks_like_json_lines_is_no_text(cli, tmp_path, log):
     assert (result.code, result.out) == (2, "")
     assert "give --jsonl, or --whole" in result.err
     assert cli("trace", "--whole", stdin=log).code == 0
-    path = tmp_path / "chat.json"
+    path = tmp_path / "chat.log"
     path.write_text(log, encoding="utf-8")
     result = cli("trace", "--json", str(path), "-", stdin="[BAD] {fine}")
     assert result.code == 3
     assert [(row["input"], row["outcome"]) for row in result.rows] == [("-", "answer_only")]
-    assert "chat.json': this looks like JSON lines" in result.err
+    assert "chat.log': this looks like JSON lines" in result.err
+
+
+def test_json_files_and_tables_are_read_by_their_names(cli, tmp_path):
+    chat = [{"role": "user", "content": "BAD"}, {"role": "assistant", "content": "BAD"}]
+    (tmp_path / "chat.json").write_text(json.dumps(chat, indent=1), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(json.dumps([{"messages": chat}, {"text": "fine"}]), encoding="utf-8")
+    (tmp_path / "rows.csv").write_text('prompt,response\nhi,"fine, BAD"\n', encoding="utf-8")
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(jsonl({"text": "BAD"}).encode()))
+    for name, found in {"chat.json": [1], "rows.json": [1, None], "rows.csv": [None], "rows.jsonl.gz": [None]}.items():
+        rows = cli("trace", "--json", str(tmp_path / name)).rows
+        assert [row["message"] for row in rows] == found
+        assert rows[0]["outcome"] == "answer_only"
 
 
 @pytest.mark.parametrize("name", ["log.ndjson", "LOG.JSONL"])
