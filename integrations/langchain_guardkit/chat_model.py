@@ -240,13 +240,13 @@ class GuardedChatModel(BaseChatModel):
         judged = self._messages.judge_answers(messages, answers, final=final)
         generations = []
         for generation, (answer, decision) in zip(result.generations, judged, strict=True):
-            if decision is None:
+            if decision is None and answer is generation.message:
                 generations.append(generation)
-            elif not final:
+            elif not final and decision is not None:
                 return result, decision
             else:
                 generations.append(ChatGeneration(message=answer))
-        withheld = any(decision is not None for _, decision in judged)
+        withheld = any(answer is not given for (answer, _), given in zip(judged, answers, strict=True))
         return ChatResult(
             generations=generations, llm_output=counts(result.llm_output) if withheld else result.llm_output
         ), None

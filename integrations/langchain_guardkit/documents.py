@@ -93,7 +93,8 @@ class GuardDocumentTransformer(BaseDocumentTransformer):
             return None
         content = document.page_content
         if text is not None and text.action.stops:
-            content = run.text(text)
+            redacts = text.action is Action.redact and text.judged
+            content = run.redacted(content, Stage.document) if redacts else run.text(text)
         update: dict[str, Any] = {"page_content": content, "metadata": {**document.metadata, **mark}}
         if about is not None and about.action.stops:
             update |= {"metadata": mark, "id": None}

@@ -188,6 +188,10 @@ class Enforcement:
     def scrubbed(self, message: _M, decision: Decision, index: int | None = None) -> _M | AIMessage:
         """A message in the place of a blocked one: its id, name and usage, and the violation message."""
         mark = self.mark(decision, index)
+        if decision.action is Action.redact and decision.judged:
+            redacted = self._redacted(message, decision, {**mark, "spans": True})
+            if redacted is not None:
+                return redacted
         text = mark["message"]
         metadata = {k: v for k, v in message.response_metadata.items() if k in KEPT_METADATA}
         metadata[METADATA_KEY] = mark
@@ -204,6 +208,32 @@ class Enforcement:
         if isinstance(message, ToolMessage):
             update |= {"artifact": None, "status": "error"}
         return message.model_copy(update=update)
+
+    def redacted(self, text: str, *stages: Stage) -> str:
+        """A text without its flagged places, as each stage's policy lets it pass; the violation message in the place
+        of all where nothing passes."""
+        for stage in stages:
+            text = self.guard.redact(text, stage=stage)
+        decisions = [self.guard.decide(text, stage=stage) for stage in stages]
+        stopped = next((d for d in decisions if d.action.stops), None)
+        return text if stopped is None else self.text(stopped)
+
+    def _redacted(self, message: _M, decision: Decision, mark: Mapping[str, Any]) -> _M | None:
+        """A message with its flagged places replaced and all else kept; None where that does not pass."""
+        from langchain_guardkit.reading import read
+
+        def clean(block: Any) -> Any:
+            if isinstance(block, str):
+                return self.guard.redact(block, stage=decision.stage)
+            if isinstance(block, Mapping) and isinstance(block.get("text"), str):
+                return {**block, "text": self.guard.redact(block["text"], stage=decision.stage)}
+            return block
+
+        content: Any = message.content
+        content = clean(content) if isinstance(content, str) else [clean(block) for block in content]
+        metadata = {**message.response_metadata, METADATA_KEY: mark}
+        new = message.model_copy(update={"content": content, "response_metadata": metadata})
+        return None if self.guard.decide([read(new)]).action.stops else new
 
 
 def policy_name(config: Any = None, context: Any = None) -> str | None:
@@ -260,7 +290,9 @@ def worst(decisions: Sequence[Decision]) -> Decision:
 def withheld(message: BaseMessage) -> dict[str, Any] | None:
     """Where a guard put its violation message in this message's place, or at its end in a stream: why."""
     found = message.response_metadata.get(METADATA_KEY)
-    return found if isinstance(found, dict) and found.get("action") in ("block", "redact") else None
+    if not isinstance(found, dict) or found.get("action") not in ("block", "redact") or found.get("spans"):
+        return None
+    return found
 
 
 class Judged:

@@ -153,8 +153,8 @@ class MessageGuard:
     def judge_answers(
         self, messages: Sequence[BaseMessage], answers: Sequence[_M], *, final: bool = True
     ) -> list[tuple[_M | AIMessage, Decision | None]]:
-        """Each answer to `messages` with None, or a scrubbed one with its decision. "error" raises `GuardViolation`,
-        but for answers that are not final."""
+        """Each answer to `messages`, redacted or not, with None, or a scrubbed one with its decision. "error" raises
+        `GuardViolation`, but for answers that are not final."""
         context = self.context(messages)
         scope = self.enforcement.key + scope_of(context)
         index = len(messages)
@@ -176,7 +176,8 @@ class MessageGuard:
             self.enforcement.report(decision)
             if final:
                 self.enforcement.raise_if_error(decision, index)
-            results.append((self.enforcement.scrubbed(answer, decision, index), decision))
+            scrubbed = self.enforcement.scrubbed(answer, decision, index)
+            results.append((scrubbed, None if withheld(scrubbed) is None else decision))
         return results
 
 

@@ -126,14 +126,19 @@ def scrub(enforcement: Enforcement, leaf: Leaf, decision: Decision) -> Any:
     value = leaf.value
     if isinstance(value, BaseMessage):
         return enforcement.scrubbed(value, decision, leaf.index)
+    redacts = decision.action is Action.redact and decision.judged
     if isinstance(value, Document):
+        content = enforcement.redacted(value.page_content, leaf.stage) if redacts and value.page_content else ""
+        if content and not joined_texts(about_document(value), leaf.stage)[0]:
+            return value.model_copy(update={"page_content": content, "metadata": {METADATA_KEY: summary(decision)}})
         return Document(
             id=value.id if isinstance(value.id, str) and not texts_of(value.id, Stage.document) else None,
             page_content=enforcement.text(decision),
             metadata={METADATA_KEY: summary(decision)},
         )
     if isinstance(value, str):
-        return enforcement.text(decision)
+        stages = [stage or decision.stage for _, stage in leaf.asked]
+        return enforcement.redacted(value, *stages) if redacts else enforcement.text(decision)
     if isinstance(value, _Keys):
         return _Keys(tuple(enforcement.text(decision) for _ in value.names))
     return _scrubbed_bundle(enforcement, value, decision)
