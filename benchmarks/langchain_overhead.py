@@ -20,12 +20,12 @@ from typing import Any
 
 from common import header, median, note, table, words
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from guardkit import Guard
 from guardkit.testing import FakeGuard
-from langchain_guardkit import GuardedChatModel, GuardRunnable
+from langchain_guardkit import GuardedChatModel, GuardMiddleware, GuardRunnable
 
 HOLDBACKS = (0, 4, 16)
 
@@ -116,6 +116,28 @@ def overhead(title: str, make: Callable[..., Guard], model: Words, runs: int) ->
     table(["chain", "us a call", "added", "added, CPU"], added(in_turns(call, chains, runs * 10), 1e6))
 
 
+def agent_turn(title: str, make: Callable[..., Guard], n_messages: int, runs: int) -> None:
+    """One more turn of an agent whose thread holds a history: its last checkpoint is loaded, and each message known."""
+    from langchain.agents import create_agent
+    from langgraph.checkpoint.memory import InMemorySaver
+
+    kinds = (HumanMessage, AIMessage)
+    history = [kinds[i % 2](f"message {i} of this long talk") for i in range(n_messages)]
+    agents: dict[str, Any] = {}
+    for name, middleware in (("bare", []), ("GuardMiddleware", [GuardMiddleware(make())])):
+        agents[name] = create_agent(Words(pieces=["fine"]), [], middleware=middleware, checkpointer=InMemorySaver())
+        agents[name].invoke({"messages": history}, {"configurable": {"thread_id": "0"}})
+
+    def turn(agent: Any) -> None:
+        agent.invoke({"messages": [HumanMessage("and now?")]}, {"configurable": {"thread_id": "0"}})
+
+    times = in_turns(turn, agents, runs)
+    bare = times["bare"]
+    rows = [[name, f"{w * 1e3:.1f}", f"{c * 1e3:.1f}", f"{c / bare[1]:.2f}"] for name, (w, c) in times.items()]
+    print(f"## An agent's turn after {n_messages} messages, {title}\n")
+    table(["agent", "ms a turn", "CPU", "CPU, times the bare one"], rows)
+
+
 def first_token(title: str, make: Callable[..., Guard], model: Words, runs: int) -> None:
     rows = []
     chains = {"bare": model} | {f"hold-back {h}": GuardedChatModel(model, make(holdback=h)) for h in HOLDBACKS}
@@ -136,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--messages", type=int, default=400, help="of the history in an agent's turn")
     parser.add_argument("--nano", action="store_true", help="also with the embedded model")
     args = parser.parse_args()
     header("LangChain overhead", "langchain-core")
@@ -147,6 +170,7 @@ def main() -> None:
     for title, make in guards.items():
         note(f"{title} ...")
         overhead(title, make, model, args.runs)
+        agent_turn(title, make, args.messages, args.runs)
         first_token(title, make, model, args.runs)
 
 

@@ -94,7 +94,7 @@ class GuardDocumentTransformer(BaseDocumentTransformer):
         content = document.page_content
         if text is not None and text.action.stops:
             redacts = text.action is Action.redact and text.judged
-            content = run.redacted(content, Stage.document) if redacts else run.text(text)
+            content = run.redacted(content, text, Stage.document) if redacts else run.text(text)
         update: dict[str, Any] = {"page_content": content, "metadata": {**document.metadata, **mark}}
         if about is not None and about.action.stops:
             update |= {"metadata": mark, "id": None}

@@ -209,11 +209,11 @@ class Enforcement:
             update |= {"artifact": None, "status": "error"}
         return message.model_copy(update=update)
 
-    def redacted(self, text: str, *stages: Stage) -> str:
-        """A text without its flagged places, as each stage's policy lets it pass; the violation message in the place
+    def redacted(self, text: str, decision: Decision, *stages: Stage) -> str:
+        """A text with the violation message in its flagged places, as each stage's policy lets it pass, or in the place
         of all where nothing passes."""
         for stage in stages:
-            text = self.guard.redact(text, stage=stage)
+            text = self.guard.redact(text, stage=stage, mark=self.text(decision))
         decisions = [self.guard.decide(text, stage=stage) for stage in stages]
         stopped = next((d for d in decisions if d.action.stops), None)
         return text if stopped is None else self.text(stopped)
@@ -224,9 +224,9 @@ class Enforcement:
 
         def clean(block: Any) -> Any:
             if isinstance(block, str):
-                return self.guard.redact(block, stage=decision.stage)
+                return self.guard.redact(block, stage=decision.stage, mark=mark["message"])
             if isinstance(block, Mapping) and isinstance(block.get("text"), str):
-                return {**block, "text": self.guard.redact(block["text"], stage=decision.stage)}
+                return {**block, "text": self.guard.redact(block["text"], stage=decision.stage, mark=mark["message"])}
             return block
 
         content: Any = message.content

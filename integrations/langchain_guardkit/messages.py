@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from guardkit import Action, Decision, Message, MessageError, Stage
 from langchain_guardkit.enforcing import Enforcement, Judged, digest, scope_of, withheld
-from langchain_guardkit.reading import read, select
+from langchain_guardkit.reading import as_context, read, select
 
 INPUT_STAGES = frozenset((Stage.prompt, Stage.tool_output, Stage.document))
 _M = TypeVar("_M", bound=BaseMessage)
@@ -61,7 +61,7 @@ class MessageGuard:
         found = []
         for i, message in enumerate(messages):
             try:
-                found.append(read(message, i))
+                found.append(as_context(message, i))
             except MessageError:
                 continue
         return found

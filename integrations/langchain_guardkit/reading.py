@@ -46,6 +46,14 @@ def read(message: BaseMessage, index: int = 0) -> Message:
     return Message.of(source, index)
 
 
+def as_context(message: BaseMessage, index: int = 0) -> Message:
+    """A message as the context of another: what is plain text is taken as it is, since a history is long."""
+    plain = isinstance(message.content, str) and not (
+        message.additional_kwargs or getattr(message, "tool_calls", None) or getattr(message, "artifact", None)
+    )
+    return Message(role_of(message, index), str(message.content)) if plain else read(message, index)
+
+
 def select(message: Message, stages: frozenset[Stage]) -> Message | None:
     """The message with only the parts whose stage is asked for; None where that leaves nothing. What it carries of
     other stages, such as the pages that an answer cites, belongs to the message too."""

@@ -17,7 +17,7 @@ from guardkit import Action, Decision, Message, MessageError, Severity, Stage, V
 from guardkit.reading.values import Key, Path, replaced, texts_of
 from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, digest, summary, worst
 from langchain_guardkit.messages import is_current, turn_start
-from langchain_guardkit.reading import Item, joined_texts, read
+from langchain_guardkit.reading import Item, as_context, joined_texts, read
 
 _PLAIN = (bool, int, float, complex, type(None))
 _PASSED = Decision(Action.allow, Verdict(Severity.safe), "judged before")
@@ -128,7 +128,9 @@ def scrub(enforcement: Enforcement, leaf: Leaf, decision: Decision) -> Any:
         return enforcement.scrubbed(value, decision, leaf.index)
     redacts = decision.action is Action.redact and decision.judged
     if isinstance(value, Document):
-        content = enforcement.redacted(value.page_content, leaf.stage) if redacts and value.page_content else ""
+        content = (
+            enforcement.redacted(value.page_content, decision, leaf.stage) if redacts and value.page_content else ""
+        )
         if content and not joined_texts(about_document(value), leaf.stage)[0]:
             return value.model_copy(update={"page_content": content, "metadata": {METADATA_KEY: summary(decision)}})
         return Document(
@@ -138,7 +140,7 @@ def scrub(enforcement: Enforcement, leaf: Leaf, decision: Decision) -> Any:
         )
     if isinstance(value, str):
         stages = [stage or decision.stage for _, stage in leaf.asked]
-        return enforcement.redacted(value, *stages) if redacts else enforcement.text(decision)
+        return enforcement.redacted(value, decision, *stages) if redacts else enforcement.text(decision)
     if isinstance(value, _Keys):
         return _Keys(tuple(enforcement.text(decision) for _ in value.names))
     return _scrubbed_bundle(enforcement, value, decision)
@@ -197,7 +199,7 @@ def _leaf(value: Any, index: int | None, context: Sequence[BaseMessage], stage: 
             return Leaf(value, [], index)
         try:
             if isinstance(value, AIMessage):  # what it answers; other messages stand for themselves
-                before = [read(m) for m in context]
+                before = [as_context(m) for m in context]
             return Leaf(value, [([*before, read(value, index or 0)], stage)], index)
         except MessageError as error:
             return Leaf(value, [], index, str(error))
