@@ -216,8 +216,8 @@ def _locate(guard: Guard, row: Row) -> Prediction:
     *context, judged = read_messages(row.item)
     if judged.stage is not Stage.response:
         raise TypeError(f"a data set with locations needs responses, not a message of role '{judged.role}'")
-    if judged.tool_calls or judged.unjudgeable:
-        what = [*judged.unjudgeable, *(["tool call"] if judged.tool_calls else [])]
+    if judged.tool_calls or judged.unjudgeable or judged.attached:
+        what = [*judged.unjudgeable, *(["tool call"] if judged.tool_calls else []), *(p.what for p in judged.attached)]
         raise NotJudged(f"{', '.join(what)}: only text and reasoning have locations")
     model, reader = guard.model, ResponseReader(guard.model, Stage.response)
     running = RunningVerdict(reader, model, guard.policy, guard.debounce)

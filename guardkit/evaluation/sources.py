@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import importlib.util
 import io
-import json
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import IO, Any, cast
 from guardkit.errors import EvaluationError, MissingExtra
 from guardkit.evaluation.rows import Row, dig, plain, row_of
 from guardkit.evaluation.specs import DatasetSpec, Fields
+from guardkit.reading.jsontext import parse
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 _PARQUET_ROWS = 1024
@@ -168,9 +168,9 @@ def _jsonl(path: Path) -> Iterator[object]:
             if not text.strip():
                 continue
             try:
-                yield json.loads(text)
-            except (ValueError, RecursionError) as error:
-                yield Unread(f"not valid JSON: {error}")
+                yield parse(text)
+            except ValueError as error:
+                yield Unread(str(error))
 
 
 def _csv(path: Path) -> Iterator[object]:

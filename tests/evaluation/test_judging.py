@@ -59,6 +59,7 @@ def test_every_text_of_a_response_is_located(tmp_path, message, text):
         {"content": [{"type": "image_url", "image_url": {"url": "x"}}]},
         {"content": "fine", "tool_calls": [{"function": {"name": "send", "arguments": "BAD"}}]},
         {"content": "fine", "audio": {"id": "x"}},
+        {"content": [{"type": "text", "text": "fine"}, {"type": "tool_result", "content": "BAD"}]},
     ],
 )
 def test_what_has_no_location_is_not_judged(tmp_path, message):

@@ -192,3 +192,11 @@ def test_the_commit_is_looked_up_once_and_is_what_is_loaded(monkeypatch):
     assert list(source.rows()) == []
     assert source.revision() == f"c0ffee, table version {load_table().datasets['toxicchat'].version}"
     assert (loaded, asked) == (["c0ffee"], ["toxicchat"])
+
+
+def test_a_record_with_a_key_twice_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"prompt": "BAD", "prompt": "fine", "label": "safe"}\n', encoding="utf-8")
+    (row,) = Source("twice", path=path).rows()
+    assert row.item is None
+    assert "given twice" in (row.error or "")
