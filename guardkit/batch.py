@@ -105,7 +105,7 @@ class Judging:
         elapsed = (time.perf_counter() - start) * 1e3
         outcomes = []
         for found, work, error in zip(parts, groups, errors, strict=True):
-            decisions = tuple(_timed(d, elapsed) for w in work for d in w.located())
+            decisions = tuple(d for w in work for d in w.located(elapsed))
             error = error or next((w.error for w in work if w.error is not None), None)
             asked = found[0].stage if found else stage or Stage.prompt
             outcomes.append(Outcome(asked, decisions, error, sum(len(p.text or "") for p in found)))
@@ -243,19 +243,21 @@ class _Work:
         self.found: list[Decision] = []
         self.error: BaseException | None = None
 
-    def located(self) -> list[Decision]:
+    def located(self, latency_ms: float) -> list[Decision]:
         """What was found, with its offsets in the original text. A view has tokens of its own: no token index."""
-        return [self._locate(d) for d in self.found]
+        return [self._locate(d, latency_ms) for d in self.found]
 
-    def _locate(self, decision: Decision) -> Decision:
+    def _locate(self, decision: Decision, latency_ms: float) -> Decision:
         v = decision.verdict
-        if v is None or self.origin is None:
-            return replace(decision, text=self.original)
+        if v is None:
+            return decision
+        if self.origin is None:
+            return replace(decision, verdict=replace(v, latency_ms=latency_ms), text=self.original)
         index = None if v.char_index is None else self.origin(v.char_index)
         start, end = v.char_start, v.char_end
         if start is not None and end is not None:
             start, end = to_original((start, end), self.origin, len(self.text))
-        verdict = replace(v, token_index=None, char_index=index, char_start=start, char_end=end)
+        verdict = replace(v, latency_ms=latency_ms, token_index=None, char_index=index, char_start=start, char_end=end)
         return replace(decision, verdict=verdict, text=self.original)
 
 
@@ -325,9 +327,3 @@ def _works(stage: Stage, text: str, context: tuple[Message, ...], views: bool) -
         if view is not None:
             work.append(_Work(stage, view.text, context, origin=view.to_original, original=text))
     return work
-
-
-def _timed(decision: Decision, latency_ms: float) -> Decision:
-    if decision.verdict is None:
-        return decision
-    return replace(decision, verdict=replace(decision.verdict, latency_ms=latency_ms))

@@ -75,8 +75,6 @@ def command(
 
     Stops at the first violation: the rest is withheld, standard input is closed, the verdict goes to standard error.
     """
-    if sys.stdin is None:
-        raise click.UsageError("standard input is closed: pipe a model's output in")
     if not source and is_terminal(sys.stdin):
         raise click.UsageError("pipe a model's output in (or give '-' to type it)")
     if sys.stdout is None:
