@@ -45,7 +45,7 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
-@pytest.mark.parametrize("block", blocks(), ids=["query", "agent", "observe", "workflow"])
+@pytest.mark.parametrize("block", blocks(), ids=["query", "policy", "agent", "observe", "workflow"])
 def test_the_programs_in_the_documentation_run(block: str, tmp_path: Path):
     program = tmp_path / "block.py"
     program.write_text(block, encoding="utf-8")

@@ -148,6 +148,9 @@ def _rewritten(node: BaseNode, text: str, bad: Sequence[Found]) -> BaseNode:
             except (TypeError, KeyError, ValueError):  # a value that does not let itself be changed
                 kept[key] = REDACTED
     copy.metadata = kept
+    gone = node.metadata.keys() - kept.keys()
+    copy.excluded_llm_metadata_keys = [k for k in node.excluded_llm_metadata_keys if k not in gone]
+    copy.excluded_embed_metadata_keys = [k for k in node.excluded_embed_metadata_keys if k not in gone]
     copy.relationships = {
         kind: [i.model_copy(update={"metadata": {}}) for i in related]
         if isinstance(related, list)
