@@ -29,6 +29,7 @@ from guardkit import (
     Stage,
     Verdict,
 )
+from guardkit.locate import parts_of
 
 ExitBehavior = Literal["error", "end", "replace"]
 VIOLATION_MESSAGE = "This content was withheld by a safety guard ({stage}: {categories})."
@@ -210,13 +211,17 @@ class Enforcement:
         return message.model_copy(update=update)
 
     def redacted(self, text: str, decision: Decision, *stages: Stage) -> str:
-        """A text with the violation message in its flagged places, as each stage's policy lets it pass, or in the place
-        of all where nothing passes."""
+        """A text with the violation message in the place of each sentence that a stage's policy stops; in the place of
+        all where what is left does not pass. Whole sentences: what follows a flagged place belongs to it."""
+        mark = self.text(decision)
         for stage in stages:
-            text = self.guard.redact(text, stage=stage, mark=self.text(decision))
-        decisions = [self.guard.decide(text, stage=stage) for stage in stages]
-        stopped = next((d for d in decisions if d.action.stops), None)
-        return text if stopped is None else self.text(stopped)
+            spans = parts_of(text, 0, len(text))
+            found = self.guard.decide_batch([text[a:b] for a, b in spans], stage=stage, audit=False)
+            for (a, b), sentence in reversed(list(zip(spans, found, strict=True))):
+                if sentence.action.stops:
+                    text = text[:a] + mark + text[b:]
+        left = [self.guard.decide_batch([text], stage=stage, audit=False)[0] for stage in stages]
+        return mark if any(d.action.stops for d in left) else text
 
     def _redacted(self, message: _M, decision: Decision, mark: Mapping[str, Any]) -> _M | None:
         """A message with its flagged places replaced and all else kept; None where that does not pass."""
@@ -224,9 +229,9 @@ class Enforcement:
 
         def clean(block: Any) -> Any:
             if isinstance(block, str):
-                return self.guard.redact(block, stage=decision.stage, mark=mark["message"])
+                return self.redacted(block, decision, decision.stage)
             if isinstance(block, Mapping) and isinstance(block.get("text"), str):
-                return {**block, "text": self.guard.redact(block["text"], stage=decision.stage, mark=mark["message"])}
+                return {**block, "text": self.redacted(block["text"], decision, decision.stage)}
             return block
 
         content: Any = message.content

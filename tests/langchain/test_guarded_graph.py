@@ -192,8 +192,8 @@ def test_spans_are_redacted_where_the_policy_says_redact() -> None:
     model = ScriptedModel(replies=[AIMessage(text, id="7")])
     answer = GuardedChatModel(model, guard, exit_behavior="end").invoke([HumanMessage(text)])
     for seen in (str(answer.content), str(model.asked[0][0].content), GuardRunnable(guard).invoke(text)):
-        assert seen.startswith("First comes this.")
-        assert seen.endswith("Last comes that.")
+        assert seen.startswith("First comes this. ")
+        assert seen.endswith(" Last comes that.")
         check_no_trace(seen, "redacted")
     assert answer.response_metadata["guardkit"]["action"] == "redact"
     graph = create_agent(ScriptedModel(replies=[AIMessage(text)]), [], middleware=[GuardMiddleware(guard)])
