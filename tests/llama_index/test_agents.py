@@ -21,7 +21,16 @@ from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool, QueryEngineTool, ToolMetadata, ToolOutput
 from llama_index.core.tools.types import BaseTool
-from llama_index.core.workflow import Context, Event, StartEvent, StopEvent, Workflow, step
+from llama_index.core.workflow import (
+    Context,
+    Event,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    step,
+)
 from llama_index.postprocessor.guardkit import GuardMemory, guard_step, guarded, guarded_tools
 
 from guardkit import GuardkitError, GuardViolation
@@ -255,6 +264,43 @@ def test_handoff_between_guarded_agents():
     )
     assert str(result) == VIOLATION
     check_no_trace([events, result, memory, checkpoint], "a run")
+
+
+@pytest.mark.parametrize("exit_behavior", EXITS)
+@pytest.mark.parametrize("said", ["yes", BAD])
+def test_a_person_in_the_loop(said: str, exit_behavior: Any):
+    """What a tool asks and is told by events is judged as its output; waiting is no error to the guard."""
+
+    async def ask(ctx: Context) -> str:
+        """Asks."""
+        told = await ctx.wait_for_event(
+            HumanResponseEvent, waiter_id="asked", waiter_event=InputRequiredEvent(prefix="sure?")
+        )
+        return told.response
+
+    ask.__annotations__["ctx"] = Context
+    guard = make_guard()
+    inner = FunctionLLM(reply(calls=[("ask", {})]), SAFE)
+    settings: Any = {"exit_behavior": exit_behavior, "violation_message": VIOLATION}
+    agent = FunctionAgent(tools=guarded_tools([ask], guard, **settings), llm=guarded(inner, guard, **settings))
+    memory = GuardMemory(memory=ChatMemoryBuffer.from_defaults(), guard=guard)
+
+    async def run() -> tuple[list[Any], str]:
+        handler, events = agent.run("go", memory=memory), []
+        async for event in handler.stream_events():
+            events.append(event)
+            if isinstance(event, InputRequiredEvent):
+                handler.ctx.send_event(HumanResponseEvent(response=said))
+        return events, str(await handler)
+
+    if said == BAD and exit_behavior == "error":
+        with pytest.raises(GuardViolation):
+            asyncio.run(run())
+    else:
+        events, answer = asyncio.run(run())
+        assert answer == (VIOLATION if said == BAD and exit_behavior == "end" else SAFE)
+        check_no_trace(events, "events")
+    check_no_trace([inner.script.asked, memory.get_all()], "prompts and memory")
 
 
 # -- tools by themselves
