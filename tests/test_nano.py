@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Query, Tokens
 from guardkit.models.nano import load, unigram, weights_path
-from guardkit.models.nano.model import Nano, NanoSession
+from guardkit.models.nano.model import GROUPS, Nano, NanoSession
 from guardkit.models.nano.tokenizer import CLS, FIRST_BYTE_ID, SEP, NanoTokenizer
 from guardkit.models.nano.unigram import UnigramTokenizer
 from guardkit.models.nano.units import MAX_TAIL_CHARS
@@ -178,6 +180,22 @@ def test_obfuscated_text_is_judged_in_its_plain_view() -> None:
 def test_weights_stay_within_the_packages_bound() -> None:
     files = weights_path().parent.iterdir()
     assert sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".py") <= 60_000_000
+
+
+def test_a_group_of_languages_has_a_shift_of_its_own(nano: Nano, tmp_path: Path) -> None:
+    """What calibrate.py writes for a multilingual model: the logit of "safe" is less by the shift."""
+    for name in ("nano.onnx", "vocab.txt", "coverage.json"):
+        (tmp_path / name).symlink_to(weights_path().parent / name)
+    calibration = json.loads((weights_path().parent / "calibration.json").read_text())
+    (tmp_path / "calibration.json").write_text(json.dumps(calibration | {"shifts": {"latin": 1.5}}))
+    groups = np.zeros(nano.tokenizer.size, np.uint8)
+    groups[nano.tokenizer.encode("der hund und die katze")[0]] = GROUPS.index("latin")
+    np.save(tmp_path / "groups.npy", groups)
+    shifted = Nano(tmp_path)
+    for text, shift in (("der hund und die katze", 1.5), ("a recipe for sugar", 0.0)):
+        one, other = (m.query([Query(text)])[0][0].scores.severity[0] for m in (nano, shifted))
+        odds = [np.log(p[2] / p[0]) for p in (one, other)]
+        assert odds[1] - odds[0] == pytest.approx(shift, abs=1e-4)
 
 
 def test_another_device_is_refused() -> None:

@@ -103,7 +103,7 @@ def main() -> None:
     neutral = {"unsafe": 0.5, "flagged": 0.5}
     raw = {"temperature": {"query": 1.0, "response": 1.0}, "thresholds": dict.fromkeys(stages, neutral)}
     target.write_text(json.dumps(raw))
-    nano = Nano(args.model, exact=True)
+    nano = Nano(args.model)
     with gzip.open(args.work / "dev.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [r for r in map(json.loads, lines) if r["severity"]]
     result: dict[str, dict] = {"temperature": {}, "thresholds": {}}

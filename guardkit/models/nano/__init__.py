@@ -17,11 +17,10 @@ def weights_path() -> Path:
 
 
 @lru_cache(maxsize=4)
-def load(threads: int | None = None, device: str | None = None, exact: bool = False) -> Nano:
+def load(threads: int | None = None, device: str | None = None) -> Nano:
     """The embedded model; one instance is shared by all that ask for the same settings.
 
-    threads: CPU threads for one forward pass (default: all cores of this process). device: "cpu" or None. exact: every
-    text goes through the whole network; else prompts, tool outputs and documents that are clearly harmless leave early.
+    threads: CPU threads for one forward pass (default: all cores of this process). device: "cpu" or None.
     Raises `ModelLoadError`.
     """
     from guardkit.errors import ModelLoadError
@@ -29,4 +28,4 @@ def load(threads: int | None = None, device: str | None = None, exact: bool = Fa
 
     if device not in (None, "cpu"):
         raise ModelLoadError(f"nano runs on the CPU only, not on '{device}'")
-    return Nano(_FOLDER, threads, exact)
+    return Nano(_FOLDER, threads)

@@ -29,7 +29,6 @@ from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Tokens
 from guardkit.models.nano import tokenizer as wordpiece
 from guardkit.models.nano import unigram
-from guardkit.models.nano.screen import Screen
 from guardkit.verdict import Category, Stage
 
 CONTEXT = 62  # tokens of the last user message that stand before a response: its head and its tail
@@ -53,24 +52,20 @@ _CATEGORIES = tuple(
 @dataclass(frozen=True)
 class Calibration:
     """Fitted on the dev split. temperature: by head; limits: by stage. shifts: by group of languages, what the logit of
-    "safe" loses for a query in them. screen: the greatest sum of evidence that the early way out settles, and the
-    probability of "safe" that a settled text is given (None: no way out)."""
+    "safe" loses for a query in them."""
 
     query_temperature: float
     response_temperature: float
     limits: dict[Stage, Limits]
     shifts: tuple[float, ...] = (0.0,) * len(GROUPS)
-    screen: tuple[int, float] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
         data = json.loads(path.read_text(encoding="utf-8"))
         limits = {Stage(s): Limits(float(t["unsafe"]), float(t["flagged"])) for s, t in data["thresholds"].items()}
-        screen = data.get("screen")
         return cls(
             float(data["temperature"]["query"]), float(data["temperature"]["response"]), limits,
             tuple(float(data.get("shifts", {}).get(group, 0.0)) for group in GROUPS),
-            (int(screen["limit"]), float(screen["safe"])) if screen else None,
         )  # fmt: skip
 
 
@@ -80,8 +75,8 @@ class Nano(StreamModel):
     response_categories = _CATEGORIES[:8]
     judges_normalized_view = True
 
-    def __init__(self, folder: Path, threads: int | None = None, exact: bool = False):
-        """threads: for one forward pass (default: all cores of this process). exact: no early way out."""
+    def __init__(self, folder: Path, threads: int | None = None):
+        """threads: for one forward pass (default: all cores of this process)."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or _cores()
         options.inter_op_num_threads = 1
@@ -94,12 +89,6 @@ class Nano(StreamModel):
             self._frame_ids, self.tokenizer = _tokenizer(folder)
             groups = folder / "groups.npy"  # by token: an index into GROUPS, or more for none
             self._groups = np.load(groups) if groups.exists() else np.zeros(self.tokenizer.size, np.uint8)
-            self._screen: Screen | None = None
-            if self._calibration.screen and not exact:
-                limit, safe = self._calibration.screen
-                self._screen = Screen(np.load(folder / "screen.npy"), limit)
-                severity = np.log([safe, (1 - safe) / 2, (1 - safe) / 2]) * self._calibration.query_temperature
-                self._settled = np.concatenate([severity, np.zeros(9)]).astype(np.float32)
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
         meta = self._graph.get_modelmeta().custom_metadata_map
@@ -163,8 +152,6 @@ class Nano(StreamModel):
             known = self._seen.get(key)
             if known is not None:
                 found[key] = known
-            elif self._screen and self._screen.settles(np.frombuffer(key, np.int32)):
-                found[key] = self._settled
             else:
                 todo[key] = ids
         ordered = sorted(todo.items(), key=lambda item: len(item[1]))
