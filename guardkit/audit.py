@@ -81,6 +81,9 @@ class JsonlSink:
     def close(self) -> None:
         self._file.close()
 
+    def __reduce__(self) -> tuple[type[JsonlSink], tuple[str | Path]]:
+        return JsonlSink, (self._path,)
+
 
 class Audit:
     """Turns decisions into records for one sink."""

@@ -9,7 +9,7 @@ GuardkitError
 ├── EvaluationError         a data set of `guard eval` that is unknown, not at hand, or without labels
 └── ModelError
     ├── UnknownModel        no such model; names those that exist
-    ├── Overloaded          as many streams are open as the model may hold
+    ├── Overloaded          as many streams are open, or as much work waits, as the model may hold
     ├── ModelLoadError      the model's files are missing, damaged or of the wrong kind
     ├── ServerError         a remote server refused, failed or could not be reached
     ├── Unparsable          a model's answer is outside its grammar
@@ -19,7 +19,7 @@ GuardkitError
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from guardkit.policy import Decision
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 
 class GuardkitError(Exception):
-    """The base of every error that guardkit raises on purpose."""
+    """The base of every error that guardkit raises on purpose. All of them can be pickled, to cross processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args), vars(self)
+
+
+def _rebuilt(kind: type[GuardkitError], args: tuple[Any, ...]) -> GuardkitError:
+    """Made without its `__init__`, whose arguments are not kept."""
+    return kind.__new__(kind, *args)
 
 
 class GuardViolation(GuardkitError):
@@ -74,7 +82,7 @@ class UnknownModel(ModelError):
 
 
 class Overloaded(ModelError):
-    """Raised when a stream is opened and as many are open as the engine may hold. Try again when some are closed."""
+    """Raised when as many streams are open, or as much work waits, as a model may hold. Try again later."""
 
 
 class ModelLoadError(ModelError):

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
-import threading
+import importlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 from guardkit.audit import Audit, Sink
 from guardkit.batch import Item, Judging, Outcome
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
-from guardkit.models.base import Scores, Session, StreamModel, Tokens
+from guardkit.models.base import StreamModel
 from guardkit.models.registry import DEFAULT_MODEL, load_model
 from guardkit.policy import DEFAULT_POLICY, MARK, Action, Decision, Policy, parse_on_error
+from guardkit.runner import Job, arun, off_loop, run
 from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
 from guardkit.verdict import Stage, Verdict
 
-if TYPE_CHECKING:
-    from langchain_core.runnables import Runnable
-
 UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word
-MAX_WAITING = 64  # async checks that are judged at the same time
-MAX_HANGING = 16  # model calls that may be under way under a timeout
-_T = TypeVar("_T")
+CHAINS = "langchain_guardkit"  # the module that makes guards steps of a chain
+_Round = tuple[StreamModel, Sequence[Job[Any]]]
+"""Jobs that are to be run, and the model that they ask."""
 
 
 class Guard:
     """Judges texts with one model under one policy. Safe to share between threads and tasks; load it once.
 
     policy: a built-in's name, a `Policy`, a mapping or a YAML file. on_error: overrides the policy's action for what
-    cannot be judged. timeout: seconds that one model call may take before the text counts as not judged.
+    cannot be judged. timeout: seconds that one piece of work may wait and take before the text counts as
+    not judged.
     holdback, debounce: the defaults of `stream`. threshold: the probability of "unsafe" from which on a text is unsafe,
     and of harm from which on it is controversial, in place of the model's own. locate: how many further queries finding
     the flagged place in a text may take; True leaves it to the model, False names the whole text. normalize: whether
@@ -86,7 +84,9 @@ class Guard:
         self.when, self.locate = when, locate
         self.timeout, self.holdback, self.debounce, self.normalize = timeout, holdback, debounce, normalize
         self._audit = Audit(audit, model.name, audit_text) if audit is not None else None
-        self._running = threading.BoundedSemaphore(MAX_HANGING)
+        self._closed = False
+        for each in filter(None, (self.model, self.then)):
+            each.holders.add(self)
 
     @classmethod
     def load(
@@ -122,6 +122,33 @@ class Guard:
         own = {k: v for k, v in given.items() if k == "threads"}
         return cls(_load(name, own), then=_load(then, given), **settings)
 
+    def close(self) -> None:
+        """End the model's thread and free its memory, unless another guard holds the model too. What is called later
+        raises `GuardkitError`; streams that are open end as not judged. Safe to call twice."""
+        self._closed = True
+        for model in filter(None, (self.model, self.then)):
+            model.holders.discard(self)
+            if not model.holders:
+                model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise GuardkitError("this guard was closed; load another one")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A guard that arrives in another process: its model is loaded there, by name."""
+        vars(self).update(state)
+        for model in filter(None, (self.model, self.then)):
+            model.holders.add(self)
+
     # -- check: the verdict alone
 
     def check(self, item: Item, *, stage: Stage | str | None = None, normalize: bool | None = None) -> Verdict:
@@ -135,22 +162,15 @@ class Guard:
         self, items: Sequence[Item], *, stage: Stage | str | None = None, normalize: bool | None = None
     ) -> list[Verdict]:
         """`check` for many, in one batch; order is kept. Raises `NotJudged` for the first item without a verdict."""
-        verdicts = []
-        for i, outcome in enumerate(self._judge(items, stage, normalize)):
-            if outcome.error is not None or outcome.verdict is None:
-                if isinstance(outcome.error, MessageError):
-                    raise outcome.error
-                raise NotJudged(f"item {i} was not judged: {_describe(outcome.error)}") from outcome.error
-            verdicts.append(outcome.verdict)
-        return verdicts
+        return _verdicts(self._judge(items, stage, normalize))
 
     async def acheck(self, item: Item, *, stage: Stage | str | None = None, normalize: bool | None = None) -> Verdict:
-        return await _off_loop(lambda: self.check(item, stage=stage, normalize=normalize))
+        return (await self.acheck_batch([item], stage=stage, normalize=normalize))[0]
 
     async def acheck_batch(
         self, items: Sequence[Item], *, stage: Stage | str | None = None, normalize: bool | None = None
     ) -> list[Verdict]:
-        return await _off_loop(lambda: self.check_batch(items, stage=stage, normalize=normalize))
+        return _verdicts(await self._ajudge(items, stage, normalize))
 
     # -- decide: verdict and policy
 
@@ -163,8 +183,20 @@ class Guard:
     ) -> list[Decision]:
         """`decide` for many, in one batch; order is kept. audit: whether the audit sink gets records of them."""
         start = time.perf_counter()
+        return self._decisions(items, self._judge(items, stage, None), start, audit)
+
+    async def adecide(self, item: Item, *, stage: Stage | str | None = None) -> Decision:
+        return (await self.adecide_batch([item], stage=stage))[0]
+
+    async def adecide_batch(self, items: Sequence[Item], *, stage: Stage | str | None = None) -> list[Decision]:
+        start = time.perf_counter()
+        return self._decisions(items, await self._ajudge(items, stage, None), start)
+
+    def _decisions(
+        self, items: Sequence[Item], outcomes: Sequence[Outcome], start: float, audit: bool = True
+    ) -> list[Decision]:
         decisions = []
-        for item, outcome in zip(items, self._judge(items, stage, None), strict=True):
+        for item, outcome in zip(items, outcomes, strict=True):
             decision = outcome.decision
             if outcome.error is not None or decision is None:
                 decision = self.not_judged(_describe(outcome.error), outcome.stage, decision)
@@ -173,21 +205,12 @@ class Guard:
             decisions.append(decision)
         return decisions
 
-    async def adecide(self, item: Item, *, stage: Stage | str | None = None) -> Decision:
-        return await _off_loop(lambda: self.decide(item, stage=stage))
-
-    async def adecide_batch(self, items: Sequence[Item], *, stage: Stage | str | None = None) -> list[Decision]:
-        return await _off_loop(lambda: self.decide_batch(items, stage=stage))
-
     def enforce(self, item: Item, *, stage: Stage | str | None = None) -> Decision:
         """`decide`, but a block raises `GuardViolation`; returns the decision otherwise."""
-        decision = self.decide(item, stage=stage)
-        if decision.action is Action.block:
-            raise GuardViolation(decision)
-        return decision
+        return _enforced(self.decide(item, stage=stage))
 
     async def aenforce(self, item: Item, *, stage: Stage | str | None = None) -> Decision:
-        return await _off_loop(lambda: self.enforce(item, stage=stage))
+        return _enforced(await self.adecide(item, stage=stage))
 
     def redact(self, text: str, *, stage: Stage | str | None = None, mark: str = MARK) -> str:
         """`text` with `mark` in place of every sentence that the policy blocks or redacts; as it is where it passes.
@@ -211,6 +234,7 @@ class Guard:
         stage: "response" (default), "reasoning" for a text that starts inside its reasoning, or "tool_call".
         holdback: tokens kept back until judged; debounce: consecutive flagged tokens that make a flag.
         """
+        self._check_open()
         context = [Message("user", messages)] if isinstance(messages, str) else read_messages(messages)
         return StreamGuard(
             self,
@@ -231,61 +255,23 @@ class Guard:
         """The async twin of `stream`."""
         return AsyncStreamGuard(self.stream(messages, stage=stage, holdback=holdback, debounce=debounce))
 
-    # -- LangChain
+    # -- as a step of a chain
 
-    def as_runnable(self, **settings: Any) -> Runnable[Any, Any]:
+    def as_runnable(self, **settings: Any) -> Any:
         """This guard as a step of a LangChain chain; `settings` are those of `GuardRunnable`. Raises `MissingExtra`."""
         try:
-            import langchain_guardkit as integration
-
-            runnable: Runnable[Any, Any] = integration.GuardRunnable(self, **settings)
+            return importlib.import_module(CHAINS).GuardRunnable(self, **settings)
         except ImportError as error:
             raise MissingExtra("Guard.as_runnable()", "langchain") from error
-        return runnable
 
-    def __or__(self, other: Any) -> Runnable[Any, Any]:
-        chain: Runnable[Any, Any] = self.as_runnable() | other
-        return chain
+    def __or__(self, other: Any) -> Any:
+        return self.as_runnable() | other
 
     def __call__(self, value: object) -> NoReturn:
         # LangChain makes a step of any callable, so `chain | guard` ends here: as a function it could not stream.
         raise TypeError("a Guard is no step of a chain by itself: write `chain | guard.as_runnable()`")
 
     # -- shared with streams and integrations
-
-    def run(self, call: Callable[[], _T]) -> _T:
-        """A model call under the guard's timeout. Raises TimeoutError; the late call's result is dropped.
-
-        A call that hangs keeps its (daemon) thread; when `MAX_HANGING` hang, further calls fail at once.
-        """
-        if self.timeout is None:
-            return call()
-        if not self._running.acquire(timeout=self.timeout):
-            raise TimeoutError(f"{MAX_HANGING} model calls are under way and none ended in {self.timeout} s")
-        future: Future[_T] = Future()
-        context = contextvars.copy_context()
-
-        def work() -> None:
-            try:
-                future.set_result(context.run(call))
-            except BaseException as error:
-                future.set_exception(error)
-            finally:
-                self._running.release()
-
-        threading.Thread(target=work, name="guardkit", daemon=True).start()
-        done, _ = wait([future], self.timeout)
-        if not done:
-            raise TimeoutError(f"the model took longer than {self.timeout} s")
-        return future.result()
-
-    async def arun(self, session: Session, tokens: Tokens) -> Scores:
-        """`session.append` under the guard's timeout, off the event loop."""
-        import asyncio
-
-        if session.native_async:
-            return await asyncio.wait_for(session.aappend(tokens), self.timeout)
-        return await _off_loop(lambda: self.run(lambda: session.append(tokens)))
 
     def not_judged(self, error: str, stage: Stage, so_far: Decision | None) -> Decision:
         """The decision for what could not (wholly) be judged: at least the action of `on_error`."""
@@ -294,23 +280,49 @@ class Guard:
         return Decision(self.policy.on_error, None, f"{self.policy.name}: on_error", False, stage, error)
 
     def _judge(self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None) -> list[Outcome]:
+        steps = self._steps(items, stage, normalize)
+        results: list[Any] | None = None
+        while not isinstance(asked := _sent(steps, results), list):
+            results = run(*asked, self.timeout)
+        return asked
+
+    async def _ajudge(self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None) -> list[Outcome]:
+        steps = self._steps(items, stage, normalize)
+        results: list[Any] | None = None
+        # In threads: texts are read and normalised there.
+        while not isinstance(asked := await off_loop(functools.partial(_sent, steps, results)), list):
+            results = await arun(*asked, self.timeout)
+        return asked
+
+    def _steps(
+        self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None
+    ) -> Generator[_Round, list[Any], list[Outcome]]:
+        """What a batch asks of the models: yields what is to be run, is sent the results."""
+        self._check_open()
         if isinstance(items, str):
             raise MessageError("a batch is a list of items; for one text use check")
         views = self.normalize if normalize is None else normalize
-        outcomes = self._judge_with(self.model, items, stage, views)
+        outcomes = yield from self._judging(self.model, items, stage, views)
         unclear = [i for i, outcome in enumerate(outcomes) if self._is_unclear(outcome)] if self.then else []
         if self.then is not None and unclear:
-            second = self._judge_with(self.then, [items[i] for i in unclear], stage, views)
+            second = yield from self._judging(self.then, [items[i] for i in unclear], stage, views)
             for i, outcome in zip(unclear, second, strict=True):
                 outcomes[i] = outcome
         return outcomes
 
-    def _judge_with(
+    def _judging(
         self, model: StreamModel, items: Sequence[Item], stage: Stage | str | None, views: bool
-    ) -> list[Outcome]:
+    ) -> Generator[_Round, list[Any], list[Outcome]]:
         n_locate = model.locate_queries if self.locate is True else int(self.locate)
-        judging = Judging(model, self.policy, self.debounce, self.run, n_locate)
-        return judging.judge(items, _stage(stage), views and model.judges_normalized_view)
+        rounds = Judging(model, self.policy, self.debounce, n_locate).judge(
+            items, _stage(stage), views and model.judges_normalized_view
+        )
+        try:
+            jobs = next(rounds)
+            while True:
+                jobs = rounds.send((yield model, jobs))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     def _is_unclear(self, outcome: Outcome) -> bool:
         if outcome.error is not None:
@@ -355,14 +367,25 @@ def _stage(stage: Stage | str | None) -> Stage | None:
     raise GuardkitError(f"unknown stage '{stage}'; known: {', '.join(s.value for s in Stage)}")
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    """Threads that wait for models. asyncio's own pool has a few per core, too few to fill an engine's batches."""
-    return ThreadPoolExecutor(MAX_WAITING, "guardkit-wait")
+def _sent(steps: Generator[_Round, list[Any], list[Outcome]], results: list[Any] | None) -> _Round | list[Outcome]:
+    try:
+        return steps.send(results)  # type: ignore[arg-type]
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
 
 
-async def _off_loop(call: Callable[[], _T]) -> _T:
-    import asyncio
+def _verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
+    verdicts = []
+    for i, outcome in enumerate(outcomes):
+        if outcome.error is not None or outcome.verdict is None:
+            if isinstance(outcome.error, MessageError):
+                raise outcome.error
+            raise NotJudged(f"item {i} was not judged: {_describe(outcome.error)}") from outcome.error
+        verdicts.append(outcome.verdict)
+    return verdicts
 
-    context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_pool(), lambda: context.run(call))
+
+def _enforced(decision: Decision) -> Decision:
+    if decision.action is Action.block:
+        raise GuardViolation(decision)
+    return decision

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -48,6 +49,12 @@ class ResponseReader:
 
     def finish(self) -> tuple[str, list[Tokens]]:
         return self._read(self._surrogates.finish(), final=True)
+
+    def read_all(self, text: str, feed_chars: int) -> Iterator[Tokens]:
+        """The tokens of a whole text, read `feed_chars` characters at a time."""
+        for at in range(0, len(text), feed_chars):
+            yield from self.push(text[at : at + feed_chars])[1]
+        yield from self.finish()[1]
 
     @property
     def received(self) -> int:

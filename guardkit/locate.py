@@ -95,14 +95,13 @@ def _cut(text: str, begin: int, stop: int) -> Iterator[Span]:
 
 
 def locate(
-    flagged: Sequence[Flagged],
-    judge: Callable[[Sequence[tuple[int, Span]]], Sequence[Found]],
-    n_queries: int | None = None,
-) -> list[Span]:
-    """The place of each text. judge: gives what parts are by themselves, each as (index in `flagged`, its characters).
+    flagged: Sequence[Flagged], n_queries: int | None = None
+) -> Generator[list[tuple[int, Span]], Sequence[Found], list[Span]]:
+    """The place of each text. Yields the parts that are to be judged, each as (index in `flagged`, its characters), and
+    is sent what they are by themselves.
 
     n_queries: how many parts of one text may be judged; None: all that the search asks for; 0: none, the place is
-    the text. The searches of all texts share the calls of `judge`; each finds what it finds alone.
+    the text. The searches of all texts share these rounds; each finds what it finds alone.
     """
     places = [(f.start, f.end) for f in flagged]
     if n_queries is not None and n_queries < 2:
@@ -114,7 +113,7 @@ def locate(
         _advance(searches, places, i, search, None)
     while searches:
         asked = [(i, span) for i, _, spans in searches for span in spans]
-        answers = iter(judge(asked))
+        answers = iter((yield asked))
         waiting, searches = searches, []
         for i, search, spans in waiting:
             _advance(searches, places, i, search, [next(answers) for _ in spans])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from guardkit.errors import NotJudged, StreamClosed
 from guardkit.judge import ResponseReader, RunningVerdict
 from guardkit.messages import Message
-from guardkit.models.base import Scores, Session, Tokens
+from guardkit.models.base import Append, Scores, Session, Tokens
 from guardkit.policy import Action, Decision
+from guardkit.runner import Steps, alead, lead
 from guardkit.verdict import Stage, Verdict
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ class RetractEvent:
 
 
 Event = TextEvent | FlagEvent | StopEvent | RetractEvent
-_Steps = Generator[Tokens, Scores, list[Event]]
+_Steps = Steps[list[Event]]
 """What a call does, without the model: yields tokens to be judged, is sent their scores, returns the events."""
+LONG = 4096  # characters; more are read off the event loop
 
 
 class StreamGuard:
@@ -97,7 +99,7 @@ class StreamGuard:
         self.released = 0
         self.shown_early = 0
         try:
-            self._session = guard.run(lambda: guard.model.open(context))
+            self._session = guard.model.open(context)
         except Exception as error:
             self._fail(error)
 
@@ -111,7 +113,7 @@ class StreamGuard:
             return self._running.verdict
         speculative = self._running.copy()
         try:
-            speculative.add(tail, self._guard.run(lambda: session.peek(tail)))
+            speculative.add(tail, self._guard.model.judge(Append(session, tail, keep=False), self._guard.timeout))
         except Exception as error:
             raise NotJudged(f"the text so far could not be judged ({type(error).__name__}: {error})") from error
         return speculative.verdict
@@ -159,21 +161,17 @@ class StreamGuard:
 
     def _drive(self, steps: _Steps) -> list[Event]:
         try:
-            tokens = next(steps)
-            while True:
-                try:
-                    scores = self._guard.run(lambda tokens=tokens: self._open_session().append(tokens))  # type: ignore[misc]
-                except Exception as error:
-                    tokens = steps.throw(error)
-                else:
-                    tokens = steps.send(scores)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+            return lead(self._guard.model, steps, self._guard.timeout)
+        except Exception:
+            raise
+        except BaseException:  # interrupted: what was being judged is never released
+            self.close()
+            raise
 
-    def _open_session(self) -> Session:
+    def _append(self, tokens: Tokens) -> Append:
         if self._session is None:
             raise StreamClosed("this stream was closed while it was being fed")
-        return self._session
+        return Append(self._session, tokens)
 
     def _decode(self, ids: Sequence[int]) -> str:
         if self._decoder is None:
@@ -241,7 +239,7 @@ class StreamGuard:
         events: list[Event] = []
         try:
             for group in tokens if self.judged else ():
-                self._judge(group, (yield group), events)
+                self._judge(group, (yield self._append(group)), events)
                 if self._running.stopped:
                     return self._stop(events)
         except Exception as error:
@@ -360,21 +358,12 @@ class AsyncStreamGuard:
                 await deltas.aclose()
 
     async def _drive(self, steps: _Steps) -> list[Event]:
-        import asyncio
-
         stream = self._stream
         try:
-            tokens = next(steps)
-            while True:
-                try:
-                    scores = await stream._guard.arun(stream._open_session(), tokens)
-                except Exception as error:
-                    tokens = steps.throw(error)
-                else:
-                    tokens = steps.send(scores)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        except asyncio.CancelledError:
+            return await alead(stream._guard.model, steps, stream._guard.timeout)
+        except Exception:
+            raise
+        except BaseException:
             stream.close()
             raise
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from guardkit.guard import Guard
 from guardkit.messages import Message
-from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens
+from guardkit.models.base import Query, QueryScores, Scores, Tokens
+from guardkit.models.simple import SimpleModel, SimpleSession
 from guardkit.verdict import SEVERITIES, Category, Severity
 
 Script = Mapping[str, "str | Severity | Exception"]
@@ -46,7 +47,7 @@ class FakeTokenizer:
         return len(text) - (len(text) - last) % 48
 
 
-class FakeModel(StreamModel):
+class FakeModel(SimpleModel):
     """Finds the script's keys, ignoring case and runs of white space.
 
     A query is as bad as the worst key in it. A response is as bad as the worst key completed so far, at the token that
@@ -65,6 +66,7 @@ class FakeModel(StreamModel):
         self.tokenizer = FakeTokenizer()
         self._category, self._delay = category, delay
         self.calls = 0
+        super().__init__()
 
     def level(self, text: str, start: int = 0) -> int:
         """The severity (as an index) of the keys that end after `start`. Raises what the script says."""
@@ -92,21 +94,16 @@ class FakeModel(StreamModel):
         self.called()
         return [[QueryScores(self.scores([self.level(" ".join(q.text.lower().split()))], 9))] for q in queries]
 
-    def open(self, context: Sequence[Message]) -> Session:
+    def open(self, context: Sequence[Message]) -> SimpleSession:
         return _FakeSession(self)
 
 
-class _FakeSession(Session):
+class _FakeSession(SimpleSession):
     def __init__(self, model: FakeModel):
         self._model, self._tail, self._worst = model, "", 0
 
     def append(self, tokens: Tokens) -> Scores:
-        if self._model._delay:
-            time.sleep(self._model._delay)
-        return self._append(tokens)
-
-    def _append(self, tokens: Tokens) -> Scores:
-        self._model.calls += 1
+        self._model.called()
         levels = []
         for i in tokens.ids:
             start = len(self._tail)
@@ -115,16 +112,6 @@ class _FakeSession(Session):
             levels.append(self._worst)
             self._tail = self._tail[-self._model.longest - 1 :] if self._model.longest else ""
         return self._model.scores(levels, 8)
-
-    native_async = True
-
-    async def aappend(self, tokens: Tokens) -> Scores:
-        model = self._model
-        if model._delay:
-            import asyncio
-
-            await asyncio.sleep(model._delay)
-        return self._append(tokens)
 
     def peek(self, tokens: Tokens) -> Scores:
         before = self._tail, self._worst

@@ -11,17 +11,18 @@ Unlike `check` and a stream, a trace does not end at the first violation: all of
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from guardkit.batch import FEED_CHARS, RESPONSES, Item
+from guardkit.batch import FEED_CHARS, Item
 from guardkit.errors import GuardkitError, MessageError, NotJudged
 from guardkit.judge import ResponseReader, check_finite, run_length
 from guardkit.messages import REASONING_TAG, Message, Part, read_messages, starts_in_reasoning
-from guardkit.models.base import Scores, Session, Tokens
+from guardkit.models.base import Append
 from guardkit.policy import Decision
 from guardkit.retokenize import SurrogateJoiner
+from guardkit.runner import Steps, run
 from guardkit.trace_parts import Begin, Piece, Sentence, Span, TracePart, nothing_flagged
 from guardkit.trace_worst import with_worst
 from guardkit.verdict import Category, Severity, Stage
@@ -127,13 +128,16 @@ def trace_batch(guard: Guard, items: Sequence[Item], *, feed_chars: int = FEED_C
     start = time.perf_counter()
     outputs = [_Output(guard, item, feed_chars) for item in items]
     voices = [v for output in outputs for v in output.voices]
-    for i in range(0, len(voices), RESPONSES):
-        _run(guard, voices[i : i + RESPONSES])
+    for voice, found in zip(voices, run(guard.model, [v.score for v in voices], guard.timeout), strict=True):
+        if isinstance(found, Exception):
+            voice.error = found
+        else:
+            voice.pieces = found
     traces = []
-    for item, output, found in zip(items, outputs, _with_worst(guard, outputs), strict=True):
-        found = replace(found, latency_ms=(time.perf_counter() - start) * 1e3)
-        guard.record(found.decision, item, output.characters, found.latency_ms, "trace")
-        traces.append(found)
+    for item, output, one in zip(items, outputs, _with_worst(guard, outputs), strict=True):
+        one = replace(one, latency_ms=(time.perf_counter() - start) * 1e3)
+        guard.record(one.decision, item, output.characters, one.latency_ms, "trace")
+        traces.append(one)
     return traces
 
 
@@ -143,31 +147,6 @@ def _with_worst(guard: Guard, outputs: Sequence[_Output]) -> list[Trace]:
     contexts = [output.context for output, t in zip(outputs, found, strict=True) for _ in t.parts]
     parts = iter(with_worst(guard, [p for t in found for p in t.parts], contexts))
     return [replace(t, parts=tuple(next(parts) for _ in t.parts)) for t in found]
-
-
-def _run(guard: Guard, voices: Sequence[_Voice]) -> None:
-    """Score `voices` together; where a pass fails, each starts again on its own, so that one fault stays with one."""
-    try:
-        for v in voices:
-            v.open()
-        while active := [(v, tokens) for v in voices if (tokens := v.next_tokens()) is not None]:
-            pairs = [(v.session, tokens) for v, tokens in active if v.session is not None]
-            results = guard.run(lambda pairs=pairs: guard.model.append_batch(pairs))  # type: ignore[misc]
-            if len(results) != len(active):
-                raise ValueError(f"the model judged {len(results)} of {len(active)} texts")
-            for (v, tokens), scores in zip(active, results, strict=True):
-                v.add(tokens, scores)
-    except Exception as error:
-        for v in voices:
-            v.close()
-        if len(voices) == 1:
-            voices[0].error = error
-            return
-        for v in voices:
-            _run(guard, [v])
-    finally:
-        for v in voices:
-            v.close()
 
 
 class _Output:
@@ -264,38 +243,24 @@ class _Voice:
     def __init__(self, guard: Guard, number: int, cuts: list[_Cut], context: tuple[Message, ...], feed_chars: int):
         self.number = number  # of the text in its message
         self._guard, self._cuts, self._context, self._feed_chars = guard, cuts, context, feed_chars
-        self._debounce = run_length(guard.model, guard.debounce)
         self.pieces: list[Piece] = []
-        self.session: Session | None = None
         self.error: BaseException | None = None
 
-    def open(self) -> None:
-        """Start, or start again."""
-        self.pieces = []
-        self._tokens = self._read()
-        self._run = 0  # flagged tokens in a row, up to the newest
-        self.session = self._guard.run(lambda: self._guard.model.open(self._context))
-
-    def close(self) -> None:
-        if self.session is not None:
-            self.session.close()
-            self.session = None
-
-    def next_tokens(self) -> Tokens | None:
-        """The next group of tokens; None at the end."""
-        return next(self._tokens, None)
-
-    def _read(self) -> Iterator[Tokens]:
-        for cut in self._cuts:
-            self.pieces.append(Piece(self._guard, cut.stages, cut.text, cut.start))
-            reader = ResponseReader(self._guard.model, cut.stages[0])
-            for at in range(0, len(cut.text), self._feed_chars):
-                yield from reader.push(cut.text[at : at + self._feed_chars])[1]
-            yield from reader.finish()[1]
-
-    def add(self, tokens: Tokens, scores: Scores) -> None:
-        check_finite(scores, len(tokens))
-        self._run = self.pieces[-1].add(tokens, scores, self._run, self._debounce)
+    def score(self) -> Steps[list[Piece]]:
+        """The stretches with the scores of their tokens."""
+        model, pieces, flagged = self._guard.model, list[Piece](), 0
+        debounce = run_length(model, self._guard.debounce)
+        session = model.open(self._context)
+        try:
+            for cut in self._cuts:
+                pieces.append(Piece(self._guard, cut.stages, cut.text, cut.start))
+                for tokens in ResponseReader(model, cut.stages[0]).read_all(cut.text, self._feed_chars):
+                    scores = yield Append(session, tokens)
+                    check_finite(scores, len(tokens))
+                    flagged = pieces[-1].add(tokens, scores, flagged, debounce)  # in a row, up to the newest
+        finally:
+            session.close()
+        return pieces
 
 
 __all__ = ["Begin", "Outcome", "Sentence", "Span", "Trace", "TracePart", "trace", "trace_batch"]

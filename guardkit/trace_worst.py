@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from guardkit.batch import Judging
 from guardkit.messages import Message
+from guardkit.runner import run_rounds
 from guardkit.trace_parts import TracePart
 from guardkit.verdict import SAME_SCORE, SEVERITIES, Severity, Stage
 
@@ -35,8 +36,8 @@ def with_worst(guard: Guard, parts: Sequence[TracePart], contexts: Sequence[tupl
     ]
     found: list[tuple[Severity, float] | None] = []
     if asked:
-        judging = Judging(guard.model, guard.policy, guard.debounce, guard.run, 0)
-        for outcome in judging.judge(asked, None, views=False):
+        judging = Judging(guard.model, guard.policy, guard.debounce, 0).judge(asked, None, views=False)
+        for outcome in run_rounds(guard.model, judging, guard.timeout):
             verdict = outcome.verdict
             found.append(None if verdict is None or outcome.error is not None else (verdict.severity, verdict.risk))
     answers = iter(found)

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
-from guardkit.models.base import Query, Tokens
+from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.nano import load, unigram, weights_path
 from guardkit.models.nano.model import GROUPS, Nano, NanoSession
 from guardkit.models.nano.tokenizer import CLS, FIRST_BYTE_ID, SEP, NanoTokenizer
 from guardkit.models.nano.unigram import UnigramTokenizer
 from guardkit.models.nano.units import MAX_TAIL_CHARS
+from tests.asking import append, ask, ask_all, peek
 
 WORDS = [
     "the",
@@ -64,11 +65,11 @@ def words(n: int, seed: int = 0) -> str:
 def test_a_response_scores_the_same_token_by_token_and_at_once(nano: Nano, length: int) -> None:
     ids = nano.tokenizer.encode(words(length))[0]
     context = [Message("user", "tell me a story")]
-    whole = nano.open(context).append(cut(ids))
+    whole = append(nano, nano.open(context), cut(ids))
     assert len(whole) == len(ids)
     for chunk in (1, 3, 17, 97):
         session = nano.open(context)
-        parts = [session.append(cut(ids[i : i + chunk])) for i in range(0, len(ids), chunk)]
+        parts = [append(nano, session, cut(ids[i : i + chunk])) for i in range(0, len(ids), chunk)]
         assert np.array_equal(np.concatenate([p.severity for p in parts]), whole.severity)
         assert np.array_equal(np.concatenate([p.category for p in parts]), whole.category)
 
@@ -77,9 +78,9 @@ def test_responses_in_a_batch_score_as_alone(nano: Nano) -> None:
     texts = [words(n, n) for n in (3, 50, 200, 7, 300)]
     ids = [nano.tokenizer.encode(t)[0] for t in texts]
     contexts = [[], [Message("user", "hi")], [], [Message("user", words(300))], []]
-    together = nano.append_batch([(nano.open(c), cut(i)) for c, i in zip(contexts, ids, strict=True)])
+    together = ask_all(nano, [Append(nano.open(c), cut(i)) for c, i in zip(contexts, ids, strict=True)])
     for context, one, batched in zip(contexts, ids, together, strict=True):
-        alone = nano.open(context).append(cut(one))
+        alone = append(nano, nano.open(context), cut(one))
         assert np.array_equal(alone.severity, batched.severity)
 
 
@@ -92,13 +93,13 @@ def test_sessions_of_any_age_in_a_batch_score_as_alone(nano: Nano) -> None:
         opened = [nano.open(context) for context in contexts]
         for i, (session, age) in enumerate(zip(opened, ages, strict=True)):
             if age:
-                session.append(cut(nano.tokenizer.encode(words(age, i))[0]))
+                append(nano, session, cut(nano.tokenizer.encode(words(age, i))[0]))
         return opened
 
     fresh = [cut(nano.tokenizer.encode(words(n, n))[0]) for n in news]
-    together = nano.append_batch(list(zip(sessions(), fresh, strict=True)))
+    together = ask_all(nano, [Append(*pair) for pair in zip(sessions(), fresh, strict=True)])
     for session, tokens, batched in zip(sessions(), fresh, together, strict=True):
-        assert np.array_equal(session.append(tokens).severity, batched.severity)
+        assert np.array_equal(append(nano, session, tokens).severity, batched.severity)
 
 
 def test_the_vocabulary_keeps_what_makes_it_total() -> None:
@@ -112,9 +113,9 @@ def test_the_vocabulary_keeps_what_makes_it_total() -> None:
 
 def test_queries_in_a_batch_score_as_alone(nano: Nano) -> None:
     queries = [Query(words(n, n)) for n in (1, 300, 12, 80, 5, 700)]
-    together = nano.query(queries)
+    together = ask(nano, queries)
     for query, batched in zip(queries, together, strict=True):
-        alone = nano.query([query])[0]
+        alone = ask(nano, [query])[0]
         assert len(alone) == len(batched)
         for a, b in zip(alone, batched, strict=True):
             assert np.array_equal(a.scores.severity, b.scores.severity)
@@ -122,7 +123,7 @@ def test_queries_in_a_batch_score_as_alone(nano: Nano) -> None:
 
 
 def test_scores_are_probabilities(nano: Nano) -> None:
-    scores = nano.open([]).append(cut(nano.tokenizer.encode(words(30))[0]))
+    scores = append(nano, nano.open([]), cut(nano.tokenizer.encode(words(30))[0]))
     assert np.allclose(scores.severity.sum(1), 1, atol=1e-5)
     assert np.allclose(scores.category.sum(1), 1, atol=1e-5)
 
@@ -131,8 +132,8 @@ def test_peek_leaves_no_trace(nano: Nano) -> None:
     ids = nano.tokenizer.encode(words(300))[0]
     session, other = nano.open([]), nano.open([])
     for i in range(0, len(ids), 60):
-        session.peek(cut(ids[:7]))
-        a, b = session.append(cut(ids[i : i + 60])), other.append(cut(ids[i : i + 60]))
+        peek(nano, session, cut(ids[:7]))
+        a, b = append(nano, session, cut(ids[i : i + 60])), append(nano, other, cut(ids[i : i + 60]))
         assert np.array_equal(a.severity, b.severity)
 
 
@@ -141,7 +142,7 @@ def test_a_session_holds_one_window_at_most(nano: Nano) -> None:
     ids = nano.tokenizer.encode(words(100))[0]
     sizes = set()
     for _ in range(20):
-        session.append(cut(ids))
+        append(nano, session, cut(ids))
         sizes.add(session.cache().nbytes)
     assert max(sizes) <= nano.window * np.prod(nano._cache_shape)
 

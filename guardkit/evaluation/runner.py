@@ -25,8 +25,9 @@ from guardkit.evaluation.rows import CATEGORIES, Row
 from guardkit.evaluation.sources import Source
 from guardkit.guard import Guard
 from guardkit.judge import ResponseReader, RunningVerdict, run_length
-from guardkit.messages import read_messages
-from guardkit.models.base import StreamModel
+from guardkit.messages import Message, read_messages
+from guardkit.models.base import Append, StreamModel
+from guardkit.runner import Steps, lead
 from guardkit.verdict import SEVERITIES, Stage, Verdict
 
 BATCH = 256
@@ -219,14 +220,18 @@ def _locate(guard: Guard, row: Row) -> Prediction:
     if judged.tool_calls or judged.unjudgeable or judged.attached:
         what = [*judged.unjudgeable, *(["tool call"] if judged.tool_calls else []), *(p.what for p in judged.attached)]
         raise NotJudged(f"{', '.join(what)}: only text and reasoning have locations")
+    return lead(guard.model, _judge_all(guard, row.text, context), guard.timeout)
+
+
+def _judge_all(guard: Guard, text: str, context: Sequence[Message]) -> Steps[Prediction]:
     model, reader = guard.model, ResponseReader(guard.model, Stage.response)
     running = RunningVerdict(reader, model, guard.policy, guard.debounce)
-    groups = reader.push(row.text)[1] + reader.finish()[1]
+    groups = reader.push(text)[1] + reader.finish()[1]
     session = model.open(context)
     levels = [np.zeros(0, np.int8)]
     try:
         for tokens in groups:
-            scores = guard.run(lambda tokens=tokens: session.append(tokens))  # type: ignore[misc]
+            scores = yield Append(session, tokens)
             levels.append(model.severities(scores.severity, tokens.stage).astype(np.int8))
             if not running.stopped:
                 running.add(tokens, scores)

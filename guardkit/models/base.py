@@ -7,16 +7,20 @@ a conversation, and what its scores mean; windows longer than its context are it
 
 from __future__ import annotations
 
-import copy
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guardkit.coverage import Coverage
+from guardkit.loop import Turn
 from guardkit.messages import Message
 from guardkit.verdict import Category, Severity, Stage
 
@@ -130,32 +134,37 @@ class Limits:
         return self.unsafe if severity is Severity.unsafe else self.flagged
 
 
-class Session(ABC):
-    """One response under way: everything fed so far is in the model's cache. Not for use by two threads at once."""
-
-    @abstractmethod
-    def append(self, tokens: Tokens) -> Scores:
-        """Judge the next tokens of the response; scores of each of them. After an error the session is over."""
-
-    @abstractmethod
-    def peek(self, tokens: Tokens) -> Scores:
-        """Judge tokens as if they came next, and forget them again."""
-
-    native_async: bool = False
-    """Whether `aappend` takes no thread while it waits."""
-
-    async def aappend(self, tokens: Tokens) -> Scores:
-        """`append` for an event loop. Models whose streams wait in great numbers override it."""
-        import asyncio  # heavy, and only an event loop needs it
-
-        return await asyncio.to_thread(self.append, tokens)
+class Session(ABC):  # noqa: B024 - what it holds is its model's business
+    """One response under way. Its tokens are judged by work that names it, in the order of submission; after an error
+    the session is over."""
 
     def close(self) -> None:  # noqa: B027 - a session without resources needs no code
         """Free what the session holds. Safe to call twice."""
 
 
+@dataclass(frozen=True, eq=False)
+class Append:
+    """The next tokens of a response, to be judged each: the result is their `Scores`.
+
+    keep: whether they stay; else they are judged as if they came next, and forgotten again.
+    """
+
+    session: Session
+    tokens: Tokens
+    keep: bool = True
+
+
+Work = Query | Append
+"""What a model is asked. A `Query` gives its windows' scores, or those of them that can matter to a policy: the worst
+of each kind (a list of `QueryScores`); an `Append` gives `Scores`."""
+
+
 class StreamModel(ABC):
-    """A model with the Stream contract. Must be safe to use from several threads."""
+    """A model with the Stream contract, safe to use from any thread or task.
+
+    Work is submitted and gives futures; nothing else touches what the model holds. What waits together is judged
+    together, and a batch equals one by one. A piece that fails, fails alone.
+    """
 
     name: str
     tokenizer: Tokenizer
@@ -164,8 +173,8 @@ class StreamModel(ABC):
     judges_normalized_view: bool = False
     """Whether `check` should also judge a text's de-obfuscated view (for models that cannot see through it)."""
     whole_texts: bool = False
-    """Whether the model judges texts of every stage whole (the Gen contract): `check` then hands responses to `query`,
-    and only streams use sessions."""
+    """Whether the model judges texts of every stage whole (the Gen contract): `check` then hands responses over as
+    queries, and only streams use sessions."""
     locate_queries: int | None = None
     """How many queries finding the flagged place in a text may take where the guard does not say; None: as many as it
     has sentences, in one batch."""
@@ -175,31 +184,60 @@ class StreamModel(ABC):
     """See `with_threshold`."""
     stride: int = 1
     """Tokens of a stream that are judged together; fewer only where a text or its reasoning ends."""
+    in_flight: int = 64
+    """Pieces of work that one caller should have submitted at a time: enough for full batches."""
+    source: tuple[str, dict[str, Any]] | None = None
+    """Name and options that `load_model` loads this model by, elsewhere too."""
 
     @abstractmethod
-    def query(self, queries: Sequence[Query]) -> Sequence[list[QueryScores] | Exception]:
-        """Judge whole queries, all of each text, in batches. Order is kept; a batch equals one by one.
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+        """Hand work over, all at once; a future of each result. Order is kept within a session.
 
-        Gives each query's windows, or those of them that can matter to a policy: the worst of each kind. A query that
-        fails alone may be given as its error; where the call itself raises, its queries are tried one by one.
+        deadline: of `time.monotonic`; what is not begun by then ends in a TimeoutError. A future that is cancelled
+        in time is not worked on. Raises `GuardkitError` once the model is closed.
         """
 
     @abstractmethod
     def open(self, context: Sequence[Message]) -> Session:
-        """Start a response that follows `context`."""
+        """Start a response that follows `context`. Raises `Overloaded` where no more may be open."""
 
-    def append_batch(self, work: Sequence[tuple[Session, Tokens]]) -> list[Scores]:
-        """`append` for many sessions at once. Models that can share a forward pass override it."""
-        return [session.append(tokens) for session, tokens in work]
+    @property
+    def holders(self) -> WeakSet[Any]:
+        """The guards that use this model: it is closed with the last of them."""
+        found: WeakSet[Any] = vars(self).setdefault("_holders", WeakSet())
+        return found
+
+    def turn(self) -> Turn | None:
+        """For a caller that will wait for what it submits: its turn at the model, where it may serve itself."""
+        return None
+
+    def judge(self, work: Work, timeout: float | None = None) -> Any:
+        """Submit one piece of work and wait for its result, `timeout` seconds at the most (else a TimeoutError)."""
+        turn = self.turn() if timeout is None else None
+        with turn or nullcontext():
+            (future,) = self.submit([work], None if timeout is None else time.monotonic() + timeout)
+            try:
+                while turn is not None and turn.owned and not future.done() and turn.step():
+                    pass
+                return future.result(timeout)
+            except TimeoutError:
+                if future.done():
+                    raise
+                raise too_late(timeout) from None
+            finally:
+                future.cancel()
+
+    def close(self) -> None:  # noqa: B027 - a model without resources needs no code
+        """End its thread and free its memory; what is submitted later raises `GuardkitError`. Safe to call twice."""
 
     def limits(self, stage: Stage) -> Limits | None:
         """The probabilities from which on a text of this stage is not safe; None: the likeliest severity is named."""
         return None if self.threshold is None else Limits(self.threshold, self.threshold)
 
     def with_threshold(self, least: float) -> Self:
-        """This model with `least` as the limit of every severity and stage; weights and caches are shared."""
-        twin = copy.copy(self)
-        twin.threshold = least
+        """This model with `least` as the limit of every severity and stage; all else is shared."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self), _holders=self.holders, threshold=least)
         return twin
 
     def severities(self, scores: Floats, stage: Stage) -> Ints:
@@ -211,3 +249,23 @@ class StreamModel(ABC):
         out[1.0 - scores[:, 0] >= limits.flagged] = 1
         out[scores[:, 2] >= limits.unsafe] = 2
         return out
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A loaded model travels by its name, and is loaded again where it arrives."""
+        if self.source is None:
+            return super().__reduce_ex__(protocol)
+        return _load_again, (*self.source, self.threshold)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # loaded once, shared by all
+
+
+def too_late(timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"the model took longer than {timeout} s")
+
+
+def _load_again(name: str, options: dict[str, Any], threshold: float | None) -> StreamModel:
+    from guardkit.models.registry import load_model
+
+    model = load_model(name, **options)
+    return model if threshold is None else model.with_threshold(threshold)

@@ -11,11 +11,12 @@ grammar are kept.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,14 @@ from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Rows
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear
+from guardkit.engine.reading import Reading, begin
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate, Layout
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message
-from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens
+from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 from guardkit.models.gen_messages import ALONE, content_of, render
-from guardkit.models.gen_walk import CATEGORIES, RESPONSE_CATEGORIES, Answer, Grammar, Walk, Walker
+from guardkit.models.gen_walk import CATEGORIES, RESPONSE_CATEGORIES, Answer, Grammar, Walker
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.retokenize import IncrementalTokenizer
 from guardkit.verdict import Stage
@@ -43,7 +45,8 @@ TAIL = 512  # positions that are kept free for text that is not final yet
 ANSWER = 96  # positions that are kept free for the answer: all categories, and the refusal
 CUT = 16  # tokens by which the piece of a text may outgrow those that it was cut from
 OVERLAP = 32  # windows of a long text share 1/OVERLAP of the positions
-IN_FLIGHT = 64  # texts of one batch that are in the engine at once
+IN_FLIGHT = 64  # texts that are in the engine at once
+NOTHING = np.zeros((0, 0), np.float32)
 
 
 def load(checkpoint: Checkpoint, name: str, options: Options) -> Qwen3GuardGen:
@@ -93,6 +96,7 @@ class Qwen3GuardGen(StreamModel):
         self.walk = Walker(engine, grammar).walk
         self._heads: list[Sequence_] = []
         self._heads = [self._head(False), self._head(True)]
+        self._room = _Room(engine.room)
 
     @property
     def limit(self) -> int:
@@ -119,97 +123,52 @@ class Qwen3GuardGen(StreamModel):
 
     # -- whole texts
 
-    def query(self, queries: Sequence[Query]) -> Sequence[list[QueryScores] | Exception]:
-        found: list[list[QueryScores]] = [[] for _ in queries]
-        errors: dict[int, Exception] = {}
-        again: set[int] = set()  # those whose step failed, maybe through another text's fault
-        answers: SimpleQueue[tuple[Walk, Future[Rows]]] = SimpleQueue()
-        walks: dict[Walk, tuple[int, Sequence_, int, QueryScores]] = {}
-        waiting = self._windows(queries, errors)
-        entry = next(waiting, None)
-        try:
-            while entry is not None or walks:
-                # Texts that would push each other out of the cache wait for their turn.
-                while entry is not None and len(walks) < IN_FLIGHT:
-                    at, frame, ids, window = entry
-                    room = self.engine.room - sum(size for _, _, size, _ in walks.values())
-                    size = -(-(len(ids) + ANSWER) // GROW) * GROW
-                    if walks and size > room:
-                        break
-                    sequence = self.engine.open(counted=False, prefix=self._prefix(ids, frame.response))
-                    walk = self.walk(sequence, ids, frame.response)
-                    walks[walk] = (at, sequence, size, window)
-                    self._go_on(walk, None, walks, found, errors, again, answers)
-                    entry = next(waiting, None)
-                if walks:
-                    walk, future = answers.get()
-                    self._go_on(walk, future, walks, found, errors, again, answers)
-        finally:
-            for _, sequence, _, _ in walks.values():
-                self.engine.close(sequence)
-        # Windows come back in any order.
-        for windows in found:
-            windows.sort(key=lambda window: window.start or 0)
-        results = [errors.get(at) or windows for at, windows in enumerate(found)]
-        for at in again if len(queries) > 1 else ():
-            results[at] = self.query([queries[at]])[0]
-        return results
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+        return [begin(self._query(w, deadline) if isinstance(w, Query) else self._append(w, deadline)) for w in works]
 
-    def _go_on(
-        self,
-        walk: Walk,
-        future: Future[Rows] | None,
-        walks: dict[Walk, tuple[int, Sequence_, int, QueryScores]],
-        found: list[list[QueryScores]],
-        errors: dict[int, Exception],
-        again: set[int],
-        answers: SimpleQueue[tuple[Walk, Future[Rows]]],
-    ) -> None:
-        """Lead one text on until it waits for the engine again; book its answer or its error where it ends."""
-        at, sequence, _, window = walks[walk]
-        try:
-            if future is None:
-                wanted = next(walk)
-            elif (error := future.exception()) is not None:
-                wanted = walk.throw(error)
-            else:
-                wanted = walk.send(future.result())
-            wanted.add_done_callback(lambda done: answers.put((walk, done)))
-            return
-        except StopIteration as end:
-            found[at].append(replace(window, scores=answer_scores(end.value)))
-        except Exception as error:
-            errors.setdefault(at, error)
-            if sequence.broken is not None:
-                again.add(at)
-        del walks[walk]
-        self.engine.close(sequence)
+    def close(self) -> None:
+        self.engine.shut(f"{self.name} was closed; load it again")
 
-    def _windows(
-        self, queries: Sequence[Query], errors: dict[int, Exception]
-    ) -> Iterator[tuple[int, Frame, list[int], QueryScores]]:
-        """(query, frame, ids, where they come from) of every window; one for a query that fits."""
-        nothing = Scores(np.zeros((0, 3), np.float32), np.zeros((0, 0), np.float32))
-        for at, query in enumerate(queries):
+    def _query(self, query: Query, deadline: float | None) -> Reading[list[QueryScores]]:
+        found = []
+        for frame, ids, window in self._windows(query):
+            turn = self._room.enter(-(-(len(ids) + ANSWER) // GROW) * GROW)
+            sequence = None
             try:
-                frame = self.frame(query)
-                ids = self.encode(frame, query.text)
-                if len(ids) <= self.limit:
-                    yield at, frame, ids, QueryScores(nothing, windowed=frame.windowed)
-                    continue
-                frame = self.frame(replace(query, context=()))
-                own, starts = self.tokenizer.encode(query.text)
-                room = self.limit - len(self.encode(frame, "")) - CUT
-                step = room - self.limit // OVERLAP
-                if step <= 0:
-                    raise ModelLoadError(f"{self.name}: room for {self.engine.max_tokens} tokens only")
-                for begin in range(0, max(len(own) - (room - step), 1), step):
-                    end = begin + room
-                    stop = starts[end] if end < len(own) else len(query.text)
-                    ids = self.encode(frame, query.text[starts[begin] : stop])
-                    yield at, frame, ids, QueryScores(nothing, starts[begin], stop, True)
-            except Exception as error:  # this text's own: the others are judged
-                errors[at] = error
+                yield turn
+                sequence = self.engine.open(counted=False, prefix=self._prefix(ids, frame.response))
+                answer = yield from self.walk(sequence, ids, frame.response, deadline)
+            finally:
+                if sequence is not None:
+                    self.engine.close(sequence)
+                self._room.leave(turn)
+            found.append(replace(window, scores=answer_scores(answer)))
+        return found
+
+    def _append(self, work: Append, deadline: float | None) -> Reading[Scores]:
+        if not isinstance(work.session, _GenSession):
+            raise TypeError(f"a session of another model: {type(work.session).__name__}")
+        return (yield from work.session.judge(work.tokens, work.keep, deadline))
+
+    def _windows(self, query: Query) -> Iterator[tuple[Frame, list[int], QueryScores]]:
+        """(frame, ids, where they come from) of every window; one for a query that fits."""
+        nothing = Scores(np.zeros((0, 3), np.float32), np.zeros((0, 0), np.float32))
+        frame = self.frame(query)
+        ids = self.encode(frame, query.text)
+        if len(ids) <= self.limit:
+            yield frame, ids, QueryScores(nothing, windowed=frame.windowed)
+            return
+        frame = self.frame(replace(query, context=()))
+        own, starts = self.tokenizer.encode(query.text)
+        room = self.limit - len(self.encode(frame, "")) - CUT
+        step = room - self.limit // OVERLAP
+        if step <= 0:
+            raise ModelLoadError(f"{self.name}: room for {self.engine.max_tokens} tokens only")
+        for first in range(0, max(len(own) - (room - step), 1), step):
+            end = first + room
+            stop = starts[end] if end < len(own) else len(query.text)
+            ids = self.encode(frame, query.text[starts[first] : stop])
+            yield frame, ids, QueryScores(nothing, starts[first], stop, True)
 
     # -- frames
 
@@ -268,16 +227,16 @@ class _GenSession(Session):
         room = model.limit - len(self._start) - len(model.template.encode(self._after, ()))
         self._room = room - min(TAIL, room // 2)
         self._sequence = model.engine.open(prefix=model._prefix(self._start, True))
-        self._opened = model.engine.submit(self._sequence, self._start[len(self._sequence.ids) :])
+        self._opened = model.engine.submit(self._sequence, self._start[self._sequence.length :])
         self._computed = len(self._start)  # tokens that `_sequence` surely has
 
-    def append(self, tokens: Tokens) -> Scores:
-        self._push(self._change(tokens.stage) + tokens.text)
+    def judge(self, tokens: Tokens, keep: bool, deadline: float | None) -> Reading[Scores]:
+        change = self._change(tokens.stage)
+        if not keep:
+            return (yield from self._judge(self._text.tail + change + tokens.text, len(tokens), deadline))
+        self._push(change + tokens.text)
         self._stage = tokens.stage
-        return self._judge(self._text.tail, len(tokens))
-
-    def peek(self, tokens: Tokens) -> Scores:
-        return self._judge(self._text.tail + self._change(tokens.stage) + tokens.text, len(tokens))
+        return (yield from self._judge(self._text.tail, len(tokens), deadline))
 
     def close(self) -> None:
         self._model.engine.close(self._sequence)
@@ -298,18 +257,13 @@ class _GenSession(Session):
             self._kept = self._kept[-max(self._room // 2, len(new)) :]
             self._computed = len(self._start)
 
-    def _judge(self, tail: str, n_tokens: int) -> Scores:
+    def _judge(self, tail: str, n_tokens: int, deadline: float | None) -> Reading[Scores]:
         model, engine, sequence = self._model, self._model.engine, self._sequence
-        self._opened.result()
+        yield self._opened
         engine.truncate(sequence, self._computed)
         kept = [*self._start, *self._kept]
-        walk = model.walk(sequence, kept + model.template.encode([0, *self._after], [tail]), True)
-        try:
-            wanted = next(walk)
-            while True:
-                wanted = walk.send(wanted.result())
-        except StopIteration as end:
-            answer: Answer = end.value
+        ids = kept + model.template.encode([0, *self._after], [tail])
+        answer = yield from model.walk(sequence, ids, True, deadline)
         self._computed = len(kept)
         engine.truncate(sequence, len(kept))
         scores = answer_scores(answer)
@@ -317,6 +271,43 @@ class _GenSession(Session):
         refusal = None if scores.refusal is None else repeat(scores.refusal)
         windowed = np.full(n_tokens, self._windowed)
         return Scores(repeat(scores.severity), repeat(scores.category), refusal, windowed, answer.named)
+
+
+class _Room:
+    """Turns at the cache: texts that would push each other out of it wait."""
+
+    def __init__(self, n_tokens: int):
+        self.n_tokens, self._lock = n_tokens, threading.Lock()
+        self._inside: dict[Future[Rows], int] = {}  # the tokens of each text
+        self._waiting: dict[Future[Rows], int] = {}
+
+    def enter(self, n_tokens: int) -> Future[Rows]:
+        """A future that is done when there is room for `n_tokens`. It must `leave`, whatever becomes of it."""
+        turn: Future[Rows] = Future()
+        with self._lock:
+            self._waiting[turn] = n_tokens
+        self._admit()
+        return turn
+
+    def leave(self, turn: Future[Rows]) -> None:
+        with self._lock:
+            self._inside.pop(turn, None)
+            self._waiting.pop(turn, None)
+        self._admit()
+
+    def _admit(self) -> None:
+        admitted = []
+        with self._lock:
+            used = sum(self._inside.values())
+            for turn, n_tokens in list(self._waiting.items()):
+                if self._inside and (used + n_tokens > self.n_tokens or len(self._inside) >= IN_FLIGHT):
+                    break
+                self._inside[turn] = self._waiting.pop(turn)
+                used += n_tokens
+                admitted.append(turn)
+        for turn in admitted:  # outside of the lock, since it runs what waited
+            if turn.set_running_or_notify_cancel():
+                turn.set_result(NOTHING)
 
 
 def answer_scores(answer: Answer) -> Scores:

@@ -7,8 +7,7 @@ computed along with the text itself, so that a safe text takes one pass; a walk 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from guardkit.engine.engine import Engine, Rows
 from guardkit.engine.engine import Sequence as Sequence_
+from guardkit.engine.reading import Reading
 from guardkit.errors import ModelLoadError
 from guardkit.models.gen_grammar import CATEGORY_LABELS, NO_CATEGORY, REFUSAL_LABELS, SEVERITY_LABELS
 from guardkit.models.qwen_tokenizer import QwenTokenizer
@@ -80,8 +80,7 @@ class Answer:
     refusal: float | None = None
 
 
-_Reading = Generator[Future[Rows], Rows, Rows]
-Walk = Generator[Future[Rows], Rows, Answer]
+Walk = Reading[Answer]
 
 
 @dataclass
@@ -91,16 +90,19 @@ class _Path:
     engine: Engine
     sequence: Sequence_
     at: int
+    deadline: float | None
     ahead: list[tuple[int, Rows]] = field(default_factory=list)
 
-    def step(self, tokens: list[int], guess: Sequence[int] = ()) -> _Reading:
+    def step(self, tokens: list[int], guess: Sequence[int] = ()) -> Reading[Rows]:
         """Go on by `tokens`; the row at the last of them. `guess`: what will likely follow, computed along."""
         if [token for token, _ in self.ahead[: len(tokens)]] == tokens:
             row = self.ahead[len(tokens) - 1][1]
             del self.ahead[: len(tokens)]
         else:
             self.engine.truncate(self.sequence, self.at)
-            rows = yield self.engine.submit(self.sequence, [*tokens, *guess], "grammar", len(tokens) - 1)
+            rows = yield self.engine.submit(
+                self.sequence, [*tokens, *guess], "grammar", len(tokens) - 1, deadline=self.deadline
+            )
             row = rows[0]
             self.ahead = list(zip(guess, rows[1:], strict=True))
         self.at += len(tokens)
@@ -114,11 +116,11 @@ class Walker:
         self._engine, self._grammar = engine, grammar
         self._column = {token: i for i, token in enumerate(grammar.ids)}
 
-    def walk(self, sequence: Sequence_, ids: list[int], response: bool) -> Walk:
+    def walk(self, sequence: Sequence_, ids: list[int], response: bool, deadline: float | None = None) -> Walk:
         """Lead a sequence from a rendered template to an answer; yields what it waits for. `ids` starts with what the
         sequence has."""
         grammar = self._grammar
-        path = _Path(self._engine, sequence, len(sequence.ids))
+        path = _Path(self._engine, sequence, sequence.length, deadline)
         refusal = grammar.refusal_line if response else []
         none = [*grammar.categories[NO_CATEGORY], *refusal]
         guess = [*grammar.severities["Safe"], *grammar.categories_line, *none]

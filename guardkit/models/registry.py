@@ -66,6 +66,12 @@ def load_model(name: str | Path, **options: Any) -> StreamModel:
     options = {k: v for k, v in options.items() if v is not None}
     if isinstance(name, Path) or name.startswith("~"):
         name = str(Path(name).expanduser().absolute())
+    model = _load(name, dict(options))
+    model.source = name, options
+    return model
+
+
+def _load(name: str, options: dict[str, Any]) -> StreamModel:
     if name == "nano":
         loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.nano").load)
         return loader(**options)

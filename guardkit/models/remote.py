@@ -12,16 +12,17 @@ part.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from guardkit.errors import ModelLoadError
+from guardkit.errors import GuardkitError, ModelLoadError
 from guardkit.messages import Message
-from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens
+from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 from guardkit.models.gen_grammar import Unparsable, gbnf, regex
 from guardkit.models.gen_messages import render, shortened
 from guardkit.models.remote_answer import CATEGORIES, Judged, read
@@ -37,7 +38,6 @@ OVERLAP = 16  # windows share 1/OVERLAP of their characters
 COLD_START = 600.0  # seconds that a server may take to load a model when it is first asked for
 # Servers that take a final assistant message as one, and never continue it; llama.cpp, for one, continues it.
 _TAKES_LAST = ("vllm", "sglang")
-_T = TypeVar("_T")
 
 
 def load(url: str, *, model: str | None = None, threads: int | None = None, limits: Limits | None = None) -> RemoteGen:
@@ -129,17 +129,12 @@ class RemoteGen(StreamModel):
     def __repr__(self) -> str:
         return f"RemoteGen({self.name!r} at '{self._server.where}')"
 
-    def query(self, queries: Sequence[Query]) -> list[list[QueryScores] | Exception]:
-        """All at once, up to the limit of concurrent requests. A row that fails holds its error: nothing is asked
-        twice because of it."""
-        return self.run(self._judge_all(queries))
-
-    async def _judge_all(self, queries: Sequence[Query]) -> list[list[QueryScores] | Exception]:
-        found = await asyncio.gather(*map(self._judge, queries), return_exceptions=True)
-        for row in found:
-            if isinstance(row, BaseException) and not isinstance(row, Exception):
-                raise row
-        return found  # type: ignore[return-value]
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+        """All at once, up to the limit of concurrent requests."""
+        try:
+            return [self._server.submit(self._answer(work, deadline)) for work in works]
+        except RuntimeError as error:
+            raise GuardkitError(f"{self._server.where}: {error}") from error
 
     def open(self, context: Sequence[Message]) -> Session:
         return _RemoteSession(self, tuple(context))
@@ -147,13 +142,16 @@ class RemoteGen(StreamModel):
     def close(self) -> None:
         self._server.close()
 
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return self._server.run(work)
-
-    def submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
-        return self._server.submit(work)
-
     # -- in the server's event loop
+
+    async def _answer(self, work: Work, deadline: float | None) -> list[QueryScores] | Scores:
+        left = None if deadline is None else max(deadline - time.monotonic(), 0)
+        async with asyncio.timeout(left):
+            if isinstance(work, Query):
+                return await self._judge(work)
+            if not isinstance(work.session, _RemoteSession):
+                raise TypeError(f"a session of another model: {type(work.session).__name__}")
+            return await work.session.judge(work.tokens, work.keep)
 
     async def _judge(self, query: Query) -> list[QueryScores]:
         try:
@@ -214,26 +212,19 @@ def _whole(judged: Judged, windowed: bool = False) -> QueryScores:
 class _RemoteSession(Session):
     """A response under way: its text so far is judged anew at each append."""
 
-    native_async = True
-
     def __init__(self, model: RemoteGen, context: tuple[Message, ...]):
         self._model = model
         self._so_far = _SoFar(context)
+        self._order = asyncio.Lock()
 
-    def append(self, tokens: Tokens) -> Scores:
-        self._so_far = self._so_far.after(tokens)
-        return self._model.run(self._judge(tokens))
-
-    async def aappend(self, tokens: Tokens) -> Scores:
-        self._so_far = self._so_far.after(tokens)
-        return await asyncio.wrap_future(self._model.submit(self._judge(tokens)))
-
-    def peek(self, tokens: Tokens) -> Scores:
-        before = self._so_far
-        try:
-            return self.append(tokens)
-        finally:
-            self._so_far = before
+    async def judge(self, tokens: Tokens, keep: bool) -> Scores:
+        async with self._order:
+            before, self._so_far = self._so_far, self._so_far.after(tokens)
+            try:
+                return await self._judge(tokens)
+            finally:
+                if not keep:
+                    self._so_far = before
 
     async def _judge(self, tokens: Tokens) -> Scores:
         while True:

@@ -11,12 +11,12 @@ that starts with the context and the last `LEAD` share of its tokens.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,20 +25,19 @@ from torch import Tensor
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.config import GuardHeads
 from guardkit.engine.engine import Engine, Head, Rows
-from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear, rms_norm
+from guardkit.engine.reading import Reading, begin
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message, split_reasoning
-from guardkit.models.base import Floats, Query, QueryScores, Scores, Session, StreamModel, Tokens
+from guardkit.models.base import Append, Floats, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.verdict import Stage
 
 ARCHITECTURE = "Qwen3ForGuardModel"
 LEAD = 8  # a new window repeats the last 1/LEAD of the positions
 OVERLAP = 32  # windows of a query share 1/OVERLAP of the positions
-IN_FLIGHT = 64  # queries of one batch that are in the engine at once
 _ROLES = {"human": "user", "developer": "system", "ai": "assistant", "model": "assistant", "function": "tool"}
 _THINKING = re.compile(r"<think>\s*</think>\s*$")
 
@@ -176,10 +175,6 @@ def _turns(messages: Sequence[Message]) -> tuple[list[str], list[str]]:
     return roles, contents
 
 
-_Flight = tuple[int, QueryScores, Future[Rows], Sequence_]
-"""A query's window in the engine: whose it is, where it comes from, what it will give, and its sequence."""
-
-
 class Qwen3GuardStream(StreamModel):
     """A loaded Qwen3Guard-Stream checkpoint; its engine is shared by all streams and checks."""
 
@@ -196,63 +191,56 @@ class Qwen3GuardStream(StreamModel):
 
     # -- queries
 
-    def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
-        found: list[list[QueryScores]] = [[] for _ in queries]
-        flying: deque[_Flight] = deque()
-        try:
-            for at, ids, window in self._windows(queries):
-                if len(flying) == IN_FLIGHT:
-                    self._land(flying, found)
-                sequence = self.engine.open(counted=False)
-                flying.append((at, window, self.engine.submit(sequence, ids, "query", len(ids) - 1), sequence))
-            while flying:
-                self._land(flying, found)
-        finally:
-            for flight in flying:
-                self.engine.close(flight[3])
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+        return [begin(self._query(w, deadline) if isinstance(w, Query) else self._append(w, deadline)) for w in works]
+
+    def close(self) -> None:
+        self.engine.shut(f"{self.name} was closed; load it again")
+
+    # -- queries
+
+    def _query(self, query: Query, deadline: float | None) -> Reading[list[QueryScores]]:
+        found = []
+        for ids, window in self._windows(query):
+            sequence = self.engine.open(counted=False)
+            try:
+                rows = yield self.engine.submit(sequence, ids, "query", len(ids) - 1, deadline=deadline)
+            finally:
+                self.engine.close(sequence)
+            scores = self.scores(rows, self._query_order)
+            found.append(QueryScores(scores, window.start, window.end, window.windowed))
         return found
 
-    def _land(self, flying: deque[_Flight], found: list[list[QueryScores]]) -> None:
-        at, window, future, sequence = flying[0]
-        scores = self.scores(future.result(), self._query_order)
-        flying.popleft()
-        self.engine.close(sequence)
-        found[at].append(QueryScores(scores, window.start, window.end, window.windowed))
-
-    def _windows(self, queries: Sequence[Query]) -> Iterator[tuple[int, list[int], QueryScores]]:
-        """(query, ids, where they come from) of every window; one for a query that fits."""
+    def _windows(self, query: Query) -> Iterator[tuple[list[int], QueryScores]]:
+        """(ids, where they come from) of every window; one for a query that fits."""
         nothing = Scores(np.zeros((0, 3), np.float32), np.zeros((0, 0), np.float32))
         room = self.engine.max_tokens - len(self._before) - len(self._after)
-        for at, query in enumerate(queries):
-            # What flows in from outside is judged by itself: a bad request does not make its tool output bad.
-            context = query.context if query.stage is Stage.prompt else ()
-            limit = self.engine.max_tokens
-            ids = self.frames.query(context, query.text)
-            if len(ids) <= limit:
-                yield at, ids, QueryScores(nothing)
-                continue
-            own, starts = self.tokenizer.encode(query.text)
-            if context and len(own) <= room:
-                yield at, self.frames.newest_query(context, query.text, limit), QueryScores(nothing, windowed=True)
-                continue
-            step = room - limit // OVERLAP
-            for begin in range(0, max(len(own) - (room - step), 1), step):
-                end = min(begin + room, len(own))
-                stop = starts[end] if end < len(own) else len(query.text)
-                yield (
-                    at,
-                    [*self._before, *own[begin:end], *self._after],
-                    QueryScores(nothing, starts[begin], stop, True),
-                )
+        # What flows in from outside is judged by itself: a bad request does not make its tool output bad.
+        context = query.context if query.stage is Stage.prompt else ()
+        limit = self.engine.max_tokens
+        ids = self.frames.query(context, query.text)
+        if len(ids) <= limit:
+            yield ids, QueryScores(nothing)
+            return
+        own, starts = self.tokenizer.encode(query.text)
+        if context and len(own) <= room:
+            yield self.frames.newest_query(context, query.text, limit), QueryScores(nothing, windowed=True)
+            return
+        step = room - limit // OVERLAP
+        for first in range(0, max(len(own) - (room - step), 1), step):
+            end = min(first + room, len(own))
+            stop = starts[end] if end < len(own) else len(query.text)
+            yield [*self._before, *own[first:end], *self._after], QueryScores(nothing, starts[first], stop, True)
 
     # -- responses
 
     def open(self, context: Sequence[Message]) -> _StreamSession:
         return _StreamSession(self, self.frames.response(context, self.engine.max_tokens // 2))
 
-    def append_batch(self, work: Sequence[tuple[Session, Tokens]]) -> list[Scores]:
-        pending = [session.submit(tokens) for session, tokens in work if isinstance(session, _StreamSession)]
-        return [Scores.join([self.response_scores(f.result(), w) for f, w in parts]) for parts in pending]
+    def _append(self, work: Append, deadline: float | None) -> Reading[Scores]:
+        if not isinstance(work.session, _StreamSession):
+            raise TypeError(f"a session of another model: {type(work.session).__name__}")
+        return (yield from work.session.judge(work.tokens, work.keep, deadline))
 
     def response_scores(self, logits: Rows, windowed: bool) -> Scores:
         scores = self.scores(logits, self._response_order)
@@ -263,8 +251,6 @@ class Qwen3GuardStream(StreamModel):
 
 
 class _StreamSession(Session):
-    native_async = True
-
     def __init__(self, model: Qwen3GuardStream, frame: Frame):
         self._model, self._frame = model, frame
         self._limit = model.engine.max_tokens
@@ -274,42 +260,41 @@ class _StreamSession(Session):
         self._sequence = model.engine.open()
         model.engine.submit(self._sequence, frame.ids)  # computed while the LLM thinks of its first word
 
-    def submit(self, tokens: Tokens) -> list[tuple[Future[Rows], bool]]:
-        """Hand the tokens to the engine; the futures' rows, joined, are the logits of each of them. With each whether
-        it belongs to a window that does not start at the beginning."""
+    def judge(self, tokens: Tokens, keep: bool, deadline: float | None) -> Reading[Scores]:
+        return (yield from self._append(tokens, deadline) if keep else self._peek(tokens, deadline))
+
+    def _append(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
         engine, ids, at = self._model.engine, list(tokens.ids), 0
-        futures: list[tuple[Future[Rows], bool]] = []
+        parts: list[tuple[Future[Rows], bool]] = []
         scaffold = self._scaffold(tokens.stage)
         while at < len(ids):
             if self._sequence.length + len(scaffold) >= self._limit:
                 self._open_window()
                 scaffold = self._scaffold(tokens.stage)
             n = min(len(ids) - at, self._limit - self._sequence.length - len(scaffold))
-            future = engine.submit(self._sequence, [*scaffold, *ids[at : at + n]], "response", len(scaffold))
-            futures.append((future, self.windowed))
+            piece = [*scaffold, *ids[at : at + n]]
+            rows = engine.submit(self._sequence, piece, "response", len(scaffold), deadline=deadline)
+            parts.append((rows, self.windowed))
             self._lead.extend(ids[at : at + n])
             scaffold, self._stage = [], tokens.stage
             at += n
-        return futures
+        scores = []
+        for part, windowed in parts:
+            scores.append(self._model.response_scores((yield part), windowed))
+        return Scores.join(scores)
 
-    def append(self, tokens: Tokens) -> Scores:
-        return self._model.append_batch([(self, tokens)])[0]
-
-    async def aappend(self, tokens: Tokens) -> Scores:
-        parts = [(asyncio.wrap_future(future), windowed) for future, windowed in self.submit(tokens)]
-        return Scores.join([self._model.response_scores(await future, windowed) for future, windowed in parts])
-
-    def peek(self, tokens: Tokens) -> Scores:
+    def _peek(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
         engine, scaffold = self._model.engine, self._scaffold(tokens.stage)
         ids = [*scaffold, *tokens.ids]
         if self._sequence.length + len(ids) <= self._limit:
-            rows = engine.submit(self._sequence, ids, "response", len(scaffold), keep=False).result()
+            rows = yield engine.submit(self._sequence, ids, "response", len(scaffold), keep=False, deadline=deadline)
             return self._model.response_scores(rows, self.windowed)
         # The next append would open a new window: look at it in a sequence of its own.
         sequence = engine.open(counted=False)
         try:
             start = self._window()
-            rows = engine.submit(sequence, [*start, *ids], "response", len(start) + len(scaffold)).result()
+            read_from = len(start) + len(scaffold)
+            rows = yield engine.submit(sequence, [*start, *ids], "response", read_from, deadline=deadline)
             return self._model.response_scores(rows, True)
         finally:
             engine.close(sequence)

@@ -16,6 +16,7 @@ from guardkit import Overloaded
 from guardkit.engine.cache import Cache, ContiguousCache, PagedCache
 from guardkit.engine.engine import Engine, Limits
 from guardkit.engine.qwen3 import Qwen3
+from tests.asking import eventually
 from tests.engine.checkpoints import reference_logits
 
 CPU = torch.device("cpu")
@@ -117,7 +118,7 @@ def test_evicted_sequences_come_back_as_they_were(model: Any, text: Any, cache: 
     assert engine.cache.used <= 384
     for sequence in sequences:
         engine.close(sequence)
-    assert (engine.cache.used, engine.open_sequences, engine._saved_tokens) == (0, 0, 0)
+    assert eventually(lambda: (engine.cache.used, engine.open_sequences, engine._saved_tokens) == (0, 0, 0))
 
 
 def test_what_is_read_starts_where_it_was_asked(model: Any, text: Any) -> None:
@@ -205,7 +206,7 @@ def test_closing_cancels_what_waits_and_frees_the_slot(model: Any) -> None:
     assert pending[0].result().shape == (900, 11)
     assert all(f.cancelled() for f in pending[1:])
     engine.close(sequences[0])
-    assert (engine.cache.used, engine.open_sequences) == (0, 0)
+    assert eventually(lambda: (engine.cache.used, engine.open_sequences) == (0, 0))
     with pytest.raises(ValueError, match="over"):
         engine.submit(sequences[0], [1])
 
@@ -220,16 +221,16 @@ def test_a_cancelled_future_does_not_stop_the_sequence(model: Any, text: Any) ->
 
 
 def test_the_worker_ends_when_idle_and_comes_back(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guardkit.engine.engine.IDLE_S", 0.05)
+    monkeypatch.setattr("guardkit.loop.IDLE_S", 0.05)
     engine = engine_of(model)
     sequence = engine.open()
     for _ in range(2):
         engine.submit(sequence, [1], "response").result()
-        worker = engine._worker
+        worker = engine._loop._thread
         assert worker is not None
         worker.join(10)
         assert not worker.is_alive()
-        assert engine._worker is None
+        assert engine._loop._thread is None
 
 
 def test_many_threads_share_an_engine(model: Any, text: Any) -> None:
@@ -249,7 +250,7 @@ def test_many_threads_share_an_engine(model: Any, text: Any) -> None:
         thread.join()
     for i in range(8):
         close(found[i], expected["response"])
-    assert (engine.cache.used, engine.open_sequences) == (0, 0)
+    assert eventually(lambda: (engine.cache.used, engine.open_sequences) == (0, 0))
 
 
 @pytest.mark.slow

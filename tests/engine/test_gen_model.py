@@ -29,6 +29,7 @@ from guardkit.models import gen
 from guardkit.models.base import Query, QueryScores
 from guardkit.models.gen_grammar import Answer, parse, regex
 from guardkit.verdict import SEVERITIES
+from tests.asking import ask
 from tests.engine import trained_gen
 from tests.engine.checkpoints import GEN_TEMPLATE, STREAM_TEMPLATE, built, write_gen, write_stream
 from tests.engine.trained_gen import FILLERS, NAMED, rows
@@ -127,7 +128,7 @@ def said(found: QueryScores) -> Answer:
 def judge(model: Any, queries: Sequence[Query]) -> list[QueryScores]:
     """The only window of each query."""
     found = []
-    for windows in model.query(queries):
+    for windows in ask(model, queries):
         assert not isinstance(windows, Exception), windows
         assert len(windows) == 1
         found.append(windows[0])
@@ -275,6 +276,7 @@ def test_a_batch_equals_one_by_one(model: Any, some: Any, cache: type[Cache], sh
 def test_a_cache_that_is_too_small_changes_nothing(model: Any, some: Any, cache: type[Cache], host: int) -> None:
     queries, expected = some
     other = twin(model, cache, capacity=PAGE * 22, host_tokens=host, step_tokens=64, mixed_tokens=32)
+    other._room.n_tokens = 1 << 30  # all at once, so that they push each other out
     calls = [lambda i=i: judge(other, queries[i::5]) for i in range(5)]
     for i, found in enumerate(in_threads(calls)):
         same(found, expected[i::5])
@@ -355,7 +357,7 @@ def long_text(n: int, seed: int = 0) -> str:
 def test_a_long_text_is_judged_in_windows(short: Any, response: bool) -> None:
     text = long_text(900) + " They stab with a stolen passport. " + long_text(300, 1)
     stage, context = (Stage.response, (Message("user", "Hm?"),)) if response else (Stage.prompt, ())
-    windows = short.query([Query(text, stage, context)])[0]
+    windows = ask(short, [Query(text, stage, context)])[0]
     assert len(windows) > 3
     assert all(window.windowed for window in windows)
     assert windows[0].start == 0
@@ -370,8 +372,8 @@ def test_a_long_text_is_judged_in_windows(short: Any, response: bool) -> None:
 
 def test_windows_of_many_texts_keep_their_order(short: Any) -> None:
     queries = [Query(long_text(100 + 150 * i, i) + " stab" * (i % 2)) for i in range(8)]
-    for query, windows in zip(queries, short.query(queries), strict=True):
-        alone = short.query([query])[0]
+    for query, windows in zip(queries, ask(short, queries), strict=True):
+        alone = ask(short, [query])[0]
         assert [(w.start, w.end, w.windowed) for w in windows] == [(w.start, w.end, w.windowed) for w in alone]
         same(windows, alone)
     assert short.engine.open_sequences == PINNED
@@ -383,7 +385,7 @@ def test_the_worst_window_is_the_verdict(short: Any) -> None:
     assert verdict.windowed
     assert verdict.char_index is not None
     assert verdict.char_end is not None
-    expected = max(map(said, short.query([Query(text)])[0]), key=lambda a: a.severity)
+    expected = max(map(said, ask(short, [Query(text)])[0]), key=lambda a: a.severity)
     assert (verdict.severity, verdict.categories) == (expected.severity, expected.categories)
 
 
@@ -486,8 +488,8 @@ def test_no_text_can_close_its_turn(model: Any, greedy: Greedy) -> None:
 
 def test_every_part_is_judged_at_its_own_stage(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Query] = []
-    query = model.query
-    monkeypatch.setattr(model, "query", lambda queries: seen.extend(queries) or query(queries))
+    submit = model.submit
+    monkeypatch.setattr(model, "submit", lambda works, *rest: seen.extend(works) or submit(works, *rest))
     guard = Guard(model, policy=WATCH)
     guard.check(
         [

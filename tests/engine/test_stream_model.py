@@ -16,6 +16,7 @@ import pytest
 from guardkit import Guard, GuardkitError, Message, NotJudged, Severity, Stage
 from guardkit.messages import read_messages
 from guardkit.models.base import Query
+from tests.asking import append, ask, peek
 from tests.engine.checkpoints import reference_logits
 
 ASK = [{"role": "user", "content": "How do I sort a list in Python?"}]
@@ -149,7 +150,7 @@ def test_every_token_of_a_response_has_the_reference_s_scores(model: Any, folder
     from guardkit.models.base import Tokens
 
     session = model.open(read_messages(TALK))
-    scores = session.append(Tokens(Stage.response, own))
+    scores = append(model, session, Tokens(Stage.response, own))
     session.close()
     np.testing.assert_allclose(scores.severity, risk, atol=1e-3)
     np.testing.assert_allclose(scores.category, category, atol=1e-3)
@@ -160,7 +161,10 @@ def test_reasoning_stands_inside_the_think_tags(model: Any, folder: Path) -> Non
 
     think, answer = (model.tokenizer.encode(t)[0] for t in ("Let me see.", "It is 4."))
     session = model.open(read_messages(ASK))
-    parts = [session.append(Tokens(Stage.reasoning, think)), session.append(Tokens(Stage.response, answer))]
+    parts = [
+        append(model, session, Tokens(Stage.reasoning, think)),
+        append(model, session, Tokens(Stage.response, answer)),
+    ]
     session.close()
     frame = model.frames.response(read_messages(ASK), 4096)
     ids = [*frame.ids, *frame.opened, *think, *frame.closed, *answer]
@@ -260,11 +264,11 @@ def test_a_long_response_goes_on_in_windows(short: Any) -> None:
     from guardkit.models.base import Tokens
 
     session = short.open(read_messages(ASK))
-    scores = session.append(Tokens(Stage.response, short.tokenizer.encode(text)[0]))
+    scores = append(short, session, Tokens(Stage.response, short.tokenizer.encode(text)[0]))
     assert not scores.windowed[0]
     assert scores.windowed[-1]
     first = int(np.argmax(scores.windowed))
-    trial = session.peek(Tokens(Stage.response, [1000] * 100))
+    trial = peek(short, session, Tokens(Stage.response, [1000] * 100))
     assert len(trial) == 100
     session.close()
     frame = short.frames.response(read_messages(ASK), 128)
@@ -277,7 +281,7 @@ def test_windows_score_what_they_show(short: Any, folder: Path) -> None:
 
     ids = short.tokenizer.encode(ANSWER * 12)[0]
     session = short.open(read_messages(ASK))
-    scores = session.append(Tokens(Stage.response, ids))
+    scores = append(short, session, Tokens(Stage.response, ids))
     session.close()
     frame = short.frames.response(read_messages(ASK), 128)
     first = int(np.argmax(scores.windowed))
@@ -292,7 +296,7 @@ def test_a_long_query_is_judged_in_windows_and_says_so(short: Any) -> None:
     assert verdict.windowed
     assert verdict.char_index is not None
     assert verdict.char_end is not None
-    found = short.query([Query(text)])[0]
+    found = ask(short, [Query(text)])[0]
     assert found[0].start == 0
     assert found[-1].end == len(text)
     for before, after in itertools.pairwise(found):

@@ -18,6 +18,7 @@ import gzip
 import json
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ from scipy.optimize import minimize_scalar
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from guardkit.messages import Message  # noqa: E402
-from guardkit.models.base import Query, Tokens  # noqa: E402
+from guardkit.models.base import Append, Query, Tokens  # noqa: E402
 from guardkit.models.nano.model import GROUPS, Nano  # noqa: E402
+from guardkit.runner import run  # noqa: E402
 from guardkit.verdict import Stage  # noqa: E402
 
 SEVERITY = {"safe": 0, "controversial": 1, "unsafe": 2}
@@ -46,6 +48,11 @@ BOUNDS = {
 OTHER_LANGUAGES = (0.03, 0.25)  # the same for "flagged" outside English: what is ordinary there is plainly harmless
 PLAIN = ("benign_xquad", "benign_sib200_multilingual", "benign_exams_questions")  # harmless text, for other languages
 LEAST = 40  # rows of either kind, for a group's shift
+
+
+def asked(work: Query | Append):
+    """One piece of work, as a job."""
+    return (yield work)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -112,14 +119,15 @@ def main() -> None:
         mine = [r for r in rows if (r["kind"] == "prompt") == (side == "query")]
         labels = np.array([SEVERITY[r["severity"]] for r in mine])
         if side == "query":
-            windows = nano.query([Query(r["prompt"]) for r in mine])
+            windows = run(nano, [partial(asked, Query(r["prompt"])) for r in mine])
             tokens = [min((w.scores.severity for w in found), key=lambda p: p[0, 0]) for found in windows]
         else:
             sessions = [nano.open([Message("user", r["prompt"])] if r["prompt"] else []) for r in mine]
             ids = [nano.tokenizer.encode(r["response"][:20000])[0] for r in mine]
             keep = [i for i, x in enumerate(ids) if x]
             mine, labels = [mine[i] for i in keep], labels[keep]
-            found = nano.append_batch([(sessions[i], Tokens(Stage.response, ids[i])) for i in keep])
+            work = [Append(sessions[i], Tokens(Stage.response, ids[i])) for i in keep]
+            found = run(nano, [partial(asked, w) for w in work])
             tokens = [f.severity for f in found]
         last = np.log(np.stack([t[-1] for t in tokens]) + 1e-12)
         temperature = fit_temperature(last, labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,11 @@ def weights_path() -> Path:
     return _FOLDER / "nano.onnx"
 
 
-@lru_cache(maxsize=4)
+_loaded: weakref.WeakValueDictionary[int | None, Nano] = weakref.WeakValueDictionary()
+
+
 def load(threads: int | None = None, device: str | None = None) -> Nano:
-    """The embedded model; one instance is shared by all that ask for the same settings.
+    """The embedded model; one instance is shared by all that ask for the same settings at a time.
 
     threads: CPU threads for one forward pass (default: all cores of this process). device: "cpu" or None.
     Raises `ModelLoadError`.
@@ -28,4 +30,7 @@ def load(threads: int | None = None, device: str | None = None) -> Nano:
 
     if device not in (None, "cpu"):
         raise ModelLoadError(f"nano runs on the CPU only, not on '{device}'")
-    return Nano(_FOLDER, threads)
+    model = _loaded.get(threads)
+    if model is None or model.closed:
+        model = _loaded[threads] = Nano(_FOLDER, threads)
+    return model

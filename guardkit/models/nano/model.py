@@ -12,12 +12,16 @@ and the cost per token flat. A query longer than the window is judged in windows
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -25,16 +29,17 @@ from numpy.typing import NDArray
 
 from guardkit.coverage import Coverage
 from guardkit.errors import ModelLoadError
+from guardkit.loop import Loop, Ticket, Turn
 from guardkit.messages import Message
-from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Tokens
+from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano import tokenizer as wordpiece
 from guardkit.models.nano import unigram
+from guardkit.models.nano.scheduler import NanoScheduler, Window
 from guardkit.verdict import Category, Stage
 
 CONTEXT = 62  # tokens of the last user message that stand before a response: its head and its tail
 LEAD = 48  # tokens of a response that a new window repeats
 OVERLAP = 48  # tokens that two windows of a query share
-BATCH_TOKENS = 1536  # padded tokens in one forward pass
 WINDOW_CACHE = 8192  # judged windows of queries that are remembered (logs and junk repeat themselves)
 # Of the scripts that its pieces are of; a query belongs to the group that most of its pieces do. What has no letters
 # (numbers, signs) goes with the first.
@@ -69,21 +74,59 @@ class Calibration:
         )  # fmt: skip
 
 
+class Graph:
+    """The ONNX graph of one process."""
+
+    def __init__(self, path: Path, threads: int | None):
+        self._path, self._threads = path, threads
+        self._options = ort.RunOptions()
+        self._session: ort.InferenceSession | None = None
+
+    @property
+    def session(self) -> ort.InferenceSession:
+        if self._session is None:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = self._threads or _cores()
+            options.inter_op_num_threads = 1
+            options.log_severity_level = 3
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        return self._session
+
+    def run(self, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
+        return self.session.run(outputs, feed, self._options)  # type: ignore[no-any-return]
+
+    def interrupt(self) -> None:
+        """End a pass that is under way; there will be no other."""
+        self._options.terminate = True
+
+    def free(self) -> None:
+        self._session = None
+
+    def forked(self) -> None:
+        """ONNX Runtime has threads that stayed in the parent, and a child that ended as usual would wait for them: it
+        loads a session of its own when it needs one, never frees the old one, and leaves by `_exit`, once Python is
+        done and with its own status."""
+        if self._session is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            self._session = None
+        with suppress(AttributeError, OSError, TypeError):  # glibc only
+            libc = ctypes.CDLL(None)
+            libc.on_exit(libc._exit, None)
+
+
 class Nano(StreamModel):
     name = "nano"
     query_categories = _CATEGORIES
     response_categories = _CATEGORIES[:8]
     judges_normalized_view = True
+    in_flight = 256
 
     def __init__(self, folder: Path, threads: int | None = None):
         """threads: for one forward pass (default: all cores of this process)."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or _cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._graph = ort.InferenceSession(str(folder / "nano.onnx"), options, providers=["CPUExecutionProvider"])
+            self._graph = Graph(folder / "nano.onnx", threads)
+            meta = self._graph.session.get_modelmeta().custom_metadata_map
             self._calibration = Calibration.read(folder / "calibration.json")
             self.coverage = Coverage.read(folder / "coverage.json")
             self._frame_ids, self.tokenizer = _tokenizer(folder)
@@ -91,82 +134,117 @@ class Nano(StreamModel):
             self._groups = np.load(groups) if groups.exists() else np.zeros(self.tokenizer.size, np.uint8)
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
-        meta = self._graph.get_modelmeta().custom_metadata_map
         self.window = int(meta["positions"])
         self._cache_shape = tuple(json.loads(meta["cache_shape"]))  # per token: layers x (keys and values)
         self._seen: OrderedDict[bytes, Floats] = OrderedDict()
+        self._loop = Loop("guardkit-nano", NanoScheduler(self))
+
+    # -- one verb, one owner (`loop.py`); the rest is called by the owner alone
+
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+        tickets = [Ticket(work, deadline, self) for work in works]
+        self._loop.put(tickets)
+        return list(tickets)
+
+    def turn(self) -> Turn:
+        return self._loop.turn()
+
+    def close(self) -> None:
+        self._loop.close("nano was closed; load it again")
+        self._graph.free()
+        self._seen.clear()
+
+    @property
+    def closed(self) -> bool:
+        return self._loop.closed
+
+    def interrupt(self) -> None:
+        self._graph.interrupt()
+
+    def before_fork(self) -> None:
+        """ONNX Runtime's threads stay in the parent, and a child that ends would wait for them: both load the graph
+        anew when they need it."""
+        self._graph.free()
+
+    def forked(self) -> None:
+        self._graph.forked()
+
+    def own(self, session: Session) -> NanoSession:
+        if not isinstance(session, NanoSession):
+            raise TypeError(f"a session of another model: {type(session).__name__}")
+        return session
 
     # -- queries
 
-    def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
-        # Of a long text's windows the worst by each measure that a policy can ask about is kept.
-        best: list[dict[object, tuple[float, QueryScores]]] = [{} for _ in queries]
-        for chunk in _chunks(self._windows(queries), BATCH_TOKENS * 4):
-            windows = [ids for _, ids, _, _ in chunk]
-            scores = self._query_scores(self._query_logits(windows), [self._group(ids) for ids in windows])
-            for row, (at, _, start, end) in enumerate(chunk):
-                own = Scores(scores.severity[row : row + 1], scores.category[row : row + 1])
-                found = QueryScores(own, start, end, windowed=start is not None)
-                safe, _, unsafe = (float(p) for p in scores.severity[row])
-                level = int(self.severities(found.scores.severity, queries[at].stage)[0])
-                category = int(scores.category[row].argmax()) if level else None
-                for measure, badness in (("flagged", 1 - safe), ("unsafe", unsafe), ((level, category), 1 - safe)):
-                    if badness > best[at].get(measure, (-1.0, found))[0]:
-                        best[at][measure] = (badness, found)
-        return [list({id(q): q for _, q in kept.values()}.values()) for kept in best]
-
-    def _windows(self, queries: Sequence[Query]) -> Iterator[tuple[int, list[int], int | None, int | None]]:
-        """(query index, ids with frame, start, end) of every window; start and end where the text was cut."""
+    def windows(self, query: Query) -> Iterator[Window]:
+        """Ids with their frame, start and end of every window; start and end where the text was cut. A long text is
+        tokenised as its windows are drawn."""
         room = self.window - 2
         cls, sep = self._frame_ids
-        for at, query in enumerate(queries):
-            ids: list[int] = []
-            starts: list[int] = []
-            cut = False
-            offset = 0
-            while True:
-                piece = query.text[offset : offset + SLICE_CHARS]
-                last = offset + len(piece) == len(query.text)
-                stable = len(piece) if last else self.tokenizer.stable_chars(piece)
-                new_ids, new_starts = self.tokenizer.encode(piece[:stable])
-                ids += new_ids
-                starts += [offset + s for s in new_starts]
-                offset += stable
-                begin = 0
-                while len(ids) - begin > room:
-                    yield at, [cls, *ids[begin : begin + room], sep], starts[begin], starts[begin + room]
-                    begin += room - OVERLAP
-                    cut = True
-                del ids[:begin], starts[:begin]
-                if last:
-                    break
-            start, end = (starts[0] if starts else offset, len(query.text)) if cut else (None, None)
-            yield at, [cls, *ids, sep], start, end
+        ids: list[int] = []
+        starts: list[int] = []
+        cut = False
+        offset = 0
+        while True:
+            piece = query.text[offset : offset + SLICE_CHARS]
+            last = offset + len(piece) == len(query.text)
+            stable = len(piece) if last else self.tokenizer.stable_chars(piece)
+            new_ids, new_starts = self.tokenizer.encode(piece[:stable])
+            ids += new_ids
+            starts += [offset + s for s in new_starts]
+            offset += stable
+            begin = 0
+            while len(ids) - begin > room:
+                yield [cls, *ids[begin : begin + room], sep], starts[begin], starts[begin + room]
+                begin += room - OVERLAP
+                cut = True
+            del ids[:begin], starts[:begin]
+            if last:
+                break
+        start, end = (starts[0] if starts else offset, len(query.text)) if cut else (None, None)
+        yield [cls, *ids, sep], start, end
 
-    def _query_logits(self, windows: list[list[int]]) -> Floats:
-        """Windows -> query logits [n, 12], each distinct window run once, alike lengths together."""
-        keys = [np.asarray(ids, np.int32).tobytes() for ids in windows]
-        found: dict[bytes, Floats] = {}
-        todo: dict[bytes, list[int]] = {}
+    def key(self, ids: list[int]) -> bytes:
+        """What two windows that are judged alike have in common."""
+        return np.asarray(ids, np.int32).tobytes()
+
+    def judge_windows(self, windows: Sequence[list[int]]) -> list[Scores]:
+        """The query heads' scores of each window, in one pass; what repeats itself is remembered."""
+        keys = [self.key(ids) for ids in windows]
+        logits = {key: self._seen[key] for key in keys if key in self._seen}
+        todo = []
         for key, ids in zip(keys, windows, strict=True):
-            known = self._seen.get(key)
-            if known is not None:
-                found[key] = known
-            else:
-                todo[key] = ids
-        ordered = sorted(todo.items(), key=lambda item: len(item[1]))
-        for batch in _padded_batches(ordered):
-            width = len(batch[-1][1])
-            padded = np.zeros((len(batch), width), np.int64)
-            for row, (_, window) in enumerate(batch):
-                padded[row, : len(window)] = window
-            ends = np.array([len(w) - 1 for _, w in batch], np.int64)
-            logits, _ = self.forward(padded, None, np.arange(len(batch)) * width + ends, frames=ends)
-            for row, (key, _) in enumerate(batch):
-                self._seen[key] = found[key] = logits[row, 12:]
+            if key not in logits:
+                todo.append((key, ids))
+        if todo:
+            width = max(len(ids) for _, ids in todo)
+            padded = np.zeros((len(todo), width), np.int64)
+            for row, (_, ids) in enumerate(todo):
+                padded[row, : len(ids)] = ids
+            ends = np.array([len(ids) - 1 for _, ids in todo], np.int64)
+            found, _ = self.forward(padded, None, np.arange(len(todo)) * width + ends, frames=ends)
+            for row, (key, _) in enumerate(todo):
+                self._seen[key] = logits[key] = found[row, 12:]
                 if len(self._seen) > WINDOW_CACHE:
                     self._seen.popitem(last=False)
-        return np.stack([found[key] for key in keys])
+        scores = self._query_scores(np.stack([logits[key] for key in keys]), [self._group(ids) for ids in windows])
+        rows = [slice(row, row + 1) for row in range(len(windows))]
+        return [Scores(scores.severity[row], scores.category[row]) for row in rows]
+
+    def weigh(
+        self, best: dict[object, tuple[float, QueryScores]], query: Query, scores: Scores, window: Window
+    ) -> None:
+        """Of a long text's windows keep the worst by each measure that a policy can ask about."""
+        _, start, end = window
+        found = QueryScores(scores, start, end, windowed=start is not None)
+        safe, _, unsafe = (float(p) for p in scores.severity[0])
+        level = int(self.severities(scores.severity, query.stage)[0])
+        category = int(scores.category[0].argmax()) if level else None
+        for measure, badness in (("flagged", 1 - safe), ("unsafe", unsafe), ((level, category), 1 - safe)):
+            before = best.get(measure)
+            # Of equals the first window in the text, in whatever order they were judged.
+            if before is None or (badness, -(start or 0)) > (before[0], -(before[1].start or 0)):
+                best[measure] = (badness, found)
 
     def _group(self, ids: list[int]) -> int:
         """The group of languages (index into `GROUPS`) that most pieces of a window are of."""
@@ -178,6 +256,9 @@ class Nano(StreamModel):
         return Scores(_softmax(severity), _softmax(logits[:, 3:12]))
 
     # -- responses
+
+    def nothing(self) -> Scores:
+        return Scores(np.zeros((0, 3), np.float32), np.zeros((0, 8), np.float32), np.zeros(0, np.float32))
 
     def open(self, context: Sequence[Message]) -> NanoSession:
         return NanoSession(self, *self._frame(context))
@@ -200,21 +281,7 @@ class Nano(StreamModel):
         cls, sep = self._frame_ids
         return [cls, *ids, sep], cut
 
-    def append_batch(self, work: Sequence[tuple[Session, Tokens]]) -> list[Scores]:
-        """Sessions that start together (whole responses) share forward passes, window by window."""
-        out: list[list[Scores]] = [[] for _ in work]
-        left = [(at, s, list(new.ids)) for at, (s, new) in enumerate(work) if isinstance(s, NanoSession) and len(new)]
-        while left:
-            plans = [(at, session, session.plan(ids)) for at, session, ids in left]
-            plans.sort(key=lambda p: (p[1].cached, len(p[2])))
-            for batch in _alike(plans):
-                for (at, _, _), scores in zip(batch, self._step([(s, n) for _, s, n in batch]), strict=True):
-                    out[at].append(scores)
-            taken = {at: session.last_taken for at, session, _ in plans}
-            left = [(at, session, ids[taken[at] :]) for at, session, ids in left if len(ids) > taken[at]]
-        return [Scores.join(parts) if parts else _nothing() for parts in out]
-
-    def _step(self, work: list[tuple[NanoSession, list[int]]]) -> list[Scores]:
+    def judge_pieces(self, work: Sequence[tuple[NanoSession, list[int]]]) -> list[Scores]:
         """One forward pass for sessions with equally long caches; scores of the response tokens among the new ones."""
         width = max(len(ids) for _, ids in work)
         ids = np.zeros((len(work), width), np.int64)
@@ -271,19 +338,17 @@ class NanoSession(Session):
         self._start = 0
         self._cache = np.zeros((0, *model._cache_shape), np.int8)
         self.last_taken = 0
+        self.over: BaseException | None = None  # why it cannot go on
 
     @property
     def cached(self) -> int:
         return len(self._ids)
 
-    def append(self, tokens: Tokens) -> Scores:
-        return self._model.append_batch([(self, tokens)])[0]
-
-    def peek(self, tokens: Tokens) -> Scores:
-        # A window that would overflow is opened for good by the next append: a peek works on a copy.
-        copy = NanoSession(self._model, self.frame, self.windowed)
-        copy._ids, copy._cache = self._ids[:], self._cache.copy()
-        return copy.append(tokens)
+    def twin(self) -> NanoSession:
+        """One that goes its own way. A window that would overflow is opened for good: what is on trial needs it."""
+        twin = NanoSession(self._model, self.frame, self.windowed)
+        twin._ids, twin._cache = self._ids[:], self._cache.copy()
+        return twin
 
     def plan(self, ids: list[int]) -> list[int]:
         """The ids of the next forward pass: the frame and lead-in where a window starts, then of `ids` what fits."""
@@ -331,49 +396,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _nothing() -> Scores:
-    return Scores(np.zeros((0, 3), np.float32), np.zeros((0, 8), np.float32), np.zeros(0, np.float32))
-
-
 def _softmax(logits: Floats) -> Floats:
     e = np.exp(logits - logits.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
-
-
-def _chunks(
-    windows: Iterator[tuple[int, list[int], int | None, int | None]], tokens: int
-) -> Iterator[list[tuple[int, list[int], int | None, int | None]]]:
-    chunk, held = [], 0
-    for window in windows:
-        chunk.append(window)
-        held += len(window[1])
-        if held >= tokens:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
-
-
-def _padded_batches(ordered: list[tuple[bytes, list[int]]]) -> Iterator[list[tuple[bytes, list[int]]]]:
-    batch: list[tuple[bytes, list[int]]] = []
-    for item in ordered:
-        if batch and (len(batch) + 1) * len(item[1]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-def _alike(
-    plans: list[tuple[int, NanoSession, list[int]]],
-) -> Iterator[list[tuple[int, NanoSession, list[int]]]]:
-    """Batches of plans with the same cache length, bounded in padded tokens."""
-    batch: list[tuple[int, NanoSession, list[int]]] = []
-    for plan in plans:
-        if batch and (plan[1].cached != batch[0][1].cached or (len(batch) + 1) * len(plan[2]) > BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(plan)
-    if batch:
-        yield batch

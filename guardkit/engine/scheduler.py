@@ -1,0 +1,306 @@
+"""Which tokens are computed next, and whose keys and values are in the cache meanwhile.
+
+Short pieces go first, long texts are prefilled in chunks beside them. When the cache is full, the sequences that were
+idle longest lose their place in it: their keys and values move to host memory, or are computed again from the token
+ids. Nothing is dropped in silence. Called by the owner of the engine's loop alone, but for what is marked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from guardkit.engine.cache import GROW, Cache
+from guardkit.engine.model_runner import Head, run_step
+from guardkit.engine.qwen3 import Qwen3
+from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
+from guardkit.loop import Loop
+
+SHORT = 16  # a piece of at most this many tokens goes before longer ones
+
+
+@dataclass(frozen=True)
+class Limits:
+    """step_tokens: the most tokens of one step. mixed_tokens: the most tokens of long texts in a step that has short
+    pieces too, which would otherwise wait for them. max_sequences: open at a time. host_tokens: evicted tokens whose
+    keys and values are kept in host memory. threads: CPU threads, None for torch's own choice."""
+
+    step_tokens: int
+    mixed_tokens: int
+    max_sequences: int = 4096
+    host_tokens: int = 0
+    threads: int | None = None
+
+
+@dataclass
+class Counters:
+    """What was done so far, for benchmarks and tests."""
+
+    steps: int = 0
+    tokens: int = 0
+    evicted: int = 0
+    restored: int = 0
+    recomputed_tokens: int = 0
+
+
+class Scheduler:
+    """The state of one engine. heads: by name, what may be read at a token."""
+
+    def __init__(self, model: Qwen3, heads: Mapping[str, Head], cache: Cache, limits: Limits):
+        self.model, self.heads, self.cache, self.limits = model, heads, cache, limits
+        self.counters = Counters()
+        self.room = cache.capacity // GROW * GROW  # tokens of all sequences but the pinned ones
+        self.max_tokens = min(model.config.max_position_embeddings, self.room)  # of one sequence
+        self._desk = threading.Lock()  # guards the two counts of open sequences, which callers change; nothing else
+        self._open = 0
+        self._counted = 0
+        self._saved_tokens = 0
+        self._ready: deque[Sequence] = deque()  # those with requests, in the order of arrival
+        self._holding: set[Sequence] = set()  # those with a place in the cache, or a copy of one
+        self._thread = 0  # the one that is set up for steps
+        self._loop = Loop("guardkit-engine", self)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._ready)
+
+    def take(self, message: Request | Truncate | Close) -> None:
+        sequence = message.sequence
+        if isinstance(message, Close):
+            for request in sequence.requests:
+                request.future.cancel()
+            self._free(sequence)
+        elif isinstance(message, Truncate):
+            while sequence.requests:  # all of them given up
+                self._drop(sequence)
+            self._ready = deque(s for s in self._ready if s is not sequence)
+            self._cut(sequence, message.n_tokens)
+        elif sequence.broken is not None:
+            message.future.fail(sequence.broken)
+        elif not sequence.closed:
+            if not sequence.requests:
+                self._ready.append(sequence)
+            sequence.requests.append(message)
+        else:
+            message.future.cancel()
+
+    def step(self) -> bool:
+        self._set_up()
+        plan: list[tuple[Sequence, int]] = []
+        try:
+            self._schedule(plan)
+        except Exception as error:  # while making room
+            for sequence in [s for s, _ in plan] or list(self._ready):
+                self._break(sequence, error)
+            return self.busy
+        if plan:
+            self._run(plan)
+        return self.busy
+
+    def _run(self, plan: list[tuple[Sequence, int]]) -> None:
+        """One step. Where it fails, each sequence is tried alone: the fault of one stays with one."""
+        try:
+            found = self._compute(plan)
+        except Exception as error:
+            self._check_device()
+            if len(plan) == 1:
+                self._break(plan[0][0], error)
+            for entry in plan if len(plan) > 1 else ():
+                if entry[0].broken is None:
+                    self._run([entry])
+            return
+        try:
+            self._settle(plan, found)
+        except Exception as error:  # a fault here must fail its requests too, not leave them waiting
+            for sequence, _ in plan:
+                self._break(sequence, error)
+
+    def _check_device(self) -> None:
+        """Whether the device is still there; a dead one fails all that waits, at once and in words."""
+        if self.model.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.model.device)
+            except Exception as error:
+                self._loop.close(f"the GPU failed ({str(error).splitlines()[0]}): load the model again")
+
+    def _set_up(self) -> None:
+        if self._thread != threading.get_ident():
+            self._thread = threading.get_ident()
+            if self.limits.threads:
+                torch.set_num_threads(self.limits.threads)
+            if self.model.device.type == "cuda":  # a thread starts on the first device, whatever its creator chose
+                torch.cuda.set_device(self.model.device)
+
+    def _cut(self, sequence: Sequence, n_tokens: int) -> None:
+        del sequence.ids[n_tokens:]
+        sequence.cached = min(sequence.cached, n_tokens)
+        if sequence.saved is not None and sequence.saved[1] > n_tokens:
+            put_back, n = sequence.saved
+            sequence.saved = (put_back, n_tokens)
+            self._saved_tokens -= n - n_tokens
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Take the oldest request, which nobody wants any more, off a sequence. Its tokens stay where they are to be
+        kept, and are computed when something behind them is asked for."""
+        request = sequence.requests.popleft()
+        if request.keep:
+            sequence.ids += request.ids if request.base < 0 else []
+        elif request.base >= 0:
+            self._cut(sequence, request.base)
+
+    def _schedule(self, plan: list[tuple[Sequence, int]]) -> None:
+        """Fill `plan` with (sequence, number of tokens): short pieces first, then long ones, as they came."""
+        short: list[Sequence] = []
+        long: list[Sequence] = []
+        for sequence in self._ready:
+            while sequence.requests and not sequence.requests[0].future.wanted:
+                self._drop(sequence)
+        self._ready = deque(sequence for sequence in self._ready if sequence.requests)
+        for sequence in self._ready:
+            self._start(sequence)
+            (short if len(sequence.ids) - sequence.cached <= SHORT else long).append(sequence)
+        limits = self.limits
+        taken: set[Sequence] = set()
+        room = limits.step_tokens - (limits.mixed_tokens if long else 0)
+        for group, budget in ((short, room), (long, limits.mixed_tokens if short else limits.step_tokens)):
+            for sequence in group:
+                if budget <= 0:
+                    break
+                taken.add(sequence)
+                if not self._make_room(sequence, budget, taken):
+                    taken.discard(sequence)
+                    continue
+                n = min(len(sequence.ids) - sequence.cached, budget)
+                plan.append((sequence, n))
+                budget -= n
+
+    def _start(self, sequence: Sequence) -> None:
+        request = sequence.requests[0]
+        if request.base < 0:
+            request.base = len(sequence.ids)
+            request.read += request.base
+            sequence.ids += request.ids
+
+    def _make_room(self, sequence: Sequence, budget: int, taken: set[Sequence]) -> bool:
+        """Reserve the cache for the next tokens, evicting others if need be; bring back what was evicted."""
+        if sequence.saved is not None:
+            put_back, n = sequence.saved
+            if not self._reserve(sequence, n, taken):
+                return False
+            put_back()
+            sequence.cached, sequence.saved = n, None
+            self._saved_tokens -= n
+            self.counters.restored += 1
+        prefix = sequence.prefix
+        if prefix is not None and not sequence.cached and prefix.cached:
+            sequence.cached = self.cache.share(prefix.slot, sequence.slot, prefix.cached)
+        return self._reserve(sequence, min(sequence.cached + budget, len(sequence.ids)), taken)
+
+    def _reserve(self, sequence: Sequence, n_tokens: int, taken: set[Sequence]) -> bool:
+        # At the expense of idle ones, and of those that came later: two that take turns at evicting each other in the
+        # middle of their texts would never end.
+        number = sequence.requests[0].number
+        self._holding.add(sequence)
+        while not self.cache.reserve(sequence.slot, n_tokens):
+            idle = [
+                s
+                for s in self._holding
+                if s.slot.held
+                and s not in taken
+                and not s.pinned
+                and not (s.requests and s.requests[0].number < number)
+            ]
+            if not idle:
+                return False
+            self._evict(min(idle, key=lambda s: (bool(s.requests), s.last_step)))
+        return True
+
+    def _evict(self, sequence: Sequence) -> None:
+        n = sequence.cached
+        if n and self._saved_tokens + n <= self.limits.host_tokens:
+            put_back = self.cache.save(sequence.slot, n)
+            if put_back is not None:
+                sequence.saved = (put_back, n)
+                self._saved_tokens += n
+        if sequence.saved is None:
+            self.counters.recomputed_tokens += n
+        self.cache.release(sequence.slot)
+        sequence.cached = 0
+        self.counters.evicted += 1
+
+    def _compute(self, plan: list[tuple[Sequence, int]]) -> list[Rows | None]:
+        found = run_step(self.model, self.heads, self.cache, plan)
+        if tokens := sum(n for _, n in plan):
+            self.counters.steps += 1
+            self.counters.tokens += tokens
+        return found
+
+    def _settle(self, plan: list[tuple[Sequence, int]], found: list[Rows | None]) -> None:
+        """Book a step's results. Sequences that want more go to the end of the queue."""
+        finished: list[tuple[Request, Rows]] = []
+        for (sequence, n), rows in zip(plan, found, strict=True):
+            sequence.cached += n
+            sequence.last_step = self.counters.steps
+            request = sequence.requests[0]
+            if rows is not None:
+                request.found.append(rows)
+                request.read = sequence.cached
+            if sequence.cached < len(sequence.ids):
+                continue
+            sequence.requests.popleft()
+            if not request.keep:
+                del sequence.ids[request.base :]
+                sequence.cached = request.base
+            none = np.zeros((0, 0), np.float32)
+            finished.append((request, np.concatenate(request.found) if request.found else none))
+        done = {sequence for sequence, _ in plan}
+        self._ready = deque([s for s in self._ready if s.requests and s not in done])
+        self._ready.extend(s for s, _ in plan if s.requests)
+        for request, result in finished:  # last, since it runs the callers' callbacks
+            if request.sequence.closed:
+                request.future.cancel()
+            request.future.give(result)
+
+    def _break(self, sequence: Sequence, error: BaseException) -> None:
+        sequence.broken = error
+        requests = list(sequence.requests)
+        self._free(sequence)
+        with self._desk:
+            if not sequence.closed:
+                sequence.closed = True
+                self._open -= 1
+                self._counted -= sequence.counted
+        for request in requests:  # last, since it runs the callers' callbacks
+            request.future.fail(error)
+
+    def _free(self, sequence: Sequence) -> None:
+        sequence.requests.clear()
+        self._ready = deque(s for s in self._ready if s is not sequence)
+        self._holding.discard(sequence)
+        if sequence.saved is not None:
+            self._saved_tokens -= sequence.saved[1]
+            sequence.saved = None
+        self.cache.release(sequence.slot)
+        sequence.ids, sequence.cached = [], 0
+
+    # -- its end
+
+    def interrupt(self) -> None:
+        pass
+
+    def before_fork(self) -> None:
+        pass
+
+    def forked(self) -> None:
+        self._desk = threading.Lock()
+        if self.model.device.type == "cuda":
+            self._loop.close("a forked process cannot use its parent's GPU: load the model in it, or spawn it")
+
+    def reset(self, error: BaseException) -> None:
+        for sequence in {*self._ready, *(s for s in self._holding if self._loop.closed)}:
+            self._break(sequence, error)

@@ -1,0 +1,323 @@
+"""The one owner of a loaded model's state: an inbox, a scheduler, and a thread that serves them.
+
+Work comes as a `Ticket` into the inbox and leaves as its result. Whoever holds the turn owns the state: the loop's
+own thread, or a single caller that found the loop idle and serves itself (and whoever comes meanwhile) without a
+hand-over. So the scheduler needs no lock, and what waits is seen together and batched.
+
+A ticket carries a deadline and can be cancelled; what nobody wants any more is dropped before it runs. The thread
+starts with the first work that needs it, ends when idle, stops before the interpreter does, and starts anew in a
+forked child.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+from guardkit.errors import GuardkitError
+
+IDLE_S = 5.0  # an idle thread ends after this time; the next work starts another
+STOP_S = 10.0  # how long the end of the program waits for a step that is under way
+_W = TypeVar("_W")
+
+
+class Ticket(Future[Any], Generic[_W]):
+    """One piece of work and its result. deadline: of `time.monotonic`; None: none. asker: the model that it was
+    submitted to, which may be one of several that share a loop."""
+
+    def __init__(self, work: _W, deadline: float | None = None, asker: Any = None):
+        super().__init__()
+        self.work, self.deadline, self.asker = work, deadline, asker
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it should still be worked on. One whose time is up ends here."""
+        if self.done():
+            return False
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.fail(TimeoutError("the model did not come to it in time"))
+            return False
+        return True
+
+    def give(self, result: Any) -> None:
+        if self.set_running_or_notify_cancel():
+            self.set_result(result)
+
+    def fail(self, error: BaseException) -> None:
+        # A text may fail twice: by itself, and when its loop ends.
+        if not self.done() and self.set_running_or_notify_cancel():
+            self.set_exception(error)
+
+
+class Scheduler(Protocol):
+    """What is done in turn. Called by the owner alone."""
+
+    def take(self, message: Any) -> None:
+        """Book a message of the inbox. Raises nothing."""
+
+    def step(self) -> bool:
+        """Do one bounded piece of what waits; False where nothing waits. A fault of the work goes to its tickets."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits for a step."""
+
+    def interrupt(self) -> None:
+        """End the step that is under way as soon as can be. Called from another thread, at the end of the program."""
+
+    def reset(self, error: BaseException) -> None:
+        """Fail all that waits, and what was under way."""
+
+    def before_fork(self) -> None:
+        """This process is about to fork: let go of what a child could neither use nor free."""
+
+    def forked(self) -> None:
+        """In a forked child: what did not survive the fork is made anew when it is needed."""
+
+
+class Loop:
+    """Serves one scheduler. name: of the thread, and in errors."""
+
+    def __init__(self, name: str, scheduler: Scheduler):
+        self.name, self._scheduler = name, scheduler
+        self._closed = ""  # why, once it is
+        self._start()
+        _LOOPS.add(self)
+
+    def _start(self) -> None:
+        self._inbox: deque[Any] = deque()
+        self._claims: list[Turn] = []  # the first one has the turn
+        self._gate = threading.Lock()  # for starting and ending the thread; no work is done under it
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._fork: Turn | None = None  # the turn of one that forks
+
+    def put(self, message: Any) -> None:
+        """Hand a message over. Raises `GuardkitError` once closed."""
+        if self._closed:
+            raise GuardkitError(self._closed)
+        self._inbox.append(message)
+        if not self._claims:
+            self._kick()
+
+    def tell(self, message: Any) -> None:
+        """`put` for what is no work: booked here and now where the loop is idle. Raises nothing."""
+        if self._closed:
+            return
+        self._inbox.append(message)
+        if not self._claims:
+            with self.turn() as turn:
+                if turn.owned:
+                    turn.take()
+
+    def turn(self) -> Turn:
+        return Turn(self)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._closed)
+
+    def close(self, why: str) -> None:
+        """Take no more work (it raises `GuardkitError(why)`), fail what waits, end the thread. Safe to call twice."""
+        self._closed = self._closed or why
+        self._inbox.append(None)
+        if not (self._claims and self._claims[0].is_own):
+            self._serve_all()
+            self._wake.set()
+
+    def shut(self) -> None:
+        """The program ends: nothing may run in the model when the interpreter goes."""
+        self._closed = self._closed or f"{self.name}: the program is ending"
+        self._scheduler.interrupt()
+        self._wake.set()
+        end = time.monotonic() + STOP_S
+        while time.monotonic() < end and any(claim.is_live for claim in list(self._claims)):
+            time.sleep(0.001)
+
+    def before_fork(self) -> None:
+        """No step is under way while the process forks."""
+        end = time.monotonic() + STOP_S
+        while self._fork is None and time.monotonic() < end:
+            if self._claims and self._claims[0].is_own:
+                return  # a fork in the middle of the caller's own turn
+            turn = self.turn().__enter__()
+            if turn.owned:
+                self._fork = turn
+                self._scheduler.before_fork()
+                return
+            turn.__exit__(None, None, None)
+            time.sleep(0.001)
+
+    def forked_here(self) -> None:
+        """In the parent, after it."""
+        turn, self._fork = self._fork, None
+        if turn is not None:
+            turn.__exit__(None, None, None)
+
+    def after_fork(self) -> None:
+        """In the child: the thread, and whoever had the turn, stayed in the parent."""
+        waiting = list(self._inbox)
+        self._start()
+        error = GuardkitError(f"{self.name}: work of the parent process")
+        for message in waiting:
+            for ticket in message if isinstance(message, list) else [message]:
+                if isinstance(ticket, Ticket):
+                    ticket.fail(error)
+        self._scheduler.forked()
+        self._scheduler.reset(error)
+
+    def _kick(self) -> None:
+        with self._gate:
+            self._wake.set()
+            if self._thread is None and not _ending:
+                args = (weakref.ref(self), self._wake)
+                self._thread = threading.Thread(target=_serve, args=args, name=self.name, daemon=True)
+                self._thread.start()
+
+    def _is_idle(self) -> bool:
+        """Whether the thread may end; decided where no work can slip in between."""
+        with self._gate:
+            if self._inbox and not self._closed:
+                return False
+            self._thread = None
+            return True
+
+    def _serve_all(self) -> None:
+        with self.turn() as turn:
+            if turn.owned:
+                turn.drain()
+
+
+class Turn:
+    """A claim on a loop's state, for a `with` block. owned: whether it came first."""
+
+    def __init__(self, loop: Loop):
+        self._loop, self._ident = loop, threading.get_ident()
+        self.owned = False
+
+    def __enter__(self) -> Turn:
+        loop = self._loop
+        claims = loop._claims
+        if claims and claims[0].is_own:
+            if claims[0].is_live:
+                raise GuardkitError("a guard was called from within its own model's work (a signal handler?)")
+            claims.pop(0)  # left behind by an interrupt between two instructions
+        claims.append(self)
+        self.owned = claims[0] is self and not _ending
+        if not self.owned:  # a claim that stayed would keep the loop's thread away
+            self._withdraw()
+        return self
+
+    def _withdraw(self) -> None:
+        loop = self._loop
+        if self in loop._claims:
+            loop._claims.remove(self)
+        if not loop._claims and (loop._inbox or loop._scheduler.busy):
+            loop._kick()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        loop = self._loop
+        try:
+            if self.owned and error is not None and not isinstance(error, Exception):
+                # An interrupt may have struck between any two instructions: nothing half done is gone on with.
+                loop._scheduler.reset(GuardkitError(f"interrupted ({kind.__name__ if kind else ''})"))
+        finally:
+            if self.owned:
+                self.owned = False
+                self._withdraw()
+
+    @property
+    def is_own(self) -> bool:
+        return self._ident == threading.get_ident()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its thread is still inside the `with` block."""
+        frame = sys._getframe(1) if self.is_own else sys._current_frames().get(self._ident)
+        while frame is not None:
+            if any(value is self for value in frame.f_locals.values()):
+                return True
+            frame = frame.f_back
+        return False
+
+    def step(self) -> bool:
+        """Take what came, do one piece of work. False where there was nothing to do."""
+        loop, scheduler = self._loop, self._loop._scheduler
+        if _ending:
+            raise GuardkitError(loop._closed)
+        self.take()
+        return scheduler.step()
+
+    def take(self) -> None:
+        """Book what came."""
+        loop, scheduler = self._loop, self._loop._scheduler
+        inbox = loop._inbox
+        while inbox:
+            message = inbox.popleft()
+            if message is None:
+                scheduler.reset(GuardkitError(loop._closed))
+            elif isinstance(message, list):
+                for each in message:
+                    scheduler.take(each)
+            else:
+                scheduler.take(message)
+
+    def drain(self) -> None:
+        while not _ending and (self.step() or self._loop._inbox):
+            pass
+
+
+def _serve(ref: weakref.ref[Loop], wake: threading.Event) -> None:
+    while True:
+        woken = wake.wait(IDLE_S)
+        wake.clear()
+        loop = ref()
+        if loop is None or _ending:
+            return
+        if not woken and loop._is_idle():
+            return
+        loop._serve_all()
+        if loop._closed and loop._is_idle():
+            return
+        del loop
+
+
+_LOOPS: weakref.WeakSet[Loop] = weakref.WeakSet()
+_ending = False
+
+
+def _end() -> None:
+    global _ending
+    _ending = True
+    for loop in list(_LOOPS):
+        loop.shut()
+
+
+def _before_fork() -> None:
+    for loop in list(_LOOPS):
+        loop.before_fork()
+
+
+def _forked_here() -> None:
+    for loop in list(_LOOPS):
+        loop.forked_here()
+
+
+def _forked() -> None:
+    for loop in list(_LOOPS):
+        loop.after_fork()
+
+
+atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_forked_here, after_in_child=_forked)

@@ -1,0 +1,347 @@
+"""A guard's life: closed, forked, pickled, interrupted, cancelled, overloaded, ended with the program."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from guardkit import Guard, GuardkitError, GuardViolation, NotJudged, Overloaded, Severity
+from guardkit.errors import MissingExtra
+from guardkit.loop import Loop, Ticket
+from guardkit.models.base import Query
+from guardkit.models.gen_grammar import Unparsable
+from guardkit.policy import Action
+from guardkit.testing import FakeGuard, FakeModel
+from tests.asking import ask, eventually
+
+SCRIPT = {"bad": "unsafe"}
+TEXT = "Where is the nearest bakery, and when does it open on Sundays? "
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+# -- closing
+
+
+def test_a_closed_guard_says_so_and_its_twin_lives_on() -> None:
+    first = Guard.load()
+    second = Guard(first.model, policy="strict")
+    with first:
+        stream = first.stream("hi")
+        assert stream.feed(TEXT)
+    for call in (
+        lambda: first.check("hi"), lambda: first.decide("hi"), lambda: first.enforce("hi"), lambda: first.stream("hi"),
+        lambda: first.check_batch(["hi"]), lambda: asyncio.run(first.acheck("hi")),
+    ):  # fmt: skip
+        with pytest.raises(GuardkitError, match="closed"):
+            call()
+    assert second.check("hi").severity is Severity.safe
+    second.close()
+    second.close()
+    with pytest.raises(NotJudged, match="closed"):
+        stream.feed(TEXT)
+    assert Guard.load().check("hi").severity is Severity.safe  # another one
+
+
+def test_closing_frees_the_model_and_fails_what_waits() -> None:
+    model = FakeModel(SCRIPT, delay=0.5)
+    guard = Guard(model)
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(guard.decide("hi"))) for _ in range(5)]
+    threads[0].start()
+    assert eventually(lambda: model.calls == 1)
+    for thread in threads[1:]:
+        thread.start()
+    eventually(lambda: len(model._loop._inbox) == 4, 0.4)
+    guard.close()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert sum(decision.judged for decision in found) <= 1  # the one that was under way
+    assert all(d.action is Action.block for d in found if not d.judged)
+
+
+# -- pickling
+
+
+def errors() -> list[GuardkitError]:
+    with pytest.raises(GuardViolation) as caught:
+        FakeGuard(SCRIPT).enforce("bad")
+    known: dict[type[GuardkitError], GuardkitError] = {
+        GuardViolation: caught.value,
+        MissingExtra: MissingExtra("x", "remote"),
+        Unparsable: Unparsable("so so", "no line"),
+    }
+    kinds = [GuardkitError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return [known[kind] if kind in known else kind.__new__(kind, "what happened") for kind in kinds]
+
+
+def test_every_error_crosses_processes() -> None:
+    for error in errors():
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+        assert str(copy.deepcopy(error)) == str(error)
+
+
+@pytest.mark.parametrize("copied", [lambda g: pickle.loads(pickle.dumps(g)), copy.deepcopy, copy.copy])
+def test_a_guard_can_be_copied_with_its_settings(copied: Callable[[Guard], Guard], tmp_path: Any) -> None:
+    for guard in (Guard.load(policy="strict", timeout=30, threshold=0.3, audit=tmp_path / "log"), FakeGuard(SCRIPT)):
+        again = copied(guard)
+        assert (again.policy.name, again.timeout, again.debounce) == (guard.policy.name, guard.timeout, guard.debounce)
+        assert again.model.threshold == guard.model.threshold
+        assert again.check("bad") == guard.check("bad")
+        assert again.decide("bad", stage="response") == guard.decide("bad", stage="response")
+
+
+def _judge(guard: Guard) -> str:
+    with guard.stream("hi") as stream:
+        stream.feed("some words")
+        stream.finish()
+    return guard.check(TEXT).severity.value
+
+
+def _violate(guard: Guard) -> None:
+    guard.enforce("bad")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_worker_process_judges_and_its_violation_arrives(method: str) -> None:
+    guard = Guard.load()
+    assert _judge(guard) == "safe"
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply_async(_judge, (guard,)).get(60) == "safe"
+        with pytest.raises(GuardViolation) as caught:
+            pool.apply_async(_violate, (FakeGuard(SCRIPT),)).get(60)
+    assert caught.value.verdict is not None
+
+
+# -- forking
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_in_the_middle_of_the_work_has_a_loop_of_its_own() -> None:
+    guard = Guard.load()
+    stream = guard.stream("hi")
+    stream.feed(TEXT)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            guard.check(TEXT * 4)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    asyncio.run(guard.acheck_batch([TEXT, "hello"]))
+                    stream.feed("and then")  # idle when the fork happened: it goes on
+                    stream.finish()
+                    code = 0
+                finally:
+                    os._exit(code)
+            status: list[int] = []
+            assert eventually(functools.partial(_ended, child, status), 60)
+            assert status == [0]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _ended(child: int, status: list[int]) -> bool:
+    pid, code = os.waitpid(child, os.WNOHANG)
+    if pid:
+        status.append(code)
+    return bool(pid)
+
+
+# -- the end of the program
+
+PROGRAM = """
+import sys, threading, time, asyncio, os, signal
+from guardkit import Guard
+text = "Where is bakery {}, and when does it open on Sundays? "
+long = "".join(text.format(i) for i in range(60))
+guard = Guard.load()
+def background(call):
+    threading.Thread(target=call, daemon=True).start(); time.sleep(0.05)
+"""
+ENDS = {
+    "a check under way": "background(lambda: guard.check(long, stage='document'))",
+    "inside a timeout": "g = Guard(guard.model, timeout=0.02); assert not g.decide(long, stage='document').judged",
+    "a stream under way": "s = guard.stream('hi'); background(lambda: s.feed(long))",
+    "an open stream": "s = guard.stream('hi'); s.feed('some words')",
+    "a batch under way": "background(lambda: guard.check_batch([long[i:] for i in range(9)], stage='document'))",
+    "an error": "background(lambda: guard.check(long, stage='document')); sys.excepthook = lambda *a: None; 1 / 0",
+    "tasks left": "l = asyncio.new_event_loop(); t = l.create_task(guard.acheck(long)); "
+    "l.run_until_complete(asyncio.sleep(0.05)); t.cancel(); l.run_until_complete(asyncio.wait([t])); l.close()",
+    "a fork": "guard.check(text); pid = os.fork(); guard.check(text); pid and os.waitpid(pid, 0)",
+    "an interrupt": "signal.signal(signal.SIGALRM, signal.default_int_handler); "
+    "signal.setitimer(signal.ITIMER_REAL, 0.05)"
+    "\ntry: guard.check(long, stage='document')\nexcept KeyboardInterrupt: guard.check('still there')",
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_a_program_ends_with_its_own_status(case: str) -> None:
+    code = f"{PROGRAM}\n{ENDS[case]}\nprint('done')\nsys.exit(0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == (1 if case == "an error" else 0), done.stderr[-500:]
+    assert "terminate" not in done.stderr
+
+
+# -- interrupts
+
+
+def test_an_interrupt_anywhere_leaves_a_guard_that_works() -> None:
+    """A signal in the middle of a caller's own turn, at many places: nothing hangs."""
+    guard, whole = Guard.load(), Guard.load().check(TEXT)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    stopped = 0
+    try:
+        for i in range(12):
+            stream = guard.stream("hi")
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.003 * (i + 1))
+                for _ in range(50):
+                    stream.feed("some words ")
+                    guard.check_batch([TEXT, "hello", "words"])
+            except KeyboardInterrupt:
+                stopped += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            stream.close()
+            assert guard.check(TEXT) == whole
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert stopped > 4
+
+
+# -- deadlines, cancellation, overload
+
+
+def test_work_that_nobody_wants_is_not_done() -> None:
+    guard = FakeGuard(delay=0.1)
+    model = guard.model
+    assert isinstance(model, FakeModel)
+
+    async def storm() -> float:
+        tasks = [asyncio.create_task(guard.acheck(f"text {i}")) for i in range(50)]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        before = model.calls
+        await guard.acheck("after the storm")
+        return model.calls - before
+
+    assert asyncio.run(storm()) <= 2  # its own, and what was under way
+    late = Guard(model, timeout=0.05)
+    calls = model.calls
+    assert not any(d.judged for d in (late.decide(f"text {i}", stage="response") for i in range(5)))
+    time.sleep(0.3)
+    assert model.calls - calls <= 5
+
+
+def test_nano_drops_what_is_cancelled_or_late_and_keeps_the_rest() -> None:
+    model = Guard.load().model
+    expected = ask(model, [Query(TEXT)])
+    futures = model.submit([Query(TEXT * 15 + str(i)) for i in range(20)])
+    futures += model.submit([Query(TEXT * 15)], time.monotonic() - 1)
+    for future in futures[1:20]:
+        future.cancel()
+    assert ask(model, [Query(TEXT)])[0][0].scores.severity.tolist() == expected[0][0].scores.severity.tolist()
+    assert futures[0].result(60)
+    assert isinstance(futures[20].exception(60), TimeoutError | Overloaded)
+
+
+def test_many_threads_are_judged_as_one_by_one_in_bounded_memory() -> None:
+    guard = Guard.load()
+    texts = [f"{TEXT}{i} " * (1 + i % 5) for i in range(40)]
+    found: dict[int, Any] = {}
+
+    def work(i: int) -> None:
+        found[i] = guard.check(texts[i], stage="response" if i % 3 == 0 else "prompt")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(0, 40, 7):
+        assert found[i] == guard.check(texts[i], stage="response" if i % 3 == 0 else "prompt")
+
+
+def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
+    guard = Guard(Guard.load().model, timeout=0.3)
+    long = TEXT * 30
+    guard.model.judge(Query(long))  # measured
+    start = time.monotonic()
+    found = asyncio.run(_all(guard, long))
+    assert any("what waits" in str(d.error) for d in found)
+    assert not any(d.judged and d.verdict is None for d in found)
+    assert time.monotonic() - start < 30
+
+
+async def _all(guard: Guard, text: str) -> list[Any]:
+    return await asyncio.gather(*(guard.adecide(f"{text}{i}", stage="document") for i in range(30)))
+
+
+class _Stuck:
+    """A scheduler that keeps what it takes."""
+
+    busy = False
+
+    def __init__(self) -> None:
+        self.taken: list[Any] = []
+
+    def take(self, message: Any) -> None:
+        self.taken.append(message)
+
+    def step(self) -> bool:
+        return False
+
+    def interrupt(self) -> None: ...
+
+    def forked(self) -> None: ...
+
+    def reset(self, error: BaseException) -> None:
+        for ticket in self.taken:
+            ticket.fail(error)
+
+
+def test_a_turn_that_an_interrupt_left_behind_is_taken_over() -> None:
+    scheduler = _Stuck()
+    loop = Loop("test", scheduler)
+    loop.turn().__enter__()  # as if struck down before the block began
+    ticket: Ticket[None] = Ticket(None)
+    loop.put(ticket)
+    with loop.turn() as turn:
+        assert turn.owned
+        turn.step()
+        with pytest.raises(GuardkitError, match="within"), loop.turn():
+            pass
+    assert scheduler.taken == [ticket]
+    with pytest.raises(KeyboardInterrupt), loop.turn():
+        raise KeyboardInterrupt
+    assert isinstance(ticket.exception(1), GuardkitError)
+    loop.close("over")
+    with pytest.raises(GuardkitError, match="over"):
+        loop.put(ticket)
