@@ -23,6 +23,7 @@ from guardkit.errors import MissingExtra
 from guardkit.loop import Loop, Ticket
 from guardkit.models.base import Query
 from guardkit.models.gen_grammar import Unparsable
+from guardkit.models.nano.scheduler import NanoScheduler
 from guardkit.policy import Action
 from guardkit.testing import FakeGuard, FakeModel
 from tests.asking import ask, eventually
@@ -290,18 +291,16 @@ def test_many_threads_are_judged_as_one_by_one_in_bounded_memory() -> None:
 
 
 def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
-    guard = Guard(Guard.load().model, timeout=0.3)
-    long = TEXT * 30
-    guard.model.judge(Query(long))  # measured
-    start = time.monotonic()
-    found = asyncio.run(_all(guard, long))
-    assert any("what waits" in str(d.error) for d in found)
-    assert not any(d.judged and d.verdict is None for d in found)
-    assert time.monotonic() - start < 30
-
-
-async def _all(guard: Guard, text: str) -> list[Any]:
-    return await asyncio.gather(*(guard.adecide(f"{text}{i}", stage="document") for i in range(30)))
+    scheduler = NanoScheduler(Guard.load().model)  # type: ignore[arg-type]
+    scheduler._chars_per_s = 1000.0  # as if measured
+    first, second, patient = (
+        Ticket[Any](Query("x" * 5000), d) for d in (time.monotonic() + 1, time.monotonic() + 1, None)
+    )
+    for ticket in (first, second, patient):
+        scheduler.take(ticket)
+    assert (first.done(), patient.done()) == (False, False)  # nothing waited before the first
+    with pytest.raises(Overloaded, match="5.0 s"):
+        second.result(0)
 
 
 class _Stuck:
