@@ -107,22 +107,29 @@ def start_command(classifier: Classifier, texts: int) -> list[str]:
     return [sys.executable, "-c", f"TEXTS = open(0).read().splitlines()[:{texts}]\n{classifier.start}"]
 
 
-def speed(classifiers: list[Classifier], texts: list[str], singles: int, runs: int) -> None:
-    rows: list[Row] = [{"kind": "prompt", "prompt": text, "response": None} for text in texts]
+def _rows(texts: Sequence[str]) -> list[Row]:
+    return [{"kind": "prompt", "prompt": text, "response": None} for text in texts]
+
+
+def speed(classifiers: list[Classifier], count: int, singles: int, runs: int) -> None:
+    """Every run has texts of its own, since nano remembers what it has judged."""
+    rng = random.Random(3)
+    texts = [question(rng) for _ in range(count)]
     batched: dict[str, list[float]] = {c.name: [] for c in classifiers}
     single: dict[str, list[float]] = {c.name: [] for c in classifiers}
     cold: dict[str, list[Ran]] = {c.name: [] for c in classifiers}
     stdin = ("\n".join(texts) + "\n").encode()
     for c in classifiers:
-        c.judge(rows[:BATCH])  # warm
+        c.judge(_rows([question(rng) for _ in range(BATCH)]))  # warm
     for i in range(runs):
+        rows, others = (_rows([question(rng) for _ in range(n)]) for n in (count, singles))
         turn = i % len(classifiers)
         for c in classifiers[turn:] + classifiers[:turn]:
             start = time.perf_counter()
             for at in range(0, len(rows), BATCH):
                 c.judge(rows[at : at + BATCH])
             batched[c.name].append(time.perf_counter() - start)
-            for row in rows[:singles]:
+            for row in others:
                 start = time.perf_counter()
                 c.judge([row])
                 single[c.name].append(time.perf_counter() - start)
@@ -213,7 +220,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="SET", help="file names without .jsonl.gz")
     parser.add_argument("--limit", type=int, default=0, help="rows of each set, drawn at random (default: all)")
     parser.add_argument("--texts", type=int, default=2000, help="texts of the speed test")
-    parser.add_argument("--singles", type=int, default=300, help="of them judged one by one")
+    parser.add_argument("--singles", type=int, default=300, help="further ones, judged one by one")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--without", nargs="+", default=[], choices=sorted(OTHERS), help="leave these out")
     args = parser.parse_args()
@@ -222,8 +229,7 @@ def main() -> None:
 
     header("Embedded classifiers", "alt-profanity-check", "scikit-learn", "better-profanity")
     classifiers = load(args.without)
-    rng = random.Random(3)
-    speed(classifiers, [question(rng) for _ in range(args.texts)], args.singles, args.runs)
+    speed(classifiers, args.texts, args.singles, args.runs)
     print(f"Medians of {args.runs} interleaved runs. A cold start is a whole process that loads and judges one text.\n")
     if args.bench:
         quality(classifiers, args.bench, args.only, args.limit)
