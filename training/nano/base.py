@@ -40,7 +40,7 @@ from guardkit.models.nano.unigram import (  # noqa: E402
 )
 
 ENTRIES = 160_000
-OWN = ("pairs", "chat", "answers")
+OWN = ("pairs", "chat", "answers", "outputs")
 Array = np.ndarray[Any, Any]
 
 
@@ -91,7 +91,10 @@ class Blob:
 
 
 def texts(data: Path) -> Iterator[str]:
-    for path in sorted((data / "train").glob("*.jsonl.gz")):
+    files = sorted((data / "train").glob("*.jsonl.gz"))
+    if not files:
+        sys.exit(f"{data}/train holds no *.jsonl.gz: pass the folder of the labelled data with --data")
+    for path in files:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)

@@ -110,7 +110,7 @@ def harmless(train: Path) -> list[dict[str, Any]]:
 
 
 def languages(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Code -> name, script and, by set, the figures of a language."""
+    """Code -> name, script and, by set, the figures of a language. One whose harm was not measured is left out."""
     found: dict[str, Any] = {}
     for result in results:
         if result["strict"] is None:
@@ -125,7 +125,11 @@ def languages(results: list[dict[str, Any]]) -> dict[str, Any]:
                     mode: {key: one[mode][key] and round(one[mode][key], 3) for key in ("f1", "recall", "fpr")}
                     for mode in ("strict", "loose")
                 }
-    return dict(sorted(found.items()))
+    return {
+        code: about
+        for code, about in sorted(found.items())
+        if any(figures["strict"]["recall"] is not None for figures in about["figures"].values())
+    }
 
 
 def main() -> None:
