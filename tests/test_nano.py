@@ -194,7 +194,7 @@ def test_a_group_of_languages_has_a_shift_of_its_own(nano: Nano, tmp_path: Path)
     np.save(tmp_path / "groups.npy", groups)
     shifted = Nano(tmp_path)
     for text, shift in (("der hund und die katze", 1.5), ("a recipe for sugar", 0.0)):
-        one, other = (m.query([Query(text)])[0][0].scores.severity[0] for m in (nano, shifted))
+        one, other = (m.judge(Query(text))[0].scores.severity[0] for m in (nano, shifted))
         odds = [np.log(p[2] / p[0]) for p in (one, other)]
         assert odds[1] - odds[0] == pytest.approx(shift, abs=1e-4)
 
