@@ -25,7 +25,7 @@ from guardkit.models.nano.units import Classes, Word, is_number, numbered, scan
 
 WORD_CACHE = 1 << 14
 CLS, SEP = 101, 102
-NUMBER = 2184  # "10": what every number becomes (of a dozen numbers the one that changed dev verdicts least)
+NUMBER = 2184  # "10": what every number becomes (chosen on dev, see training/nano/log.md)
 FIRST_BYTE_ID = 104  # "[unused99]": the vocabulary's unused entries run on from here without a gap
 
 _CJK = (
