@@ -65,7 +65,7 @@ def test_scores_that_make_no_sense_are_no_verdict(change: Any) -> None:
     [
         {"role": "user", "content": "hi", "images": ["aGk="]},
         {"role": "assistant", "content": None, "audio": {"id": "1", "transcript": "fine"}},
-        {"role": "user", "parts": [{"text": "hi"}]},
+        {"role": "user", "parts": [{"text": "hi"}, {"inlineData": {"mimeType": "image/png", "data": "aGk="}}]},
         {"role": "user", "content": [{"type": "image_url", "text": "alt", "image_url": {}}]},
         {"role": "user", "content": [{"type": "document", "text": "ok", "source": {"data": "x"}}]},
         {"role": "assistant", "content": "", "reasoning": [{"type": "reasoning.encrypted", "data": "x"}]},

@@ -29,7 +29,7 @@ from guardkit.models import gen
 from guardkit.models.base import Query, QueryScores
 from guardkit.models.gen_grammar import Answer, parse, regex
 from guardkit.verdict import SEVERITIES
-from tests.asking import ask
+from tests.asking import ask, eventually
 from tests.engine import trained_gen
 from tests.engine.checkpoints import GEN_TEMPLATE, STREAM_TEMPLATE, built, write_gen, write_stream
 from tests.engine.trained_gen import FILLERS, NAMED, rows
@@ -315,7 +315,7 @@ def test_pages_of_the_head_are_shared_in_place(model: Any, some: Any) -> None:
     assert cache.used == before + sum(s.slot.held - PAGE * len(common) for _, _, s in opened)
 
     engine.close(opened[0][2])
-    assert [cache._holders[page] for page in common] == [3] * len(common)
+    assert eventually(lambda: [cache._holders[page] for page in common] == [3] * len(common))
     noise = engine.open()  # takes the pages that were given back
     engine.submit(noise, range(1000, 1000 + 4 * PAGE)).result()
     for i, ids, sequence in opened[1:]:
@@ -324,7 +324,7 @@ def test_pages_of_the_head_are_shared_in_place(model: Any, some: Any) -> None:
         assert answer.named == expected[i].scores.named
         engine.close(sequence)
     engine.close(noise)
-    assert [cache._holders[page] for page in common] == [1] * len(common)
+    assert eventually(lambda: [cache._holders[page] for page in common] == [1] * len(common))
     assert cache.used == before
     same(judge(other, queries), expected)
 

@@ -208,6 +208,10 @@ class Nano(StreamModel):
         """What two windows that are judged alike have in common."""
         return np.asarray(ids, np.int32).tobytes()
 
+    def remembers(self, key: bytes) -> bool:
+        """Whether the window was judged before, and costs nothing now."""
+        return key in self._seen
+
     def judge_windows(self, windows: Sequence[list[int]]) -> list[Scores]:
         """The query heads' scores of each window, in one pass; what repeats itself is remembered."""
         keys = [self.key(ids) for ids in windows]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 1536  # padded tokens in one forward pass
 WAVE_TOKENS = 4 * BATCH_TOKENS  # sorted by length together
+KNOWN_TOKENS = 16 * WAVE_TOKENS  # of windows that were judged before, drawn beside them
 SHORT_CHARS = 4096  # a text of more is long: it takes at most half of a wave while short ones wait
 MAX_WAITING = 1 << 16  # pieces of work; more are refused
 SLACK = 1.5  # work is refused where what waits before it would take this many times its time
@@ -133,10 +134,11 @@ class NanoScheduler:
     def _plan_asked(self) -> None:
         """Draw the next wave's windows, and lay them out in passes."""
         drawn: dict[bytes, tuple[list[int], list[tuple[_Asked, Window]]]] = {}
-        tokens = 0
+        tokens = 0  # of windows that are new; a few waves' worth of others cost next to nothing
+        known = 0
         first = WAVE_TOKENS // 2 if self._long else WAVE_TOKENS
         for queue, budget in ((self._short, first), (self._long, WAVE_TOKENS)):
-            while queue and tokens < budget:
+            while queue and tokens < budget and known < KNOWN_TOKENS:
                 asked = queue[0]
                 window = self._draw(asked)
                 if window is None:
@@ -144,8 +146,12 @@ class NanoScheduler:
                     self._settle(asked)
                     continue
                 asked.open += 1
-                tokens += len(window[0])
-                drawn.setdefault(self._model.key(window[0]), (window[0], []))[1].append((asked, window))
+                key = self._model.key(window[0])
+                if key in drawn or self._model.remembers(key):
+                    known += len(window[0])
+                else:
+                    tokens += len(window[0])
+                drawn.setdefault(key, (window[0], []))[1].append((asked, window))
         ordered = sorted(drawn.values(), key=lambda entry: len(entry[0]))
         self._asked_passes.extend(_padded([(len(ids), (ids, wanted)) for ids, wanted in ordered]))
 
