@@ -26,6 +26,7 @@ OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
 _FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content"))
 _TEXT_FRAME = frozenset(("type", "text", "index"))
 _CALL_FRAME = frozenset(("type", "index", "name", "id", "call_id", "tool_call_id", *CALL_ARGUMENTS))
+ASIDE = "metadata "  # of the pieces that stand beside a text and do not end it
 Out = tuple[AIMessageChunk, dict[str, Any] | None]
 Piece = tuple[tuple[str, Any], Stage, str | None]  # which of the message's texts, its stage, the text (None: no text)
 
@@ -136,15 +137,19 @@ class ChunkFlow:
             kind = QueryFlow if stage.is_query else TextFlow
             flow = yield Ask.of(lambda: kind(guard, self._context, stage, self._holdback))
             self._flows[key] = flow
-        if self._current is not None and self._current is not flow:
+        aside = key[0].startswith(ASIDE)
+        if self._current is not None and self._current is not flow and not aside:
             self.decision = yield from self._current.settle()
             if self.decision is not None:
                 return
-        self._current = flow
+        if not aside:
+            self._current = flow
         if stage is Stage.tool_call:
             text = flow.arguments.push(text)
         entry.marks.append((flow, flow.received + len(text)))
         self.decision = yield from flow.push(text)
+        if aside and self.decision is None:  # it is whole as it stands, and the text that it is about goes on
+            self.decision = yield from flow.settle()
 
     def _pump(self) -> list[Out]:
         out: list[Out] = []
@@ -258,9 +263,7 @@ def _extra_pieces(extra: Mapping[str, Any]) -> Iterator[Piece]:
 
 def metadata_pieces(metadata: Mapping[str, Any]) -> list[Piece]:
     """The texts in what a provider says about an answer, such as the pages that it stands on."""
-    return [
-        ((f"metadata {key[0]}", key[1]), stage, text) for key, stage, text in _parts({"response_metadata": metadata})
-    ]
+    return [((f"{ASIDE}{key[0]}", key[1]), stage, text) for key, stage, text in _parts({"response_metadata": metadata})]
 
 
 def _call_piece(kind: str, index: Any, position: int, name: Any, args: Any) -> Piece:

@@ -736,9 +736,9 @@ def test_a_long_context_leaves_room_for_the_response(short: Any, monkeypatch: py
     seen: list[str] = []
     walk = short.walk
 
-    def watched(sequence: Any, ids: list[int], response: bool) -> Any:
+    def watched(sequence: Any, ids: list[int], response: bool, deadline: float | None) -> Any:
         seen.append(short.tokenizer._tokenizer.decode(ids))
-        return walk(sequence, ids, response)
+        return walk(sequence, ids, response, deadline)
 
     monkeypatch.setattr(short, "walk", watched)
     talk = [{"role": "user", "content": CALM} for _ in range(30)]
