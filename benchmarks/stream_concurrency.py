@@ -86,7 +86,7 @@ class Streams:
         """All streams push at once: seconds until everything is handed over, and until the last verdict is there."""
         streams, ids = self.set(n), self._ids[-self.tokens :]
         start = time.perf_counter()
-        with self.engine._state:  # so that one step takes them all
+        with self.engine._loop.turn():  # so that one step takes them all
             futures = [self.engine.submit(s, ids, "response", keep=False) for s in streams]
         handed = time.perf_counter() - start
         for future in futures:
@@ -180,7 +180,7 @@ def parts_of(engine: Engine) -> Iterator[dict[str, Part]]:
 
     for owner, name, device in (
         (engine, "_schedule", False),
-        (engine, "_step", False),
+        (engine, "_compute", False),
         (engine, "_settle", False),
         (engine.cache, "begin", False),
         (engine.cache, "attend", True),
@@ -204,7 +204,7 @@ def breakdown(streams: Streams, n: int, pushes: int) -> list[tuple[str, float, f
             one, took = streams.push(n)
             handed, total = handed + one, total + took
         synchronize(streams.weights.device)
-        with streams.engine._state:  # the last push is booked
+        with streams.engine._loop.turn():  # the last push is booked
             pass
         time.sleep(0.01)
 
@@ -226,7 +226,7 @@ def breakdown(streams: Streams, n: int, pushes: int) -> list[tuple[str, float, f
             host("forward") - host("attend"),
             None if forward is None else forward - (attend or 0.0),
         ),
-        ("inputs, heads, waiting for the device", host("_step") - host("begin") - host("forward"), None),
+        ("inputs, heads, waiting for the device", host("_compute") - host("begin") - host("forward"), None),
         ("booking results (Python)", host("_settle"), None),
     ]
     spent = sum(row[1] for row in rows)
