@@ -25,7 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from guardkit.errors import GuardkitError
 
 IDLE_S = 5.0  # an idle thread ends after this time; the next work starts another
-STOP_S = 10.0  # how long the end of the program waits for a step that is under way
+STOP_S = 10.0  # how long a fork, or the end of the program, waits for the steps that are under way, all together
 _W = TypeVar("_W")
 
 
@@ -133,19 +133,17 @@ class Loop:
             self._serve_all()
             self._wake.set()
 
-    def shut(self) -> None:
-        """The program ends: nothing may run in the model when the interpreter goes."""
+    def shut(self, end: float) -> None:
+        """The program ends: nothing may run in the model when the interpreter goes. Waits until `end` for it."""
         self._closed = self._closed or f"{self.name}: the program is ending"
         self._scheduler.interrupt()
         self._wake.set()
-        end = time.monotonic() + STOP_S
         while time.monotonic() < end and any(claim.is_live for claim in list(self._claims)):
             time.sleep(0.001)
 
-    def before_fork(self) -> None:
-        """No step is under way while the process forks."""
-        end = time.monotonic() + STOP_S
-        while self._fork is None and time.monotonic() < end:
+    def before_fork(self, end: float) -> None:
+        """No step is under way while the process forks; waits until `end` for one that is."""
+        while self._fork is None:
             if self._claims and self._claims[0].is_own:
                 return  # a fork in the middle of the caller's own turn
             turn = self.turn().__enter__()
@@ -154,6 +152,8 @@ class Loop:
                 self._scheduler.before_fork()
                 return
             turn.__exit__(None, None, None)
+            if time.monotonic() > end:
+                return
             time.sleep(0.001)
 
     def forked_here(self) -> None:
@@ -299,13 +299,15 @@ _ending = False
 def _end() -> None:
     global _ending
     _ending = True
+    end = time.monotonic() + STOP_S
     for loop in list(_LOOPS):
-        loop.shut()
+        loop.shut(end)
 
 
 def _before_fork() -> None:
+    end = time.monotonic() + STOP_S
     for loop in list(_LOOPS):
-        loop.before_fork()
+        loop.before_fork(end)
 
 
 def _forked_here() -> None:

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 def test_a_closed_guard_says_so_and_its_twin_lives_on() -> None:
-    first = Guard.load()
+    first = Guard.load(threads=3)  # an instance that no other test holds
     second = Guard(first.model, policy="strict")
     with first:
         stream = first.stream("hi")
@@ -53,7 +53,7 @@ def test_a_closed_guard_says_so_and_its_twin_lives_on() -> None:
     second.close()
     with pytest.raises(NotJudged, match="closed"):
         stream.feed(TEXT)
-    assert Guard.load().check("hi").severity is Severity.safe  # another one
+    assert Guard.load(threads=3).check("hi").severity is Severity.safe  # another one
 
 
 def test_closing_frees_the_model_and_fails_what_waits() -> None:

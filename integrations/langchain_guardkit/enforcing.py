@@ -59,9 +59,6 @@ class MessageViolation(GuardViolation, _ModelError, RuntimeError):  # type: igno
         where = "" if message_index is None else f"message {message_index}: "
         super().__init__(decision, f"{where}{decision}")
 
-    def __reduce__(self) -> Any:
-        return type(self), (self.decision, self.message_index)
-
 
 class Recent:
     """The decisions behind the violation messages that this process wrote, by the id in their mark. Bounded."""
