@@ -27,7 +27,7 @@ from torch import Tensor
 from guardkit import Guard
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Head
-from guardkit.engine.qwen3 import Linear
+from guardkit.engine.qwen3 import Embedding, Linear
 from guardkit.engine.setup import DTYPES, Options, build
 from guardkit.engine.template import ChatTemplate
 from guardkit.messages import read_messages
@@ -76,8 +76,8 @@ class Ours:
         self._biases = {name: self._bias(columns, labels, weights.device) for name, labels in ANSWERS.items()}
         self._given: Tensor | None = None
 
-        def heads(_: Mapping[str, Tensor], embedding: Tensor) -> dict[str, Head]:
-            rows = Linear(embedding[self.grammar.ids].clone())
+        def heads(_: Mapping[str, Tensor], embed: Embedding) -> dict[str, Head]:
+            rows = Linear(embed(torch.tensor(self.grammar.ids, device=weights.device)))
             return {"grammar": lambda hidden: rows(hidden).float() + (0 if self._given is None else self._given)}
 
         dtype = next(name for name, dtype in DTYPES.items() if dtype == weights.dtype)
