@@ -64,7 +64,6 @@ class RetractEvent:
 Event = TextEvent | FlagEvent | StopEvent | RetractEvent
 _Steps = Steps[list[Event]]
 """What a call does, without the model: yields tokens to be judged, is sent their scores, returns the events."""
-LONG = 4096  # characters; more are read off the event loop
 
 
 class StreamGuard:
