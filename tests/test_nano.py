@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from functools import cache
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.nano import load, unigram, weights_path
-from guardkit.models.nano.model import GROUPS, Nano, NanoSession
+from guardkit.models.nano.model import GROUPS, OVERLAP, Nano, NanoSession
 from guardkit.models.nano.tokenizer import CLS, FIRST_BYTE_ID, SEP, NanoTokenizer
 from guardkit.models.nano.unigram import UnigramTokenizer
 from guardkit.models.nano.units import MAX_TAIL_CHARS
@@ -327,3 +328,18 @@ def test_accents_tell_words_apart_where_the_pieces_do() -> None:
     assert tokenizer.encode("bómb")[0] == tokenizer.encode("bomb")[0]
     assert tokenizer.encode("giết")[0] != tokenizer.encode("giet")[0]
     assert tokenizer.encode("über")[0] != tokenizer.encode("uber")[0]
+
+
+def test_rows_that_differ_in_a_number_make_equal_windows() -> None:
+    nano = load()
+    rows = [{"id": i, "name": f"row {i}", "note": "Open daily from nine to five.", "active": True} for i in range(300)]
+    text = json.dumps(rows)
+    windows = list(nano.windows(Query(text, Stage.tool_output)))
+    assert len(windows) > 50
+    assert len({nano.key(ids) for ids, _, _ in windows}) <= 5
+    for (first, _, end), (_, start, _) in itertools.pairwise(windows):
+        assert start is not None
+        assert end is not None
+        shared = nano.tokenizer.encode(text[start:end])[0]
+        assert len(shared) >= OVERLAP
+        assert first[1:-1][-len(shared) :] == shared

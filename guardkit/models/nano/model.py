@@ -7,7 +7,8 @@ token of a response sees only what came before it. The cache of a session is one
 grows with its window.
 
 A response longer than the window goes on in a new one that starts with the last `LEAD` tokens, so memory is constant
-and the cost per token flat. A query longer than the window is judged in windows that overlap by `OVERLAP` tokens.
+and the cost per token flat. A query longer than the window is judged in windows that overlap by at least `OVERLAP`
+tokens.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ from guardkit.verdict import Category, Stage
 
 CONTEXT = 62  # tokens of the last user message that stand before a response: its head and its tail
 LEAD = 48  # tokens of a response that a new window repeats
-OVERLAP = 48  # tokens that two windows of a query share
+OVERLAP = 48  # tokens that two windows of a query share at least
+BACK = 40  # further tokens that a window may go back to begin where a sentence, a line or a record does
 WINDOW_CACHE = 8192  # judged windows of queries that are remembered (logs and junk repeat themselves)
 # Of the scripts that its pieces are of; a query belongs to the group that most of its pieces do. What has no letters
 # (numbers, signs) goes with the first.
 GROUPS = ("english", "latin", "european", "semitic", "indic", "east_asian")
+SENTENCE_ENDS = frozenset(".!?;。！？।")
 SLICE_CHARS = 1 << 18  # a long text is tokenised this much at a time
 _CATEGORIES = tuple(
     Category[name]
@@ -196,7 +199,7 @@ class Nano(StreamModel):
             begin = 0
             while len(ids) - begin > room:
                 yield [cls, *ids[begin : begin + room], sep], starts[begin], starts[begin + room]
-                begin += room - OVERLAP
+                begin = _next_begin(query.text, starts, begin + room - OVERLAP)
                 cut = True
             del ids[:begin], starts[:begin]
             if last:
@@ -393,6 +396,17 @@ def _tokenizer(folder: Path) -> tuple[tuple[int, int], wordpiece.NanoTokenizer |
         pieces = unigram.UnigramTokenizer(folder / "pieces.txt", folder / "scores.npy")
         return (unigram.CLS, unigram.SEP), pieces
     return (wordpiece.CLS, wordpiece.SEP), wordpiece.NanoTokenizer(folder / "vocab.txt")
+
+
+def _next_begin(text: str, starts: Sequence[int], latest: int) -> int:
+    """The token that the next window begins with, `latest` at the latest: where a sentence, a line or a record does,
+    if there is such a place near. What repeats itself then gives equal windows, which are judged once."""
+    for i in range(latest, max(latest - BACK, 0), -1):
+        at = starts[i]
+        between = text[starts[i - 1] : at]
+        if text[at] == "{" or "\n" in between or (between[-1:].isspace() and between.rstrip()[-1:] in SENTENCE_ENDS):
+            return i
+    return latest
 
 
 def _cores() -> int:
