@@ -158,19 +158,21 @@ class Judging:
                     found.append((w, i, Flagged(w.text, v.char_start, v.char_end, v.severity)))
         search = locate([flagged for _, _, flagged in found], self._n_locate)
         answers: list[tuple[Severity, float]] | None = None
+        failed: set[int] = set()  # texts of which a part was not judged: their place is all of what was
         try:
             while True:
-                asked = [(*found[i], *span) for i, span in search.send(answers)]  # type: ignore[arg-type]
-                results = yield [partial(_part, Query(w.text[a:b], w.stage, w.context)) for w, _, _, a, b in asked]
+                asked = [(at, *found[at], *span) for at, span in search.send(answers)]  # type: ignore[arg-type]
+                results = yield [partial(_part, Query(w.text[a:b], w.stage, w.context)) for _, w, _, _, a, b in asked]
                 if any(isinstance(result, TimeoutError | Overloaded) for result in results):
                     return  # the verdicts stand: without a narrower place theirs is all of what was judged
-                pairs = zip(results, asked, strict=True)
-                answers = [self._worst(result, w.stage, f.severity) for result, (w, _, f, _, _) in pairs]
+                pairs = list(zip(results, asked, strict=True))
+                failed |= {at for result, (at, *_) in pairs if isinstance(result, Exception)}
+                answers = [self._worst(result, w.stage, f.severity) for result, (_, w, _, f, _, _) in pairs]
         except StopIteration as end:
             places: list[tuple[int, int]] = end.value
-        for (w, i, _), (start, stop) in zip(found, places, strict=True):
+        for at, ((w, i, _), (start, stop)) in enumerate(zip(found, places, strict=True)):
             verdict = w.found[i].verdict
-            if verdict is not None:
+            if verdict is not None and at not in failed:
                 w.found[i] = replace(w.found[i], verdict=replace(verdict, char_start=start, char_end=stop))
 
     def _worst(
