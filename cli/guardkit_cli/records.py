@@ -114,19 +114,20 @@ class Source:
     def read(self, n_bytes: int = CHUNK_BYTES) -> bytes:
         """The next bytes, at most `n_bytes`; b"" at the end."""
         while True:
+            self._wait()
             try:
                 data = self._file.read(n_bytes) if self.fd is None else os.read(self.fd, n_bytes)
-            except BlockingIOError:  # somebody made the descriptor non-blocking
-                self._ready(1.0)
+            except BlockingIOError:  # somebody made the descriptor non-blocking, and another reader was faster
                 continue
             self.n_read += len(data)
             return data
 
     def is_ready(self) -> bool:
         """Whether `read` would return at once."""
-        return self._is_regular or self._ready(0)
+        return self._is_regular or bool(self._ready(0))
 
-    def _ready(self, timeout: float) -> bool:
+    def _ready(self, timeout: float) -> bool | None:
+        """Whether there is something to read, waiting so many seconds for it; None where that cannot be told."""
         import select
 
         if self.fd is None:
@@ -134,7 +135,13 @@ class Source:
         try:
             return bool(select.select([self.fd], [], [], timeout)[0])
         except (OSError, ValueError):  # not a socket (Windows), or a descriptor beyond select's range
-            return False
+            return None
+
+    def _wait(self) -> None:
+        """Until there is something to read. A signal that comes just before a call of `read` does not interrupt it, so
+        Ctrl-C could be left unheard for as long as no more input came: this wait looks up."""
+        while not self._is_regular and self._ready(0.2) is False:
+            pass
 
     def chunks(self) -> Iterator[bytes]:
         """All of the input, without a byte order mark; what is compressed or of another encoding as UTF-8. Raises

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -239,3 +240,36 @@ def test_start_up_imports_nothing_heavy(environment, command):
         or "hi" not in command
     )
     assert "numpy" not in loaded or "hi" in command
+
+
+def test_a_signal_that_does_not_interrupt_the_read_is_heard():
+    """As one that comes just before the call: here another thread takes it."""
+    from guardkit_cli.records import Source
+
+    class Heard(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise Heard
+
+    def signals() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        if not heard.wait(5):
+            os.write(write, b"nobody heard\n")
+
+    read, write = os.pipe()
+    heard = threading.Event()
+    before = signal.signal(signal.SIGUSR1, handler)
+    thread = threading.Thread(target=signals)
+    try:
+        with open(read, "rb", buffering=0) as file:
+            threading.Timer(0.1, thread.start).start()
+            with pytest.raises(Heard):
+                Source("-", file).read()
+        in_time = thread.is_alive()
+    finally:
+        heard.set()
+        thread.join()
+        os.close(write)
+        signal.signal(signal.SIGUSR1, before)
+    assert in_time
