@@ -122,7 +122,7 @@ class Judging:
 
     def _verdict(self, found: QueryScores, work: _Work, coverage: Literal["unmeasured"] | None) -> Verdict:
         check_finite(found.scores, 1)
-        level = self.model.severities(found.scores.severity, work.stage)[0]
+        level = self.model.severities(found.scores, work.stage)[0]
         verdict = verdict_of(self.model, found.scores, 0, SEVERITIES[level], work.stage)
         verdict = replace(verdict, char_index=found.start, windowed=found.windowed, coverage=coverage)
         if not level:
@@ -182,7 +182,7 @@ class Judging:
         if isinstance(result, Exception):
             return Severity.safe, 0.0
         rows = [q.scores.severity for q in result]
-        levels = [int(self.model.severities(row, stage)[0]) for row in rows]
+        levels = [int(self.model.severities(q.scores, stage)[0]) for q in result]
         risks = [float(row[0, 2] if severity is Severity.unsafe else 1 - row[0, 0]) for row in rows]
         return SEVERITIES[max(levels)], max(risks)
 

@@ -238,7 +238,7 @@ def run_length(model: StreamModel, debounce: int) -> int:
 
 def judge_tokens(model: StreamModel, policy: Policy, scores: Scores, stage: Stage) -> tuple[Ints, NDArray[np.bool_]]:
     """Each token's severity (index into `SEVERITIES`), and whether it is flagged: not safe, or a rule may act on it."""
-    levels = model.severities(scores.severity, stage)
+    levels = model.severities(scores, stage)
     return levels, (levels > 0) | policy.candidates(scores.severity, stage)
 
 
@@ -246,14 +246,15 @@ def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, s
     """The verdict for row `i` of `scores`, without position."""
     names = model.query_categories if stage.is_query else model.response_categories
     refusal = None if scores.refusal is None or stage.is_query else bool(scores.refusal[i] >= 0.5)
+    categories = _categories(scores, i, names)
     return Verdict(
         severity=severity,
-        categories=() if severity is Severity.safe else _categories(scores, i, names),
+        categories=() if severity is Severity.safe else categories,
         scores=_as_dict(scores.severity[i]),
         refusal=refusal,
         stage=stage,
         model=model.name,
-        threshold=limits.of(severity) if (limits := model.limits(stage)) else None,
+        threshold=limits.of(severity, *categories[:1]) if (limits := model.limits(stage)) else None,
     )
 
 

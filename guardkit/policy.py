@@ -135,21 +135,13 @@ class Rule:
         return ", ".join(f"{k} {v}" for k, v in self.to_dict().items() if k != "action") + f" -> {self.action.value}"
 
 
-def _builtin(unsafe: Action, controversial: Action, *between: Rule) -> tuple[Rule, ...]:
-    return Rule(unsafe, severity=Severity.unsafe), *between, Rule(controversial, severity=Severity.controversial)
+def _builtin(unsafe: Action, controversial: Action) -> tuple[Rule, ...]:
+    return Rule(unsafe, severity=Severity.unsafe), Rule(controversial, severity=Severity.controversial)
 
 
-_THREATS = Rule(
-    Action.block,
-    stages=frozenset((Stage.response,)),
-    categories=frozenset((Category.violent, Category.self_harm)),
-    threshold=((Severity.unsafe, 0.35),),
-)
-"""Threats, incitement and encouragement of self-harm in an answer often come out as controversial, since the words
-alone can be a quotation or a story. Where the model leans to unsafe by this much they are no matter of taste."""
 BUILTINS: dict[str, tuple[Rule, ...]] = {
     "strict": _builtin(Action.block, Action.block),
-    "balanced": _builtin(Action.block, Action.flag, _THREATS),
+    "balanced": _builtin(Action.block, Action.flag),
     "loose": _builtin(Action.block, Action.allow),
 }
 DEFAULT_POLICY = "balanced"

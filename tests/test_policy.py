@@ -94,20 +94,3 @@ def test_unknown_keywords_and_names() -> None:
         Policy.load("stirct")
     with pytest.raises(PolicyError, match="unknown policy"):
         Policy(extends="nope")
-
-
-@pytest.mark.parametrize(
-    ("stage", "category", "scores", "action"),
-    [
-        ("response", "violent", (0.2, 0.2, 0.6), "block"),
-        ("response", "self_harm", (0.24, 0.4, 0.36), "block"),
-        ("response", "violent", (0.3, 0.6, 0.1), "flag"),  # no lean to unsafe
-        ("response", "political", (0.2, 0.2, 0.6), "flag"),
-        ("prompt", "violent", (0.2, 0.2, 0.6), "flag"),  # a question is no threat
-        ("document", "self_harm", (0.2, 0.2, 0.6), "flag"),
-    ],
-)
-def test_balanced_blocks_threats_and_encouraged_self_harm_in_answers(stage, category, scores, action):
-    named = dict(zip(("safe", "controversial", "unsafe"), scores, strict=True))
-    verdict = Verdict(Severity.controversial, (Category(category),), named, stage=Stage(stage))
-    assert Policy.load("balanced").decide(verdict).action is Action(action)

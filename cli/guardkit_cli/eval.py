@@ -151,7 +151,7 @@ def command(
     for model in dict.fromkeys(models):
         name = shown_name(model)
         try:
-            # A policy that stops a response at what is controversial would end its verdict there.
+            # A policy that stops a response at what is controversial (strict) would end its verdict there.
             guard = loading.load_guard(model, policy="loose", device=device, timeout=timeout, revision=revision)
             at = model_revision(guard, name, revision)
         except (GuardkitError, OSError) as error:  # the tables of the other models are not lost with it

@@ -232,7 +232,7 @@ def _judge_all(guard: Guard, text: str, context: Sequence[Message]) -> Steps[Pre
     try:
         for tokens in groups:
             scores = yield Append(session, tokens)
-            levels.append(model.severities(scores.severity, tokens.stage).astype(np.int8))
+            levels.append(model.severities(scores, tokens.stage).astype(np.int8))
             if not running.stopped:
                 running.add(tokens, scores)
     finally:

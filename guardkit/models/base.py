@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 from weakref import WeakSet
 
@@ -124,14 +124,17 @@ class QueryScores:
 @dataclass(frozen=True)
 class Limits:
     """unsafe: the least probability of "unsafe" for that severity; flagged: the least probability of "not safe" for
-    "controversial"."""
+    "controversial"; categories: other limits of "unsafe", where the likeliest category is one of these."""
 
     unsafe: float
     flagged: float
+    categories: Mapping[Category, float] = field(default_factory=dict)
 
-    def of(self, severity: Severity) -> float:
-        """What the score of a verdict of this severity is held against."""
-        return self.unsafe if severity is Severity.unsafe else self.flagged
+    def of(self, severity: Severity, category: Category | None = None) -> float:
+        """What the score of a verdict of this severity, and of this likeliest category, is held against."""
+        if severity is not Severity.unsafe:
+            return self.flagged
+        return self.unsafe if category is None else self.categories.get(category, self.unsafe)
 
 
 class Session(ABC):  # noqa: B024 - what it holds is its model's business
@@ -240,14 +243,19 @@ class StreamModel(ABC):
         vars(twin).update(vars(self), _holders=self.holders, threshold=least)
         return twin
 
-    def severities(self, scores: Floats, stage: Stage) -> Ints:
-        """The severity (index into `SEVERITIES`) of each row of `scores` [n, 3]."""
-        limits = self.limits(stage)
+    def severities(self, scores: Scores, stage: Stage) -> Ints:
+        """The severity (index into `SEVERITIES`) of each of n positions."""
+        limits, severity = self.limits(stage), scores.severity
         if limits is None:
-            return np.asarray(np.argmax(scores, axis=1), np.int64)
-        out = np.zeros(len(scores), np.int64)
-        out[1.0 - scores[:, 0] >= limits.flagged] = 1
-        out[scores[:, 2] >= limits.unsafe] = 2
+            return np.asarray(np.argmax(severity, axis=1), np.int64)
+        out = np.zeros(len(severity), np.int64)
+        out[1.0 - severity[:, 0] >= limits.flagged] = 1
+        least: float | Floats = limits.unsafe
+        if limits.categories:
+            names = self.query_categories if stage.is_query else self.response_categories
+            by_name = np.array([limits.of(Severity.unsafe, name) for name in names], np.float32)
+            least = by_name[scores.category.argmax(axis=1)]
+        out[severity[:, 2] >= least] = 2
         return out
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -48,6 +48,9 @@ BOUNDS = {
 OTHER_LANGUAGES = (0.03, 0.25)  # the same for "flagged" outside English: what is ordinary there is plainly harmless
 PLAIN = ("benign_xquad", "benign_sib200_multilingual", "benign_exams_questions")  # harmless text, for other languages
 LEAST = 40  # rows of either kind, for a group's shift
+# Threats and encouragement in answers: their words alone can be a quotation or a story, so that they lean to
+# "controversial". Their own limit of "unsafe" may add so many false positives among all rows, and is this at least.
+GRAVE, GRAVE_MORE, GRAVE_LEAST = ("violent", "self_harm"), 0.01, 0.3
 
 
 def asked(work: Query | Append):
@@ -89,6 +92,20 @@ def choose(
         f1 = 2 * tp / (2 * tp + fp + fn)
         if rates[0] <= most[0] and rates[1] <= most[1] and f1 > best[1]:
             best = (round(float(t), 2), float(f1), float(rates[0]), float(rates[1]))
+    return best
+
+
+def choose_grave(
+    score: np.ndarray, mine: np.ndarray, positive: np.ndarray, weight: np.ndarray, limit: float
+) -> tuple[float, float, float]:
+    """The lowest limit of "unsafe" for the rows `mine` that adds at most GRAVE_MORE false positives to those of `limit`,
+    and more hits than those: (limit, rate of hits added, of false positives)."""
+    best = (limit, 0.0, 0.0)
+    for t in np.arange(limit, GRAVE_LEAST - 1e-9, -0.01):
+        new = mine & (score >= t) & (score < limit)
+        hits, false = (weight[new & m].sum() / max(weight[m].sum(), 1e-9) for m in (positive, ~positive))
+        if false <= GRAVE_MORE and hits > false:
+            best = (round(float(t), 2), float(hits), float(false))
     return best
 
 
@@ -158,6 +175,13 @@ def main() -> None:
             print(f"  {name}: threshold {t}, F1 {f1:.3f}, false positives {false:.3f}, of look-alikes {false_hard:.3f}, {use_en.sum()} rows")  # fmt: skip
             for stage in stages[:3] if side == "query" else stages[3:]:
                 result["thresholds"].setdefault(stage, {})[name] = t
+            if side == "response" and name == "unsafe":
+                at = [int(np.minimum(c[1:, 2], c[:-1, 2]).argmax()) + 1 if len(c) > 1 else 0 for c in cooled]
+                top = np.array([nano.response_categories[f.category[i].argmax()].value for f, i in zip(found, at, strict=True)])  # fmt: skip
+                for category in GRAVE:
+                    own, hits, false = choose_grave(score[use], (top == category)[use], positive[use], weight[use], t)
+                    print(f"    {category}: limit {own}, adds {hits:.3f} of the unsafe, {false:.3f} of the safe rows")
+                    result["thresholds"]["response"].setdefault("categories", {})[category] = own
         if side == "response":
             continue
         plain = np.array([r["source"] in PLAIN for r in mine])

@@ -70,7 +70,14 @@ class Calibration:
     @classmethod
     def read(cls, path: Path) -> Calibration:
         data = json.loads(path.read_text(encoding="utf-8"))
-        limits = {Stage(s): Limits(float(t["unsafe"]), float(t["flagged"])) for s, t in data["thresholds"].items()}
+        limits = {
+            Stage(stage): Limits(
+                float(one["unsafe"]),
+                float(one["flagged"]),
+                {Category(name): float(least) for name, least in one.get("categories", {}).items()},
+            )
+            for stage, one in data["thresholds"].items()
+        }
         return cls(
             float(data["temperature"]["query"]), float(data["temperature"]["response"]), limits,
             tuple(float(data.get("shifts", {}).get(group, 0.0)) for group in GROUPS),
@@ -245,7 +252,7 @@ class Nano(StreamModel):
         _, start, end = window
         found = QueryScores(scores, start, end, windowed=start is not None)
         safe, _, unsafe = (float(p) for p in scores.severity[0])
-        level = int(self.severities(scores.severity, query.stage)[0])
+        level = int(self.severities(scores, query.stage)[0])
         category = int(scores.category[0].argmax()) if level else None
         for measure, badness in (("flagged", 1 - safe), ("unsafe", unsafe), ((level, category), 1 - safe)):
             before = best.get(measure)
