@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.nano import load, unigram, weights_path
-from guardkit.models.nano.model import GROUPS, OVERLAP, Nano, NanoSession
+from guardkit.models.nano.calibration import GROUPS
+from guardkit.models.nano.model import OVERLAP, Nano, NanoSession
 from guardkit.models.nano.tokenizer import CLS, FIRST_BYTE_ID, SEP, NanoTokenizer
 from guardkit.models.nano.unigram import UnigramTokenizer
 from guardkit.models.nano.units import MAX_TAIL_CHARS

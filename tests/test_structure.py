@@ -45,7 +45,7 @@ LAYERS = (
     ("engine.model_runner",),
     ("engine.scheduler",),
     ("engine.engine",),
-    ("engine.setup", "engine.reading", "models.nano.scheduler"),
+    ("engine.setup", "engine.reading", "models.nano.scheduler", "models.nano.calibration"),
     (
         "models.nano",
         "models.nano.model",

@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from guardkit.messages import Message  # noqa: E402
 from guardkit.models.base import Append, Query, Tokens  # noqa: E402
-from guardkit.models.nano.model import GROUPS, Nano  # noqa: E402
+from guardkit.models.nano.calibration import GROUPS  # noqa: E402
+from guardkit.models.nano.model import Nano  # noqa: E402
 from guardkit.runner import run  # noqa: E402
 from guardkit.verdict import Stage  # noqa: E402
 

@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from train import vocabulary
 
-from guardkit.models.nano.model import GROUPS  # on the path through train.py
+from guardkit.models.nano.calibration import GROUPS  # on the path through train.py
 from guardkit.models.nano.unigram import FIRST_PIECE_ID
 
 NONE = len(GROUPS)

@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano import tokenizer as wordpiece
 from guardkit.models.nano import unigram
+from guardkit.models.nano.calibration import GROUPS, Calibration
 from guardkit.models.nano.scheduler import NanoScheduler, Window
 from guardkit.verdict import Category, Stage
 
@@ -43,9 +43,6 @@ LEAD = 48  # tokens of a response that a new window repeats
 OVERLAP = 48  # tokens that two windows of a query share at least
 BACK = 40  # further tokens that a window may go back to begin where a sentence, a line or a record does
 WINDOW_CACHE = 8192  # judged windows of queries that are remembered (logs and junk repeat themselves)
-# Of the scripts that its pieces are of; a query belongs to the group that most of its pieces do. What has no letters
-# (numbers, signs) goes with the first.
-GROUPS = ("english", "latin", "european", "semitic", "indic", "east_asian")
 SENTENCE_ENDS = frozenset(".!?;。！？।")
 SLICE_CHARS = 1 << 18  # a long text is tokenised this much at a time
 _CATEGORIES = tuple(
@@ -55,33 +52,6 @@ _CATEGORIES = tuple(
         "jailbreak",
     )
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Fitted on the dev split. temperature: by head; limits: by stage. shifts: by group of languages, what the logit of
-    "safe" loses for a query in them."""
-
-    query_temperature: float
-    response_temperature: float
-    limits: dict[Stage, Limits]
-    shifts: tuple[float, ...] = (0.0,) * len(GROUPS)
-
-    @classmethod
-    def read(cls, path: Path) -> Calibration:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        limits = {
-            Stage(stage): Limits(
-                float(one["unsafe"]),
-                float(one["flagged"]),
-                {Category(name): float(least) for name, least in one.get("categories", {}).items()},
-            )
-            for stage, one in data["thresholds"].items()
-        }
-        return cls(
-            float(data["temperature"]["query"]), float(data["temperature"]["response"]), limits,
-            tuple(float(data.get("shifts", {}).get(group, 0.0)) for group in GROUPS),
-        )  # fmt: skip
 
 
 class Graph:
