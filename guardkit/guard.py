@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Self
 
 from guardkit.audit import Audit, Sink
 from guardkit.batch import Item, Judging, Outcome
-from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged
+from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged, Overloaded
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
 from guardkit.models.base import StreamModel
@@ -200,6 +200,7 @@ class Guard:
             decision = outcome.decision
             if outcome.error is not None or decision is None:
                 decision = self.not_judged(_describe(outcome.error), outcome.stage, decision)
+                decision = replace(decision, overloaded=isinstance(outcome.error, Overloaded))
             if audit:
                 self.record(decision, item, outcome.characters, (time.perf_counter() - start) * 1e3, "check")
             decisions.append(decision)

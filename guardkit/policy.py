@@ -55,7 +55,7 @@ class Decision:
     judged is False where there is no (whole) verdict; `error` then says why, and `action` is at least that of
     `on_error`. `rule` names what decided: "policy-name: rule 2 (...)", "on_error" or "on_unmeasured". limit: the first
     threshold of that rule, where it has one. text: what was judged, which the verdict's places count in (one part of a
-    message; None for a stream).
+    message; None for a stream). overloaded: not judged only because the model had no room: worth another try later.
     """
 
     action: Action
@@ -66,6 +66,7 @@ class Decision:
     error: str | None = None
     limit: tuple[Severity, float] | None = None
     text: str | None = field(default=None, compare=False, repr=False)
+    overloaded: bool = field(default=False, compare=False)
 
     def redacted(self, mark: str = MARK) -> str:
         """`text` with `mark` in place of the flagged place; all of it replaced where the place is not known, and

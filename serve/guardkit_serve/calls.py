@@ -1,0 +1,91 @@
+"""What belongs to the server, and what to one request under way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from guardkit import Guard
+from guardkit.reading.jsontext import parse
+from guardkit_serve.errors import HttpError
+from guardkit_serve.guards import Guards
+from guardkit_serve.observe import Observer
+from guardkit_serve.settings import Key, Settings
+
+NOT_JUDGED = "none"
+"""The action of an answer for which nothing was judged."""
+
+
+@dataclass
+class Serving:
+    """The server's state, which a reload replaces but for the observer. ready: whether the models are warm."""
+
+    settings: Settings
+    guards: Guards
+    observer: Observer
+    ready: bool = False
+
+
+@dataclass
+class Call:
+    """One request. action: the strictest so far, which the answer's header and the access log name."""
+
+    serving: Serving
+    key: Key | None = None
+    action: str = NOT_JUDGED
+    stage: str | None = None
+    policy: str | None = None
+    model: str | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    def pick(self, model: str | None, policy: str | None) -> Guard:
+        guard = self.serving.guards.pick(model, policy, self.key)
+        self.model, self.policy = guard.model.name, guard.policy.name
+        return guard
+
+
+def call_of(request: Request) -> Call:
+    call: Call = request.scope["state"]["call"]
+    return call
+
+
+async def raw_body_of(request: Request) -> bytes:
+    """Raises `HttpError` for a body that is too large, too slow or in an encoding."""
+    settings = call_of(request).serving.settings
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HttpError(415, "send the body without a content-encoding")
+    most = settings.max_request_bytes
+    too_large = HttpError(413, f"a request may have {most:,} bytes", "request_too_large")
+    given = request.headers.get("content-length", "")
+    if given.isdigit() and int(given) > most:
+        raise too_large
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_s):
+            async for piece in request.stream():
+                raw += piece
+                if len(raw) > most:
+                    raise too_large
+    except TimeoutError:
+        raise HttpError(408, f"the body did not arrive within {settings.body_s:g} s") from None
+    except ClientDisconnect:
+        raise HttpError(499, "the client went away") from None
+    return bytes(raw)
+
+
+def json_of(raw: bytes) -> Any:
+    """Strict JSON: what is judged is what any other reader of these bytes sees. Raises `HttpError` (400)."""
+    try:
+        return parse(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise HttpError(400, "the body is not UTF-8") from None
+    except ValueError as error:
+        raise HttpError(400, f"the body is {error}") from None
+
+
+async def body_of(request: Request) -> Any:
+    return json_of(await raw_body_of(request))

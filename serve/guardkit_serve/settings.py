@@ -1,0 +1,102 @@
+"""What the server is told: frozen values, each default in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+ON_VIOLATION = ("end", "error", "replace")
+VIOLATION_MESSAGE = "This was withheld by a safety check."
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PORT = 8642
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A server that answers. url: its base URL, as an SDK would be given it. key_env: the environment variable that
+    holds its key; without one, the client's own key is passed on. connect_s: seconds for a connection; read_s: without
+    a byte; retries: of a call of which not a byte of an answer has come."""
+
+    url: str
+    name: str = "default"
+    key_env: str | None = None
+    connect_s: float = 10.0
+    read_s: float = 600.0
+    retries: int = 2
+
+
+@dataclass(frozen=True)
+class Route:
+    """Requests whose `model` matches a pattern (``claude-*``) go to the upstream of that name."""
+
+    model: str
+    upstream: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """One API key of this server. sha256: of the key, in hex; policy, model: what its requests are judged by;
+    policies: which others it may ask for; per_minute: requests, None: without a limit."""
+
+    name: str
+    sha256: str
+    policy: str | None = None
+    policies: tuple[str, ...] = ()
+    model: str | None = None
+    per_minute: float | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """on_violation: "end", "error" or "replace" (with `message`). holdback: tokens; None: the guard's own. judge_s:
+    seconds in which a request must be judged. max_*_bytes: of a request, a whole answer, one event of a stream.
+    max_requests: under way at once. grace_s: that requests have to end when the server does. hosts: names that it may
+    be called by while it listens on the loopback interface, beside that interface's own."""
+
+    upstreams: tuple[Upstream, ...] = ()
+    routes: tuple[Route, ...] = ()
+    keys: tuple[Key, ...] = ()
+    host: str = LOOPBACK[0]
+    port: int = PORT
+    hosts: tuple[str, ...] = ()
+    on_violation: str = ON_VIOLATION[0]
+    message: str = VIOLATION_MESSAGE
+    holdback: int | None = None
+    judge_s: float = 30.0
+    body_s: float = 30.0
+    max_request_bytes: int = 16 * MIB
+    max_answer_bytes: int = 32 * MIB
+    max_event_bytes: int = 4 * MIB
+    max_requests: int = 2000
+    grace_s: float = 30.0
+    access_log: bool = True
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in LOOPBACK
+
+    def upstream(self, model: object) -> Upstream | None:
+        """The upstream for a request's `model`: the first route that matches, else the first upstream."""
+        by_name = {each.name: each for each in self.upstreams}
+        for route in self.routes:
+            if isinstance(model, str) and fnmatchcase(model, route.model):
+                return by_name[route.upstream]
+        return self.upstreams[0] if self.upstreams else None
+
+    def key_of(self, given: str) -> Key | None:
+        """The key that `given` is. Takes the same time whichever it is, and where it is none."""
+        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest()
+        found = None
+        for key in self.keys:
+            if hmac.compare_digest(digest, key.sha256.lower()):
+                found = key
+        return found
+
+
+def duplicates(names: Sequence[str]) -> list[str]:
+    seen: Mapping[str, int] = {name: names.count(name) for name in names}
+    return [name for name, count in seen.items() if count > 1]
