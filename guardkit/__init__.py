@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from guardkit._version import __version__
 
 if TYPE_CHECKING:
+    from guardkit.astream import AsyncStreamGuard
     from guardkit.audit import AuditRecord, JsonlSink
     from guardkit.errors import (
         GuardkitError,
@@ -28,30 +29,25 @@ if TYPE_CHECKING:
         StreamClosed,
         UnknownModel,
     )
+    from guardkit.events import Event, FlagEvent, Mark, RetractEvent, StopEvent, TextEvent
     from guardkit.guard import Guard
     from guardkit.messages import Message, split_reasoning
     from guardkit.policy import Action, Decision, Policy
-    from guardkit.stream import (
-        AsyncStreamGuard,
-        Event,
-        FlagEvent,
-        RetractEvent,
-        StopEvent,
-        StreamGuard,
-        TextEvent,
-    )
+    from guardkit.stream import StreamGuard
     from guardkit.verdict import Category, Severity, Stage, Verdict
 
 _HOME = {
+    "astream": ("AsyncStreamGuard",),
     "audit": ("AuditRecord", "JsonlSink"),
     "errors": (
         "GuardViolation", "GuardkitError", "MessageError", "MissingExtra", "ModelError", "ModelLoadError", "NotJudged",
         "Overloaded", "PolicyError", "StreamClosed", "UnknownModel",
     ),
+    "events": ("Event", "FlagEvent", "Mark", "RetractEvent", "StopEvent", "TextEvent"),
     "guard": ("Guard",),
     "messages": ("Message", "split_reasoning"),
     "policy": ("Action", "Decision", "Policy"),
-    "stream": ("AsyncStreamGuard", "Event", "FlagEvent", "RetractEvent", "StopEvent", "StreamGuard", "TextEvent"),
+    "stream": ("StreamGuard",),
     "verdict": ("Category", "Severity", "Stage", "Verdict"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -68,6 +64,7 @@ __all__ = [
     "GuardViolation",
     "GuardkitError",
     "JsonlSink",
+    "Mark",
     "Message",
     "MessageError",
     "MissingExtra",

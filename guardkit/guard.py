@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from guardkit.astream import AsyncStreamGuard
 from guardkit.audit import Audit, Sink
 from guardkit.batch import Item, Judging, Outcome
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged, Overloaded
@@ -21,7 +22,7 @@ from guardkit.models.base import StreamModel
 from guardkit.models.registry import DEFAULT_MODEL, load_model
 from guardkit.policy import DEFAULT_POLICY, MARK, Action, Decision, Policy, parse_on_error
 from guardkit.runner import Job, arun, off_loop, run
-from guardkit.stream import HOLDBACK, AsyncStreamGuard, StreamGuard
+from guardkit.stream import HOLDBACK, StreamGuard
 from guardkit.verdict import Stage, Verdict
 
 UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word

@@ -43,6 +43,12 @@ class ResponseReader:
         self.text_in = 0  # characters taken in, surrogate pairs counted as one
         self._recent = ""  # the newest of them
 
+    def copy(self) -> ResponseReader:
+        """A twin that goes its own way."""
+        twin = copy.copy(self)
+        twin._surrogates, twin._tokens = copy.copy(self._surrogates), copy.copy(self._tokens)
+        return twin
+
     def push(self, text: str) -> tuple[str, list[Tokens]]:
         """Take a delta; returns it with surrogate pairs joined, and the tokens that are final now."""
         return self._read(self._surrogates.push(text), final=False)
@@ -138,9 +144,10 @@ class RunningVerdict:
         self.n_tokens = 0
         self.run_start = 0  # the first character of the run that stopped the text
 
-    def copy(self) -> RunningVerdict:
-        """A twin that goes its own way."""
+    def copy(self, reader: ResponseReader | None = None) -> RunningVerdict:
+        """A twin that goes its own way. reader: the twin's, where it has one of its own."""
         twin = copy.copy(self)
+        twin._reader = reader or self._reader
         twin._run = self._run.copy()
         twin._meter = copy.copy(self._meter)
         return twin

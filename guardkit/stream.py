@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from guardkit.errors import NotJudged, StreamClosed
+from guardkit.events import Event, FlagEvent, Mark, RetractEvent, StopEvent, TextEvent
 from guardkit.judge import ResponseReader, RunningVerdict
 from guardkit.messages import Message
 from guardkit.models.base import Append, Scores, Session, Tokens
 from guardkit.policy import Action, Decision
-from guardkit.runner import Steps, alead, lead
+from guardkit.runner import Steps, lead
 from guardkit.verdict import Stage, Verdict
 
 if TYPE_CHECKING:
@@ -28,40 +29,6 @@ HOLDBACK = 8
 BLANK = 64  # characters without a token that count as one for the hold-back
 
 
-@dataclass(frozen=True)
-class TextEvent:
-    """`text` may be shown now."""
-
-    kind: Literal["text"] = field(default="text", init=False)
-    text: str
-
-
-@dataclass(frozen=True)
-class FlagEvent:
-    """The verdict grew worse without stopping the text."""
-
-    kind: Literal["flag"] = field(default="flag", init=False)
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class StopEvent:
-    """The policy stopped the text; `withheld` characters were received and are not to be shown."""
-
-    kind: Literal["stop"] = field(default="stop", init=False)
-    verdict: Verdict
-    withheld: int
-
-
-@dataclass(frozen=True)
-class RetractEvent:
-    """The last `n_chars` characters that were shown must be taken back."""
-
-    kind: Literal["retract"] = field(default="retract", init=False)
-    n_chars: int
-
-
-Event = TextEvent | FlagEvent | StopEvent | RetractEvent
 _Steps = Steps[list[Event]]
 """What a call does, without the model: yields tokens to be judged, is sent their scores, returns the events."""
 
@@ -86,7 +53,9 @@ class StreamGuard:
         self._session: Session | None = None
         self._held: deque[int] = deque(maxlen=max(holdback, 1))  # starts of the newest judged tokens
         self._text = ""  # received and not released
-        self._mark = 0  # the newest position in `_held`, see _hold
+        self._held_to = 0  # the newest position in `_held`, see _hold
+        self._marks: WeakSet[Mark] = WeakSet()  # those that can be gone back to
+        self._n_marks = 0
         self._stage = stage
         self._closed = False
         self._finished = False
@@ -154,9 +123,68 @@ class StreamGuard:
         """Take token ids of an LLM that shares the guard's vocabulary. Raises TypeError where the guard cannot."""
         return self._drive(self._feed(self._decode(ids)))
 
-    def finish(self) -> list[Event]:
-        """The text is complete: judge the tail and release what is left. The stream takes no more."""
-        return self._drive(self._finish())
+    def finish(self, *, close: bool = True) -> list[Event]:
+        """The text is complete: judge the tail and release what is left. The stream takes no more.
+
+        close: False leaves it open for `rewind`, until `close()`.
+        """
+        return self._drive(self._finish(close))
+
+    # -- back
+
+    def mark(self) -> Mark:
+        """The place where the text is now, for `rewind`. Raises NotImplementedError where the model cannot go back."""
+        self._check_open()
+        if self._session is None or self._error is not None or self.stopped:
+            raise NotJudged("a stream that stopped has no place to come back to")
+        self._n_marks += 1
+        mark = Mark(
+            self._reader.received,
+            self._n_marks,
+            (
+                self._reader.copy(),
+                self._running.copy(),
+                self._held.copy(),
+                self._text,
+                self._held_to,
+                self.released,
+                self._decoder.copy() if self._decoder is not None else None,
+                len(self._heard or ()),
+                self._session.mark(),
+            ),
+        )
+        self._marks.add(mark)
+        return mark
+
+    def rewind(self, mark: Mark) -> None:
+        """Forget all that came since `mark`, a stop included: the stream is as it was there, without asking the model.
+
+        What was shown of it must be taken back by whoever shows it. The mark can be used again; those made since are
+        void. Raises `NotJudged` where a model error ended the judging, `StreamClosed` behind `close`, ValueError for a
+        mark that is void or another stream's. A model that fails here ends the judging.
+        """
+        if self._closed or self._session is None:
+            raise StreamClosed("this stream is closed; open a new one with guard.stream(...)")
+        if self._error is not None:
+            raise NotJudged(f"the stream cannot go on, since it could not be judged ({self._error})")
+        if mark not in self._marks:
+            raise ValueError("a mark of another stream, or of a text that was taken back")
+        if self.stopped:
+            self._record(self._reader.received)
+        reader, running, held, self._text, self._held_to, released, decoder, heard, place = mark._state
+        self._reader = reader.copy()
+        self._running = running.copy(self._reader)
+        self._held, self.released = held.copy(), released
+        self._decoder = decoder.copy() if decoder is not None else None
+        if self._heard is not None:
+            del self._heard[heard:]
+        self._finished = False
+        for later in [m for m in self._marks if m._number > mark._number]:
+            self._marks.discard(later)
+        try:
+            self._session.rewind(place)
+        except Exception as error:
+            self._fail(error)
 
     def _drive(self, steps: _Steps) -> list[Event]:
         try:
@@ -189,7 +217,7 @@ class StreamGuard:
         text, tokens = self._reader.push(delta)
         return (yield from self._advance(text, tokens))
 
-    def _finish(self) -> _Steps:
+    def _finish(self, close: bool = True) -> _Steps:
         self._check_open()
         try:
             events: list[Event] = []
@@ -200,7 +228,8 @@ class StreamGuard:
             self._finished = True
             return events
         finally:
-            self.close()
+            if close:
+                self.close()
 
     def close(self) -> None:
         """End the stream without releasing what is held back. Safe to call twice; done by `with` and `finish`."""
@@ -211,11 +240,13 @@ class StreamGuard:
             self._session = None
         if not self._recorded:
             self._recorded = True
-            elapsed = (time.perf_counter() - self._started) * 1e3
             # Of a stream that was left early, only what went out is known to be judged.
-            characters = self._reader.received if self._finished or self.stopped else self.released
-            heard = None if self._heard is None else "".join(self._heard)
-            self._guard.record(self.decision, heard, characters, elapsed, "stream")
+            self._record(self._reader.received if self._finished or self.stopped else self.released)
+
+    def _record(self, characters: int) -> None:
+        heard = None if self._heard is None else "".join(self._heard)
+        elapsed = (time.perf_counter() - self._started) * 1e3
+        self._guard.record(self.decision, heard, characters, elapsed, "stream")
 
     def __enter__(self) -> StreamGuard:
         return self
@@ -226,7 +257,7 @@ class StreamGuard:
         self.close()
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed or self._finished:
             raise StreamClosed("this stream is finished; open a new one with guard.stream(...)")
 
     def _advance(self, text: str, tokens: list[Tokens], final: bool = False) -> _Steps:
@@ -267,14 +298,14 @@ class StreamGuard:
     def _hold(self, start: int) -> None:
         self._hold_blanks(start)
         self._held.append(start)
-        self._mark = start
+        self._held_to = start
 
     def _hold_blanks(self, end: int) -> None:
         """A long stretch without tokens (blanks, invisible characters) counts as a token every `BLANK` characters, so
         that a flood of them can neither fill the memory nor hold the text up."""
-        while self._mark + BLANK < end:
-            self._mark += BLANK
-            self._held.append(self._mark)
+        while self._held_to + BLANK < end:
+            self._held_to += BLANK
+            self._held.append(self._held_to)
 
     def _release(self, events: list[Event], final: bool) -> None:
         if self._closed:
@@ -313,63 +344,3 @@ class StreamGuard:
         self._text = ""
         events.append(StopEvent(run.verdict, self.withheld))
         return events
-
-
-class AsyncStreamGuard:
-    """The async twin of `StreamGuard`: the same calls, awaited; the model runs off the event loop.
-
-    A cancelled call closes the stream: what was being judged is never released.
-    """
-
-    def __init__(self, stream: StreamGuard):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> object:
-        if name in ("verdict", "decision", "stopped", "judged", "released", "withheld", "n_tokens", "shown_early"):
-            return getattr(self._stream, name)
-        raise AttributeError(f"AsyncStreamGuard has no '{name}'")
-
-    async def feed(self, delta: str | None) -> list[Event]:
-        return await self._drive(self._stream._feed(delta))
-
-    async def feed_ids(self, ids: Sequence[int]) -> list[Event]:
-        return await self._drive(self._stream._feed(self._stream._decode(ids)))
-
-    async def finish(self) -> list[Event]:
-        return await self._drive(self._stream._finish())
-
-    async def close(self) -> None:
-        self._stream.close()
-
-    async def wrap(self, deltas: AsyncIterator[str]) -> AsyncIterator[Event]:
-        """Events for a whole source, finished at its end; stops reading at the stop."""
-        try:
-            async for delta in deltas:
-                for event in await self.feed(delta):
-                    yield event
-                if self._stream.stopped:
-                    return
-            for event in await self.finish():
-                yield event
-        finally:
-            self._stream.close()
-            if isinstance(deltas, AsyncGenerator):
-                await deltas.aclose()
-
-    async def _drive(self, steps: _Steps) -> list[Event]:
-        stream = self._stream
-        try:
-            return await alead(stream._guard.model, steps, stream._guard.timeout)
-        except Exception:
-            raise
-        except BaseException:
-            stream.close()
-            raise
-
-    async def __aenter__(self) -> AsyncStreamGuard:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()

@@ -120,6 +120,12 @@ class _FakeSession(SimpleSession):
         finally:
             self._tail, self._worst = before
 
+    def mark(self) -> tuple[str, int]:
+        return self._tail, self._worst
+
+    def rewind(self, mark: tuple[str, int]) -> None:
+        self._tail, self._worst = mark
+
 
 class FakeGuard(Guard):
     """A `Guard` over a `FakeModel`. `debounce` is 1 here unless given, so that one scripted word is enough."""

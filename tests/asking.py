@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from guardkit import Guard
 from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 from guardkit.runner import Steps, run
 
@@ -47,3 +48,26 @@ def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def assert_goes_back(guard: Guard, n_words: int = 60) -> None:
+    """A stream that was taken back to a mark, twice, ends as one that never went further."""
+    words = [f"word {i} of a text about tomatoes, " for i in range(n_words)]
+    ends = []
+    for dropped in ((), (13, n_words)):
+        stream = guard.stream("Say words.")
+        for word in words[:10]:
+            stream.feed(word)
+        mark = stream.mark()
+        for n in dropped:
+            for word in words[10:n]:
+                stream.feed(word)
+            stream.finish(close=False)
+            stream.rewind(mark)
+        for word in ("sun ", "and water. "):
+            stream.feed(word)
+        stream.finish()
+        verdict = stream.verdict
+        ends.append((stream.n_tokens, verdict.windowed, verdict.char_index, stream.released))
+        ends.append([round(score, 3) for score in verdict.scores.values()])
+    assert ends[:2] == ends[2:]

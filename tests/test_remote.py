@@ -33,6 +33,7 @@ from guardkit.models.remote_client import MAX_WAIT, Limits, _asked_wait
 from guardkit.models.word_tokenizer import MAX_CHARS, WordTokenizer
 from guardkit.retokenize import IncrementalTokenizer
 from guardkit.verdict import Stage
+from tests.asking import assert_goes_back
 from tests.servers import MODEL, GenServer, LocalServer, Reply, Request, completion, logprobs_of
 
 pytest.importorskip("httpx" if not __import__("importlib").util.find_spec("httpx2") else "httpx2")
@@ -437,6 +438,10 @@ def test_a_text_cannot_end_its_own_turn() -> None:
 
 
 # -- streams
+
+
+def test_a_stream_goes_back(serve: Callable[..., LocalServer]) -> None:
+    assert_goes_back(guarded(serve(GenServer(SCRIPT))))
 
 
 def test_a_stream_stops_and_asks_once_a_stride(serve: Callable[..., LocalServer]) -> None:

@@ -58,7 +58,9 @@ LAYERS = (
     ("audit", "judge", "runner"),
     ("models.registry",),
     ("models",),
+    ("events",),
     ("stream", "batch"),
+    ("astream",),
     ("guard",),
     (
         "testing",

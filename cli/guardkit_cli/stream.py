@@ -18,7 +18,8 @@ from guardkit_cli.records import Decoder, Source
 
 if TYPE_CHECKING:
     from guardkit import Verdict
-    from guardkit.stream import Event, StreamGuard
+    from guardkit.events import Event
+    from guardkit.stream import StreamGuard
 
 FEED_BYTES = 2048
 """Read at once, at most: what is judged must not wait long for what is still to be judged behind it."""
@@ -157,7 +158,7 @@ class _Filter:
         return self._end(source, 0)
 
     def _handle(self, events: list[Event]) -> None:
-        from guardkit.stream import FlagEvent, RetractEvent, TextEvent
+        from guardkit.events import FlagEvent, RetractEvent, TextEvent
 
         for event in events:
             if isinstance(event, TextEvent):

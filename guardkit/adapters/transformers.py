@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from guardkit.errors import MissingExtra
-from guardkit.stream import Event, StreamGuard
+from guardkit.events import Event
+from guardkit.stream import StreamGuard
 
 
 class Decoder(Protocol):

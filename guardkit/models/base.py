@@ -141,6 +141,15 @@ class Session(ABC):  # noqa: B024 - what it holds is its model's business
     """One response under way. Its tokens are judged by work that names it, in the order of submission; after an error
     the session is over."""
 
+    def mark(self) -> Any:
+        """Where the response is now, for `rewind`. Called, like that, while no work of the session is under way.
+        Raises NotImplementedError where the session cannot be taken back."""
+        raise NotImplementedError
+
+    def rewind(self, mark: Any) -> None:
+        """Forget all tokens since `mark`, which may be used again; marks made since are void."""
+        raise NotImplementedError
+
     def close(self) -> None:  # noqa: B027 - a session without resources needs no code
         """Free what the session holds. Safe to call twice."""
 

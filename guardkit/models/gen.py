@@ -11,6 +11,7 @@ grammar are kept.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -237,6 +238,16 @@ class _GenSession(Session):
         self._push(change + tokens.text)
         self._stage = tokens.stage
         return (yield from self._judge(self._text.tail, len(tokens), deadline))
+
+    def mark(self) -> tuple[IncrementalTokenizer, Stage | None, bool, list[int]]:
+        return copy.copy(self._text), self._stage, self._windowed, self._kept[:]
+
+    def rewind(self, mark: tuple[IncrementalTokenizer, Stage | None, bool, list[int]]) -> None:
+        before = self._kept
+        text, self._stage, self._windowed, kept = mark
+        self._text, self._kept = copy.copy(text), kept[:]
+        shared = next((i for i, (a, b) in enumerate(zip(kept, before, strict=False)) if a != b), len(kept))
+        self._computed = min(self._computed, len(self._start) + min(shared, len(before)))
 
     def close(self) -> None:
         self._model.engine.close(self._sequence)

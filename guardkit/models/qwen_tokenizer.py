@@ -265,6 +265,12 @@ class TextDecoder:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
+    def copy(self) -> TextDecoder:
+        """A twin that goes its own way."""
+        twin = TextDecoder(self._tokenizer)
+        twin._utf8.setstate(self._utf8.getstate())
+        return twin
+
     def push(self, ids: Sequence[int]) -> str:
         """The text that `ids` complete. Raises ValueError for an unknown id, and takes none of `ids` then."""
         return self._utf8.decode(b"".join([self._tokenizer.bytes_of(token_id) for token_id in ids]))

@@ -226,6 +226,12 @@ class _RemoteSession(Session):
                 if not keep:
                     self._so_far = before
 
+    def mark(self) -> _SoFar:
+        return self._so_far
+
+    def rewind(self, mark: _SoFar) -> None:
+        self._so_far = mark
+
     async def _judge(self, tokens: Tokens) -> Scores:
         while True:
             now = self._so_far

@@ -25,6 +25,7 @@ from torch import Tensor
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.config import GuardHeads
 from guardkit.engine.engine import Engine, Head, Rows
+from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear, rms_norm
 from guardkit.engine.reading import Reading, begin
 from guardkit.engine.setup import Options, build
@@ -250,6 +251,18 @@ class Qwen3GuardStream(StreamModel):
         return Scores(_softmax(logits[:, order]), _softmax(logits[:, len(order) :]))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A place in a response. ids: the list of its sequence, whose first `length` tokens stay; lead: see the session."""
+
+    sequence: Sequence_
+    ids: list[int]
+    length: int
+    stage: Stage | None
+    lead: tuple[int, ...]
+    windowed: bool
+
+
 class _StreamSession(Session):
     def __init__(self, model: Qwen3GuardStream, frame: Frame):
         self._model, self._frame = model, frame
@@ -298,6 +311,21 @@ class _StreamSession(Session):
             return self._model.response_scores(rows, True)
         finally:
             engine.close(sequence)
+
+    def mark(self) -> _Place:
+        sequence = self._sequence
+        return _Place(sequence, sequence.ids, sequence.length, self._stage, tuple(self._lead), self.windowed)
+
+    def rewind(self, mark: _Place) -> None:
+        engine = self._model.engine
+        if self._sequence is not mark.sequence:  # another window: the marked one is computed again
+            self._sequence = engine.replace(self._sequence)
+            engine.submit(self._sequence, mark.ids[: mark.length])
+        elif mark.length < self._sequence.length:
+            engine.truncate(self._sequence, mark.length)
+        self._stage, self.windowed = mark.stage, mark.windowed
+        self._lead.clear()
+        self._lead.extend(mark.lead)
 
     def close(self) -> None:
         self._model.engine.close(self._sequence)

@@ -29,7 +29,7 @@ from guardkit.models import gen
 from guardkit.models.base import Query, QueryScores
 from guardkit.models.gen_grammar import Answer, parse, regex
 from guardkit.verdict import SEVERITIES
-from tests.asking import ask, eventually
+from tests.asking import ask, assert_goes_back, eventually
 from tests.engine import trained_gen
 from tests.engine.checkpoints import GEN_TEMPLATE, STREAM_TEMPLATE, built, write_gen, write_stream
 from tests.engine.trained_gen import FILLERS, NAMED, rows
@@ -896,3 +896,9 @@ def test_too_little_room_is_said_at_once(folder: Path, tmp_path: Path) -> None:
     per_token = Cache.bytes_per_token(Guard.load(str(folder), device="cpu").model.engine.model.config, torch.float32)  # type: ignore[attr-defined]
     with pytest.raises(ModelLoadError, match="the template needs more"):
         load(folder, cache_gib=per_token * 512 / 2**30)
+
+
+@pytest.mark.parametrize("positions", ["model", "short"])
+def test_a_stream_goes_back_within_its_window_and_to_an_earlier_one(request: Any, positions: str) -> None:
+    allow = {"name": "watch", "rules": [{"action": "allow"}]}
+    assert_goes_back(Guard(request.getfixturevalue(positions), policy=allow), 40)

@@ -16,7 +16,7 @@ import pytest
 from guardkit import Guard, GuardkitError, Message, NotJudged, Severity, Stage
 from guardkit.messages import read_messages
 from guardkit.models.base import Query
-from tests.asking import append, ask, peek
+from tests.asking import append, ask, assert_goes_back, peek
 from tests.engine.checkpoints import reference_logits
 
 ASK = [{"role": "user", "content": "How do I sort a list in Python?"}]
@@ -413,3 +413,10 @@ def test_loading_and_judging_imports_no_transformers(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr[-1500:]
+
+
+@pytest.mark.parametrize("positions", ["model", "short"])
+def test_a_stream_goes_back_within_its_window_and_to_an_earlier_one(request: Any, positions: str) -> None:
+    model = request.getfixturevalue(positions)
+    assert_goes_back(guard_of(model, policy=WATCH))
+    assert model.engine.open_sequences == 0

@@ -341,6 +341,7 @@ class NanoSession(Session):
         if self.cached >= room:
             start = [*self.frame, *self._ids[-LEAD:]]
             self._ids, self.windowed = [], True
+            self._cache = self._cache[:0].copy()  # the window before may be marked
         self._start = len(start)
         self.last_taken = min(len(ids), room - self.cached - len(start))
         return start + ids[: self.last_taken]
@@ -361,6 +362,13 @@ class NanoSession(Session):
             self._cache = grown
         self._cache[self.cached : end] = new
         self._ids += ids
+
+    def mark(self) -> tuple[list[int], int, NDArray[np.int8], bool]:
+        return self._ids, self.cached, self._cache, self.windowed  # of the list and the array, what is there stays
+
+    def rewind(self, mark: tuple[list[int], int, NDArray[np.int8], bool]) -> None:
+        ids, cached, self._cache, self.windowed = mark
+        self._ids = ids[:cached]
 
     def close(self) -> None:
         self._cache = self._cache[:0]

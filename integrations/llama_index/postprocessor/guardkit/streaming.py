@@ -24,7 +24,8 @@ from llama_index.postprocessor.guardkit.steps import Steps
 from pydantic import BaseModel
 
 from guardkit import Action, Decision, Guard, Message, NotJudged, Stage
-from guardkit.stream import Event, StreamGuard
+from guardkit.events import Event
+from guardkit.stream import StreamGuard
 
 _CLOSERS = "\"'}]) \n"
 _USAGE_KEYS = ("usage", "usage_metadata")
