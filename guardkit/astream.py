@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 
 from guardkit.events import Event, Mark
@@ -60,7 +61,8 @@ class AsyncStreamGuard:
     async def _drive(self, steps: Steps[list[Event]]) -> list[Event]:
         stream = self._stream
         try:
-            return await alead(stream._guard.model, steps, stream._guard.timeout)
+            with nullcontext() if stream._watch is None else stream._watch.judging():
+                return await alead(stream._guard.model, steps, stream._guard.timeout)
         except Exception:
             raise
         except BaseException:

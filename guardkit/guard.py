@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from guardkit import telemetry
 from guardkit.astream import AsyncStreamGuard
 from guardkit.audit import Audit, Sink
 from guardkit.batch import Item, Judging, Outcome
@@ -198,10 +199,7 @@ class Guard:
     ) -> list[Decision]:
         decisions = []
         for item, outcome in zip(items, outcomes, strict=True):
-            decision = outcome.decision
-            if outcome.error is not None or decision is None:
-                decision = self.not_judged(_describe(outcome.error), outcome.stage, decision)
-                decision = replace(decision, overloaded=isinstance(outcome.error, Overloaded))
+            decision = self.decided(outcome)
             if audit:
                 self.record(decision, item, outcome.characters, (time.perf_counter() - start) * 1e3, "check")
             decisions.append(decision)
@@ -281,20 +279,29 @@ class Guard:
             return replace(so_far, judged=False, error=error)
         return Decision(self.policy.on_error, None, f"{self.policy.name}: on_error", False, stage, error)
 
+    def decided(self, outcome: Outcome) -> Decision:
+        """The decision for what became of an item."""
+        if outcome.error is not None or outcome.decision is None:
+            decision = self.not_judged(_describe(outcome.error), outcome.stage, outcome.decision)
+            return replace(decision, overloaded=isinstance(outcome.error, Overloaded))
+        return outcome.decision
+
     def _judge(self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None) -> list[Outcome]:
         steps = self._steps(items, stage, normalize)
         results: list[Any] | None = None
-        while not isinstance(asked := _sent(steps, results), list):
-            results = run(*asked, self.timeout)
-        return asked
+        with telemetry.checking(self, items) as check:
+            while not isinstance(asked := _sent(steps, results), list):
+                results = run(*asked, self.timeout)
+            return check.found(asked)
 
     async def _ajudge(self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None) -> list[Outcome]:
         steps = self._steps(items, stage, normalize)
         results: list[Any] | None = None
-        # In threads: texts are read and normalised there.
-        while not isinstance(asked := await off_loop(functools.partial(_sent, steps, results)), list):
-            results = await arun(*asked, self.timeout)
-        return asked
+        with telemetry.checking(self, items) as check:
+            # In threads: texts are read and normalised there.
+            while not isinstance(asked := await off_loop(functools.partial(_sent, steps, results)), list):
+                results = await arun(*asked, self.timeout)
+            return check.found(asked)
 
     def _steps(
         self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None

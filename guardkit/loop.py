@@ -19,6 +19,7 @@ import time
 import weakref
 from collections import deque
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -57,6 +58,17 @@ class Ticket(Future[Any], Generic[_W]):
             self.set_exception(error)
 
 
+@dataclass(frozen=True)
+class Load:
+    """waiting: pieces of work that are not answered yet. cached, room: entries of the cache, and how many fit (0:
+    there is none); hits: rows that were in it already, since the model was loaded."""
+
+    waiting: int = 0
+    cached: int = 0
+    room: int = 0
+    hits: int = 0
+
+
 class Scheduler(Protocol):
     """What is done in turn. Called by the owner alone."""
 
@@ -69,6 +81,9 @@ class Scheduler(Protocol):
     @property
     def busy(self) -> bool:
         """Whether anything waits for a step."""
+
+    def load(self) -> Load:
+        """How busy it is. Called from any thread: near enough is good enough."""
 
     def interrupt(self) -> None:
         """End the step that is under way as soon as can be. Called from another thread, at the end of the program."""
@@ -120,6 +135,12 @@ class Loop:
 
     def turn(self) -> Turn:
         return Turn(self)
+
+    def load(self) -> Load:
+        """How busy it is, what has not been taken yet included."""
+        load = self._scheduler.load()
+        waiting = sum(len(m) if isinstance(m, list) else 1 for m in self._inbox.copy())
+        return replace(load, waiting=load.waiting + waiting)
 
     @property
     def closed(self) -> bool:
@@ -275,6 +296,11 @@ class Turn:
     def drain(self) -> None:
         while not _ending and (self.step() or self._loop._inbox):
             pass
+
+
+def loops() -> list[Loop]:
+    """Those of this process that are not closed."""
+    return [loop for loop in list(_LOOPS) if not loop.closed]
 
 
 def _serve(ref: weakref.ref[Loop], wake: threading.Event) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from guardkit import telemetry
 from guardkit.errors import NotJudged, StreamClosed
 from guardkit.events import Event, FlagEvent, Mark, RetractEvent, StopEvent, TextEvent
 from guardkit.judge import ResponseReader, RunningVerdict
@@ -61,15 +63,23 @@ class StreamGuard:
         self._finished = False
         self._recorded = False
         self._decoder: Any = None
-        self._heard: list[str] | None = [] if guard.keeps_text else None  # all that was received, for the audit
+        emitter = telemetry.active()
+        self._watch = None if emitter is None else emitter.stream(guard, self)
+        keeps_text = guard.keeps_text or (self._watch is not None and self._watch.wants_text)
+        self._heard: list[str] | None = [] if keeps_text else None  # all that was received, for audit and telemetry
         self._error: str | None = None
+        self._error_type: str | None = None
         self._started = time.perf_counter()
         self.released = 0
         self.shown_early = 0
         try:
             self._session = guard.model.open(context)
         except Exception as error:
-            self._fail(error)
+            try:
+                self._fail(error)
+            except NotJudged:
+                self.close()
+                raise
 
     # -- what is known
 
@@ -188,7 +198,8 @@ class StreamGuard:
 
     def _drive(self, steps: _Steps) -> list[Event]:
         try:
-            return lead(self._guard.model, steps, self._guard.timeout)
+            with nullcontext() if self._watch is None else self._watch.judging():
+                return lead(self._guard.model, steps, self._guard.timeout)
         except Exception:
             raise
         except BaseException:  # interrupted: what was being judged is never released
@@ -242,11 +253,15 @@ class StreamGuard:
             self._recorded = True
             # Of a stream that was left early, only what went out is known to be judged.
             self._record(self._reader.received if self._finished or self.stopped else self.released)
+            if self._watch is not None:
+                self._watch.end(self)
 
     def _record(self, characters: int) -> None:
         heard = None if self._heard is None else "".join(self._heard)
         elapsed = (time.perf_counter() - self._started) * 1e3
         self._guard.record(self.decision, heard, characters, elapsed, "stream")
+        if self._watch is not None:
+            self._watch.decided(self, self._error_type, heard)
 
     def __enter__(self) -> StreamGuard:
         return self
@@ -279,7 +294,7 @@ class StreamGuard:
 
     def _fail(self, error: Exception) -> None:
         """Nothing is judged from here on: raise, or (on_error: allow) let the text through."""
-        self._error = f"{type(error).__name__}: {error}"
+        self._error, self._error_type = f"{type(error).__name__}: {error}", type(error).__name__
         if self.stopped:
             self._text = ""
             raise NotJudged(f"the stream could not be judged and was stopped ({self._error})") from error

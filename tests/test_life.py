@@ -20,7 +20,7 @@ import pytest
 
 from guardkit import Guard, GuardkitError, GuardViolation, NotJudged, Overloaded, Severity
 from guardkit.errors import MissingExtra
-from guardkit.loop import Loop, Ticket
+from guardkit.loop import Load, Loop, Ticket
 from guardkit.models.base import Query
 from guardkit.models.gen_grammar import Unparsable
 from guardkit.models.nano.scheduler import NanoScheduler
@@ -316,6 +316,9 @@ class _Stuck:
 
     def step(self) -> bool:
         return False
+
+    def load(self) -> Load:
+        return Load()
 
     def interrupt(self) -> None: ...
 

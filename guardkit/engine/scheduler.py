@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from guardkit import telemetry
 from guardkit.engine.cache import GROW, Cache
 from guardkit.engine.model_runner import Head, run_step
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
-from guardkit.loop import Loop
+from guardkit.loop import Load, Loop
 
 SHORT = 16  # a piece of at most this many tokens goes before longer ones
 
@@ -237,6 +238,7 @@ class Scheduler:
         found = run_step(self.model, self.heads, self.cache, plan)
         if tokens := sum(n for _, n in plan):
             self.counters.steps += 1
+            telemetry.batch("engine", len(plan))
             self.counters.tokens += tokens
         return found
 
@@ -289,6 +291,10 @@ class Scheduler:
         sequence.ids, sequence.cached = [], 0
 
     # -- its end
+
+    def load(self) -> Load:
+        waiting = sum(len(sequence.requests) for sequence in self._ready.copy())
+        return Load(waiting, self.cache.used, self.cache.capacity)
 
     def interrupt(self) -> None:
         pass

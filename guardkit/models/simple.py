@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from guardkit.loop import Loop, Ticket, Turn
+from guardkit import telemetry
+from guardkit.loop import Load, Loop, Ticket, Turn
 from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 
 
@@ -94,6 +95,7 @@ class _OneByOne:
             if isinstance(work, Append):
                 session: Any = work.session
                 return [session.append(work.tokens) if work.keep else session.peek(work.tokens)]
+            telemetry.batch(self._model.name, len(tickets))
             found = self._model.query([t.work for t in tickets if isinstance(t.work, Query)])
             if len(found) != len(tickets) or not all(found):
                 raise ValueError(f"the model judged {len(found)} of {len(tickets)} queries")
@@ -106,6 +108,9 @@ class _OneByOne:
     @property
     def busy(self) -> bool:
         return bool(self._waiting)
+
+    def load(self) -> Load:
+        return Load(waiting=len(self._waiting) + len(self._running))
 
     def interrupt(self) -> None:
         pass

@@ -27,6 +27,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from guardkit import telemetry
 from guardkit.coverage import Coverage
 from guardkit.errors import ModelLoadError
 from guardkit.loop import Loop, Ticket, Turn
@@ -117,6 +118,7 @@ class Nano(StreamModel):
         self.window = int(meta["positions"])
         self._cache_shape = tuple(json.loads(meta["cache_shape"]))  # per token: layers x (keys and values)
         self._seen: OrderedDict[bytes, Floats] = OrderedDict()
+        self._hits = 0  # windows that were in it
         self._loop = Loop("guardkit-nano", NanoScheduler(self))
 
     # -- one verb, one owner (`loop.py`); the rest is called by the owner alone
@@ -192,10 +194,16 @@ class Nano(StreamModel):
         """Whether the window was judged before, and costs nothing now."""
         return key in self._seen
 
+    @property
+    def remembered(self) -> tuple[int, int, int]:
+        """Judged windows that are remembered, how many may be, and how many came again."""
+        return len(self._seen), WINDOW_CACHE, self._hits
+
     def judge_windows(self, windows: Sequence[list[int]]) -> list[Scores]:
         """The query heads' scores of each window, in one pass; what repeats itself is remembered."""
         keys = [self.key(ids) for ids in windows]
         logits = {key: self._seen[key] for key in keys if key in self._seen}
+        self._hits += len(logits)
         todo = []
         for key, ids in zip(keys, windows, strict=True):
             if key not in logits:
@@ -300,6 +308,7 @@ class Nano(StreamModel):
         other (None: none, a position sees what is before it). Returns logits [N, 24] (response: 3 severity, 8
         category, 1 refusal; query: 3 severity, 9 category) and the new keys and values [B, T, *cache_shape]."""
         batch, length = ids.shape
+        telemetry.batch(self.name, batch)
         if past is None:
             past = np.zeros((batch, 0, *self._cache_shape), np.int8)
         before = past.shape[1]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from guardkit.errors import Overloaded
-from guardkit.loop import Ticket
+from guardkit.loop import Load, Ticket
 from guardkit.models.base import Append, Query, QueryScores, Scores, Work
 
 if TYPE_CHECKING:
@@ -256,6 +256,10 @@ class NanoScheduler:
                 self._end(fed.ticket)
 
     # -- the end
+
+    def load(self) -> Load:
+        cached, room, hits = self._model.remembered
+        return Load(len(self._under_way), cached, room, hits)
 
     def interrupt(self) -> None:
         self._model.interrupt()
