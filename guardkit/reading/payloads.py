@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from typing import Any
 
 from guardkit.reading import positions as at
@@ -55,3 +56,35 @@ def file_text(block: Any) -> str | None:
         return decoded(base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError):
         return data
+
+
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|.)?", re.DOTALL)
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+
+
+class ArgumentsReader:
+    """JSON arguments that arrive in pieces, with the escapes in their strings undone: what a tool will read."""
+
+    def __init__(self) -> None:
+        self._pending = ""
+
+    def push(self, raw: str) -> str:
+        text = self._pending + raw
+        self._pending = ""
+        if "\\" not in text:
+            return text
+        out, at = [], 0
+        for match in _ESCAPE.finditer(text):
+            out.append(text[at : match.start()])
+            at = match.end()
+            body = match[1]
+            if at == len(text) and (body is None or (body[0] == "u" and len(body) < 5)):
+                self._pending = match[0]  # the rest of the escape is still to come
+            elif body is not None:
+                out.append(chr(int(body[1:], 16)) if len(body) == 5 else _ESCAPED.get(body, body))
+        return "".join([*out, text[at:]])
+
+    @property
+    def pending(self) -> str:
+        """The beginning of an escape whose rest is still to come."""
+        return self._pending

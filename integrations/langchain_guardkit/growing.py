@@ -7,12 +7,12 @@ What a flow does is written once, as a generator of the calls to the guard that 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from guardkit import AsyncStreamGuard, Decision, Guard, Message, NotJudged, Stage, StreamGuard, Verdict
+from guardkit.reading.payloads import ArgumentsReader
 from langchain_guardkit.enforcing import Enforcement
 
 _T = TypeVar("_T")
@@ -60,33 +60,6 @@ async def adrive(steps: Steps[_T]) -> _T:
                 ask = steps.send(result)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
-
-
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|.)?", re.DOTALL)
-_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-
-
-class ArgumentsReader:
-    """JSON arguments that arrive in pieces, with the escapes in their strings undone: what a tool will read."""
-
-    def __init__(self) -> None:
-        self._pending = ""
-
-    def push(self, raw: str) -> str:
-        text = self._pending + raw
-        self._pending = ""
-        if "\\" not in text:
-            return text
-        out, at = [], 0
-        for match in _ESCAPE.finditer(text):
-            out.append(text[at : match.start()])
-            at = match.end()
-            body = match[1]
-            if at == len(text) and (body is None or (body[0] == "u" and len(body) < 5)):
-                self._pending = match[0]  # the rest of the escape is still to come
-            elif body is not None:
-                out.append(chr(int(body[1:], 16)) if len(body) == 5 else _ESCAPED.get(body, body))
-        return "".join([*out, text[at:]])
 
 
 class TextFlow:

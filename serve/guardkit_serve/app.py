@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,7 +23,12 @@ from guardkit_serve.gate import Gate
 from guardkit_serve.guards import Guards
 from guardkit_serve.moderations import moderations
 from guardkit_serve.observe import Observer
+from guardkit_serve.protocols.chat import Chat, Completions
+from guardkit_serve.protocols.messages import Messages
+from guardkit_serve.protocols.responses import Responses
+from guardkit_serve.proxy import Proxy, models
 from guardkit_serve.settings import Settings
+from guardkit_serve.upstream import Upstreams
 
 
 def create_app(
@@ -31,11 +37,13 @@ def create_app(
     *,
     policies: Mapping[str, Policy] | None = None,
     observer: Observer | None = None,
+    client: httpx.AsyncClient | None = None,
 ) -> Starlette:
     """The server as an ASGI application. guards: by name, the first is the default; they stay the caller's to close.
-    policies: more than the default guard's own, by name, for requests and keys to choose from."""
+    policies: more than the default guard's own, by name, for requests and keys to choose from. client: reaches
+    the upstreams."""
     named = {guards.model.name: guards} if isinstance(guards, Guard) else guards
-    serving = Serving(settings or Settings(), Guards(named, policies), observer or Observer())
+    serving = Serving(settings or Settings(), Guards(named, policies), observer or Observer(), Upstreams(client))
     state: dict[str, Any] = {"serving": serving}
 
     @asynccontextmanager
@@ -44,6 +52,7 @@ def create_app(
         serving.ready = True
         yield
         serving.ready = False
+        await serving.upstreams.close()
 
     app = Starlette(
         routes=[*_routes(), *_page()],
@@ -62,6 +71,8 @@ def _routes() -> list[BaseRoute]:
         Route("/metrics", metrics),
         Route("/v1/check", check, methods=["POST"]),
         Route("/v1/moderations", moderations, methods=["POST"]),
+        Route("/v1/models", models),
+        *(Route(kind.path, Proxy(kind), methods=["POST"]) for kind in (Chat, Completions, Responses, Messages)),
     ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,18 +17,44 @@ from guardkit_serve.errors import HttpError
 from guardkit_serve.guards import Guards
 from guardkit_serve.observe import Observer
 from guardkit_serve.settings import Key, Settings
+from guardkit_serve.upstream import Upstreams
 
 NOT_JUDGED = "none"
 """The action of an answer for which nothing was judged."""
 
 
+class Draining:
+    """Streams under way, which the end of the server ends in their protocol's own way."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def registered(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    def end(self) -> None:
+        self.is_over = True
+        for task in self._tasks:
+            task.cancel()
+
+
 @dataclass
 class Serving:
-    """The server's state, which a reload replaces but for the observer. ready: whether the models are warm."""
+    """The server's state, of which a reload replaces settings and guards. ready: whether the models are warm."""
 
     settings: Settings
     guards: Guards
     observer: Observer
+    upstreams: Upstreams
+    draining: Draining = field(default_factory=Draining)
     ready: bool = False
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 
 from guardkit import Guard, Policy
+from guardkit_serve.asking import Passed
 from guardkit_serve.errors import HttpError
 from guardkit_serve.settings import Key
 
@@ -24,6 +25,11 @@ class Guards:
             for name, policy in self.policies.items()
         }
         self.models = tuple(guards)
+        self._passed = {id(guard): Passed() for guard in self._guards.values()}
+
+    def passed(self, guard: Guard) -> Passed:
+        """What of requests has passed this guard."""
+        return self._passed[id(guard)]
 
     def pick(self, model: str | None = None, policy: str | None = None, key: Key | None = None) -> Guard:
         """Raises `HttpError` for what was not loaded, or is not for this key."""

@@ -14,9 +14,11 @@ from guardkit_serve.errors import HttpError, overloaded
 from guardkit_serve.observe import Observer
 
 
-async def decide(guard: Guard, items: Sequence[Item], observer: Observer, seconds: float) -> list[Decision]:
+async def decide(
+    guard: Guard, items: Sequence[Item], observer: Observer, seconds: float, *, sheds: bool = True
+) -> list[Decision]:
     """A decision for each item, in one batch. Raises `HttpError` (503) where the model has no room and on_error does
-    not let the text through; any other fault is a decision that says so."""
+    not let the text through (sheds: only then); any other fault is a decision that says so."""
     start = time.perf_counter()
     try:
         async with asyncio.timeout(seconds):
@@ -28,7 +30,7 @@ async def decide(guard: Guard, items: Sequence[Item], observer: Observer, second
     took = time.perf_counter() - start
     for decision in decisions:
         observer.judged(decision, guard.model.name, guard.policy.name, took)
-    if any(d.overloaded and d.action.stops for d in decisions):
+    if sheds and any(d.overloaded and d.action.stops for d in decisions):
         raise overloaded("the guard has no room for more; try again")
     return decisions
 

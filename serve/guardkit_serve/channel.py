@@ -1,0 +1,170 @@
+"""One text of a streamed answer: how much of it has come, how much of that may go out, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from guardkit import AsyncStreamGuard, Decision, Guard, Message, NotJudged, Overloaded, Stage, StreamGuard
+from guardkit.reading.payloads import ArgumentsReader
+from guardkit.runner import off_loop
+from guardkit_serve.observe import Observer
+
+
+class Channel:
+    """Fed in pieces, judged by a stream of the core's. `stop` is the decision that ended it, a fault of the guard
+    included. Positions count characters as they were fed; escapes in a tool call's arguments are undone before.
+
+    seconds: for each call of the guard.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        context: Sequence[Message],
+        stage: Stage,
+        *,
+        observer: Observer,
+        seconds: float,
+        holdback: int | None = None,
+        arguments: bool = False,
+    ):
+        self.stage = stage
+        self.received = self.released = 0
+        self.stop: Decision | None = None
+        self.finished = False
+        self._guard, self._observer, self._seconds = guard, observer, seconds
+        self._arguments = ArgumentsReader() if arguments else None
+        self._waiting: list[str] = []
+        self._raw = hashlib.blake2b(digest_size=16)
+        self._fault: Decision | None = None
+        self._stream: StreamGuard | None = None
+        self._settled = False
+        observer.stream_opened(stage.value, guard.model.name, guard.policy.name)
+        try:
+            self._stream = guard.stream(context, stage=stage, holdback=holdback)
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._twin = AsyncStreamGuard(self._stream)
+
+    def add(self, text: str) -> int:
+        """Take a piece, to be judged with the next `flush`; the position that must be released before it may go."""
+        self._raw.update(text.encode("utf-8", "surrogatepass"))
+        if self._arguments is not None:
+            text = self._arguments.push(text)
+        self.received += len(text)
+        self._settled = False
+        if text:
+            self._waiting.append(text)
+        return self.received + (1 if self._arguments is not None and self._arguments.pending else 0)
+
+    @property
+    def digest(self) -> bytes:
+        """Of all that came, as it came."""
+        return self._raw.digest()
+
+    @property
+    def withheld(self) -> int:
+        return self.received - self.released
+
+    async def flush(self) -> None:
+        """Judge what was added."""
+        text = "".join(self._waiting)
+        self._waiting.clear()
+        if text and self._passes():
+            await self._call(self._twin.feed(text))
+
+    async def settle(self) -> None:
+        """Another text takes over: release the tail, judged as it stands. This one may go on later."""
+        await self.flush()
+        stream = self._stream
+        if self._settled or not self._passes() or stream is None:
+            return
+        self._settled = True
+        if self.released < self.received and stream.judged:
+            verdict = await self._call(off_loop(lambda: stream.verdict))
+            decision = self._guard.policy.decide(verdict) if verdict is not None else None
+            if decision is not None and decision.action.stops:
+                self.stop = decision
+        if self.stop is None:
+            self.released = self.received
+
+    async def finish(self) -> None:
+        """The text is complete: judge the tail."""
+        if self.finished:
+            return
+        if self._arguments is not None and self._arguments.pending:
+            self.received += len(self._arguments.pending)
+            self._waiting.append(self._arguments.pending)
+        await self.flush()
+        self.finished = True
+        if self._passes():
+            await self._call(self._twin.finish())
+            if self.stop is None:
+                self.released = self.received
+        self.close()
+
+    @property
+    def decision(self) -> Decision:
+        if self._fault is not None or self._stream is None:
+            return self._fault or self._guard.not_judged("not judged", self.stage, None)
+        return self.stop or self._stream.decision
+
+    def close(self) -> None:
+        """Nothing more is released. Safe to call twice."""
+        if self._stream is None and self._guard is None:
+            return
+        if self._stream is not None:
+            retracted = self._stream.shown_early
+            self._stream.close()
+        else:
+            retracted = 0
+        if self._observer is not None:
+            name, policy = self._guard.model.name, self._guard.policy.name
+            self._observer.stream_closed(self.decision, name, policy, self.released, self.withheld, retracted)
+            self._observer = None  # type: ignore[assignment]
+
+    def _passes(self) -> bool:
+        """Whether the guard is to be asked. What a fault lets through (on_error: allow) goes out unjudged."""
+        if self.stop is not None:
+            return False
+        if self._fault is not None:
+            self.released = self.received
+            return False
+        return True
+
+    async def _call(self, call: Awaitable[Any]) -> Any:
+        stream = self._stream
+        assert stream is not None
+        try:
+            async with asyncio.timeout(self._seconds):
+                result = await call
+        except TimeoutError:
+            self._failed(TimeoutError(f"not judged within {self._seconds:g} s"))
+            return None
+        except Exception as error:
+            self._failed(error)
+            return None
+        # A stop takes back what a short hold-back let out; what went out stays out.
+        self.released = max(self.released, stream.released)
+        if stream.stopped:
+            self.stop = stream.decision
+        return result
+
+    def _failed(self, error: Exception) -> None:
+        cause = error.__cause__ if isinstance(error, NotJudged) else error
+        so_far = self._stream.decision if self._stream is not None else None
+        so_far = so_far if so_far is not None and so_far.judged else None
+        fault = self._guard.not_judged(f"{type(error).__name__}: {error}", self.stage, so_far)
+        self._fault = replace(fault, overloaded=isinstance(cause, Overloaded))
+        if self._stream is not None:
+            self.released = max(self.released, self._stream.released)
+            self._stream.close()
+        if self._fault.action.stops:
+            self.stop = self._fault
+        else:
+            self.released = self.received

@@ -1,0 +1,208 @@
+"""One streamed answer on its way through the guard: events wait in one queue until their texts are released.
+
+Order is kept, and what passes leaves with the bytes that it came in with. An event whose texts are not all released
+waits whole; only at a violation is the last one cut, where the release ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from guardkit import Decision, Guard, Stage
+from guardkit.messages import Part
+from guardkit.reading.jsontext import parse
+from guardkit_serve.channel import Channel
+from guardkit_serve.errors import HttpError
+from guardkit_serve.judging import decide, item_of
+from guardkit_serve.observe import Observer
+from guardkit_serve.protocols.base import Key, Piece, Protocol, Reading, Violation
+from guardkit_serve.sse import Frame
+
+
+class _Entry:
+    """An event in the queue, and how far its texts must be released before it may go."""
+
+    __slots__ = ("blocked", "data", "frame", "marks", "pieces")
+
+    def __init__(self, frame: Frame, data: Any, pieces: Sequence[Piece]):
+        self.frame, self.data, self.pieces = frame, data, pieces
+        self.marks: list[tuple[Channel, int]] = []
+        self.blocked = True  # until all of it was handed to the guard
+
+    @property
+    def may_go(self) -> bool:
+        return not self.blocked and all(channel.released >= mark for channel, mark in self.marks)
+
+
+class Flow:
+    """`push` takes events and gives the bytes that may go out. After a stop (`violation`) nothing more is taken."""
+
+    def __init__(
+        self, protocol: Protocol, guard: Guard, observer: Observer, *, seconds: float, holdback: int | None = None
+    ):
+        self._protocol, self._guard, self._observer = protocol, guard, observer
+        self._seconds, self._holdback = seconds, holdback
+        self._channels: dict[Key, Channel] = {}
+        self._current: dict[Any, Channel] = {}
+        self._waiting: Channel | None = None  # has pieces that were not handed to the guard yet
+        self._queue: deque[_Entry] = deque()
+        self._worst: Decision | None = None
+        self.violation: Violation | None = None
+        self.last = False
+
+    async def push(self, frames: Sequence[Frame]) -> bytes:
+        """Raises `HttpError` for an event that cannot be read; what was judged before it stays in the queue."""
+        for frame in frames:
+            if self.violation is not None or self.last:
+                break
+            data, reading = self._read(frame)
+            await self._take(_Entry(frame, data, reading.pieces), reading)
+            self.last = reading.last
+        await self._flush(None)
+        return self._pump()
+
+    async def finish(self) -> bytes:
+        """The upstream has ended: judge what is left."""
+        await self._flush(None)
+        for channel in list(self._channels.values()):
+            if self.violation is None:
+                await channel.finish()
+                self._check(channel)
+        return self._pump()
+
+    def close(self) -> None:
+        self._queue.clear()
+        for channel in self._channels.values():
+            self._note(channel)
+            channel.close()
+
+    @property
+    def decision(self) -> Decision | None:
+        """The strictest decision of all texts so far."""
+        for channel in self._channels.values():
+            self._note(channel)
+        return self._worst
+
+    # ------------------------------------------------------------------------------------------------------- inside
+
+    def _read(self, frame: Frame) -> tuple[Any, Reading]:
+        data = None
+        if self._protocol.parses(frame):
+            try:
+                data = parse(frame.data or "")
+            except ValueError as error:
+                raise HttpError(502, f"the upstream sent an event that is {error}", "upstream_error") from None
+        reading = self._protocol.read(frame, data)
+        if frame.aside:
+            reading.wholes += [Part(Stage.response, f.text) for f in self._protocol.seen.new("event", frame.aside)]
+        return data, reading
+
+    async def _take(self, entry: _Entry, reading: Reading) -> None:
+        self._queue.append(entry)
+        for piece in reading.pieces:
+            channel = self._channel(piece)
+            await self._flush(channel)
+            before = self._current.get(piece.key[0])
+            if before is not None and before is not channel and not before.finished:
+                await before.settle()
+                self._check(before)
+            if self.violation is not None:
+                return
+            self._current[piece.key[0]] = self._waiting = channel
+            entry.marks.append((channel, channel.add(piece.text)))
+        if reading.ends or reading.wholes:
+            await self._flush(None)
+        for end in reading.ends:
+            for key in [key for key in self._channels if key[: len(end)] == end]:
+                await self._finish(key)
+                if self.violation is not None:
+                    return
+        if self.violation is None:
+            wholes = [*reading.wholes, *(reading.late() if reading.late is not None else ())]
+            if wholes:
+                await self._judge(wholes)
+        entry.blocked = self.violation is not None
+
+    def _channel(self, piece: Piece) -> Channel:
+        channel = self._channels.get(piece.key)
+        if channel is None:
+            channel = self._channels[piece.key] = Channel(
+                self._guard,
+                self._protocol.context,
+                piece.stage,
+                observer=self._observer,
+                seconds=self._seconds,
+                holdback=self._holdback,
+                arguments=piece.arguments,
+            )
+            self._check(channel)
+        return channel
+
+    async def _flush(self, but: Channel | None) -> None:
+        channel = self._waiting
+        if channel is not None and channel is not but:
+            self._waiting = None
+            await channel.flush()
+            self._check(channel)
+
+    async def _finish(self, key: Key) -> None:
+        channel = self._channels.pop(key)
+        await channel.finish()
+        self._check(channel)
+        self._note(channel)
+        if channel.stop is None:
+            self._protocol.seen.add_digest(channel.digest)
+
+    async def _judge(self, wholes: Sequence[Part]) -> None:
+        """What stands whole in an event: a cited page, a repeated text that was never streamed."""
+        texts = list(dict.fromkeys((part.stage, part.text or "") for part in wholes if part.text is not None))
+        if len(texts) < len(wholes) and any(part.text is None for part in wholes):
+            fault = self._guard.not_judged("the answer holds what cannot be judged", Stage.response, None)
+            self._worse(fault)
+            if fault.action.stops:
+                self.violation = Violation(fault, "answer")
+                return
+        items = [item_of(text, stage) for stage, text in texts]
+        for decision in await decide(self._guard, items, self._observer, self._seconds, sheds=False) if items else ():
+            self._worse(decision)
+            if decision.action.stops and self.violation is None:
+                self.violation = Violation(decision, "answer")
+        if self.violation is None:
+            self._protocol.seen.add(text for _, text in texts)
+
+    def _check(self, channel: Channel) -> None:
+        if channel.stop is not None and self.violation is None:
+            self.violation = Violation(channel.stop, "answer")
+
+    def _note(self, channel: Channel) -> None:
+        self._worse(channel.decision)
+
+    def _worse(self, decision: Decision) -> None:
+        if self._worst is None or decision.action > self._worst.action:
+            self._worst = decision
+
+    def _pump(self) -> bytes:
+        out: list[bytes] = []
+        queue = self._queue
+        while queue and queue[0].may_go:
+            entry = queue.popleft()
+            out.append(entry.frame.raw)
+            self._protocol.sent(entry.frame, entry.data)
+            self._protocol.shown = self._protocol.shown or bool(entry.pieces)
+        if self.violation is not None and queue:
+            out.append(self._cut(queue[0]))
+            queue.clear()
+        return b"".join(out)
+
+    def _cut(self, entry: _Entry) -> bytes:
+        """Of the event in which the release ends, what is released of its text."""
+        if len(entry.pieces) != 1 or len(entry.marks) != 1 or entry.pieces[0].path is None or not entry.pieces[0].text:
+            return b""
+        (channel, mark), piece = entry.marks[0], entry.pieces[0]
+        count = channel.released - (mark - len(piece.text))
+        if count <= 0:
+            return b""
+        self._protocol.shown = True
+        return self._protocol.cut(entry.frame, entry.data, piece, piece.text[:count])

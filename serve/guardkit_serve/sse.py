@@ -1,0 +1,90 @@
+"""Server-sent events: bytes cut anywhere in, whole frames out, each with the very bytes that it came in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from guardkit_serve.errors import HttpError
+
+_END = re.compile(rb"(?:\r\n|\n|\r)(?:\r\n|\n|\r)")
+_LINE = re.compile(r"\r\n|\n|\r")
+DONE = "[DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """raw: the frame's bytes, its empty line included. data: None where it has none. aside: what else it says that is
+    no event and no data: comments, ids, fields of no known name."""
+
+    raw: bytes
+    data: str | None = None
+    event: str | None = None
+    aside: str = ""
+
+
+class Parser:
+    """Raises `HttpError` for a frame that is larger than `max_bytes`, or is not UTF-8."""
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> list[Frame]:
+        self._buffer += data
+        frames, start = [], 0
+        at = self._searched
+        while (end := _END.search(self._buffer, at)) is not None:
+            stop = end.end()
+            if stop == len(self._buffer) and self._buffer[stop - 1] == 13:  # the CR may be half of a CRLF
+                break
+            frames.append(self._frame(bytes(self._buffer[start:stop])))
+            start = at = stop
+        del self._buffer[:start]
+        self._searched = max(0, len(self._buffer) - 3)
+        if len(self._buffer) > self._max_bytes:
+            raise HttpError(502, f"the upstream sent an event of more than {self._max_bytes:,} bytes", "upstream_error")
+        return frames
+
+    def close(self) -> tuple[list[Frame], bool]:
+        """What is left at the end: its frame, where a line end is all that it lacks; and whether a frame is cut off."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        if not rest.strip(b"\r\n"):
+            return [], False
+        if rest.endswith((b"\n", b"\r")):
+            return [self._frame(rest + b"\n")], False
+        return [], True
+
+    def _frame(self, raw: bytes) -> Frame:
+        if len(raw) > self._max_bytes:
+            raise HttpError(502, f"the upstream sent an event of more than {self._max_bytes:,} bytes", "upstream_error")
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise HttpError(502, "the upstream sent an event that is not UTF-8", "upstream_error") from None
+        if text.startswith("data: ") and text.endswith("\n\n") and text.count("\n") == 2 and "\r" not in text:
+            return Frame(raw, text[6:-2])
+        data: list[str] = []
+        aside: list[str] = []
+        event = None
+        for line in _LINE.split(text.removeprefix("\ufeff")):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "data":
+                data.append(value)
+            elif name == "event":
+                event = value
+            elif line:
+                aside.append(value if name in ("", "id", "retry") else line)
+        return Frame(raw, "\n".join(data) if data else None, event, "\n".join(filter(None, aside)))
+
+
+def frame(data: Mapping[str, Any] | str, event: str | None = None) -> bytes:
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    head = f"event: {event}\n" if event else ""
+    return f"{head}data: {text}\n\n".encode("utf-8", "surrogatepass" if isinstance(data, str) else "replace")

@@ -1,0 +1,105 @@
+"""The servers that answer: one client for all of them, with what a request and an answer may carry across."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Mapping
+
+import httpx
+from starlette.datastructures import Headers
+
+from guardkit_serve.errors import HttpError
+from guardkit_serve.settings import Upstream
+
+PASSED_ON = frozenset((
+    "anthropic-version", "anthropic-beta", "openai-organization", "openai-project", "openai-beta", "idempotency-key",
+    "x-request-id", "x-client-request-id", "traceparent", "tracestate", "user-agent",
+))  # fmt: skip
+"""Headers of a request that the upstream gets; all else is the client's matter, or this server's."""
+PASSED_BACK = frozenset((
+    "content-type", "x-request-id", "request-id", "retry-after", "retry-after-ms", "x-should-retry",
+    "openai-organization", "openai-processing-ms", "openai-version", "openai-project", "anthropic-organization-id",
+))  # fmt: skip
+_LIMITS = ("x-ratelimit-", "anthropic-ratelimit-")
+_AGAIN = frozenset((502, 503, 504))
+BACKOFF_S = 0.2
+
+
+class Upstreams:
+    """client: for tests; made when it is first needed."""
+
+    def __init__(self, client: httpx.AsyncClient | None = None):
+        self._client = client
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        if self._client is None:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
+            # No proxies, netrc or certificates out of the environment: where requests go stands in the settings.
+            self._client = httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=False)
+        return self._client
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def send(
+        self, upstream: Upstream, method: str, path: str, query: bytes, headers: Mapping[str, str], body: bytes
+    ) -> httpx.Response:
+        """The answer, of which nothing but the head has been read; the caller closes it. A call that failed before
+        that is tried again. Raises `HttpError` (502, 504)."""
+        url = httpx.URL(url_of(upstream, path)).copy_with(query=query or None)
+        timeout = httpx.Timeout(upstream.read_s, connect=upstream.connect_s, pool=upstream.connect_s)
+        request = self.client.build_request(method, url, headers=headers, content=body or None, timeout=timeout)
+        for left in range(upstream.retries, -1, -1):
+            try:
+                response = await self.client.send(request, stream=True)
+            except (httpx.ReadTimeout, httpx.WriteTimeout):
+                raise HttpError(504, "the upstream did not answer in time", "upstream_timeout") from None
+            except httpx.HTTPError:
+                if not left:
+                    raise HttpError(502, "the upstream cannot be reached", "upstream_error") from None
+            else:
+                if response.status_code not in _AGAIN or not left:
+                    return response
+                await response.aclose()
+            await asyncio.sleep(BACKOFF_S * 2 ** (upstream.retries - left) * (0.5 + random.random()))
+        raise AssertionError("not reached")
+
+
+def url_of(upstream: Upstream, path: str) -> str:
+    """`path` (``/v1/...``) at the upstream. A base URL with a path stands for ``/v1``, as SDKs take it, but for
+    Anthropic's messages, whose SDK adds that itself."""
+    base = upstream.url.rstrip("/")
+    if base.endswith("/v1"):
+        return base + path.removeprefix("/v1")
+    if path == "/v1/messages" or not httpx.URL(base).path.strip("/"):
+        return base + path
+    return base + path.removeprefix("/v1")
+
+
+def headers_for(upstream: Upstream, given: Headers, keys: bool) -> dict[str, str]:
+    """What the upstream is sent. keys: whether this server asks for keys of its own; then a client's credential is
+    meant for it alone."""
+    out = {name: value for name, value in given.items() if name in PASSED_ON}
+    out |= {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    out["accept-encoding"] = "identity"
+    if upstream.key_env is not None:
+        key = os.environ.get(upstream.key_env, "").strip()
+        if not key:
+            raise HttpError(500, "the upstream's key is not set on this server", "upstream_key_missing")
+        out["authorization"] = f"Bearer {key}"
+        out["x-api-key"] = key
+    elif not keys:
+        out |= {name: given[name] for name in ("authorization", "x-api-key") if name in given}
+    return out
+
+
+def headers_back(response: httpx.Response) -> dict[str, str]:
+    return {
+        name.lower(): value
+        for name, value in response.headers.items()
+        if name.lower() in PASSED_BACK or name.lower().startswith(_LIMITS)
+    }
