@@ -18,7 +18,7 @@ LAYERS = (
     ("loop", "telemetry.names"),
     ("telemetry",),
     ("telemetry.watch", "telemetry.prometheus"),
-    ("reading", "reading.positions", "reading.jsontext", "reading.values"),
+    ("reading", "reading.positions", "reading.jsontext", "reading.values", "reading.json_values", "reading.encodings"),
     ("messages", "disguises", "sentences", "languages", "audit_text"),
     ("telemetry.otel",),
     ("normalize.draft", "normalize.words", "reading.payloads"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from guardkit_cli import loading
+from guardkit_cli import loading, settings
 from guardkit_cli.output import escape, is_terminal, say, to_json
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ Examples:
 Rows of a file, one a line (JSONL), or columns of a CSV or Parquet file:
   {"prompt": …, "severity": "safe" | "controversial" | "unsafe"}   judges the prompt
   {"prompt": …, "response": …, "severity": …}                      judges the response
-  also: "messages", "kind", "language", "categories", "refusal", "span" (see docs/eval.md)
+  any other shape that `guard check` reads, with "severity" (or "label") beside it (see docs/inputs.md)
+  also: "kind", "language", "categories", "refusal", "span" (see docs/eval.md)
 
 Predictions are kept on disk: a run that was stopped goes on where it was, and gives the same figures.
 
@@ -58,7 +59,7 @@ Exit codes:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="A folder with local copies; without --suite and FILE, all of it. Default: $GUARDKIT_DATA.",
 )
-@click.option("--model", "models", multiple=True, default=("nano",), show_default=True, help="May be repeated.")
+@settings.option("model", "May be repeated.", multiple=True)
 @click.option("--revision", help="The revision of a hub's model.")
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:1. Default: the model's own choice.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for one judgement.")
@@ -89,7 +90,7 @@ def command(
     files: tuple[Path, ...],
     suites: tuple[str, ...],
     data: Path | None,
-    models: tuple[str, ...],
+    model: tuple[str, ...],
     revision: str | None,
     device: str | None,
     timeout: float | None,
@@ -142,17 +143,17 @@ def command(
         if target is not None and not target.absolute().parent.is_dir():
             raise click.UsageError(f"{target}: there is no folder {target.absolute().parent}")
 
-    settings = Settings(seed, resamples, batch_size, None if no_cache else cache or _default_cache())
+    options = Settings(seed, resamples, batch_size, None if no_cache else cache or _default_cache())
     if qwen_tokenizer is not None:
         from guardkit.models.qwen_tokenizer import QwenTokenizer
 
-        settings = replace(settings, qwen=QwenTokenizer(qwen_tokenizer))
+        options = replace(options, qwen=QwenTokenizer(qwen_tokenizer))
     results: list[SetFigures] = []
-    for model in dict.fromkeys(models):
-        name = shown_name(model)
+    for named in dict.fromkeys(model):
+        name = shown_name(named)
         try:
             # A policy that stops a response at what is controversial (strict) would end its verdict there.
-            guard = loading.load_guard(model, policy="loose", device=device, timeout=timeout, revision=revision)
+            guard = loading.load_guard(named, policy="loose", device=device, timeout=timeout, revision=revision)
             at = model_revision(guard, name, revision)
         except (GuardkitError, OSError) as error:  # the tables of the other models are not lost with it
             say(str(error), "error")
@@ -161,7 +162,7 @@ def command(
         for source in sources:
             progress = _Progress(f"{name}, {source.name}")
             try:
-                results.append(evaluate(guard, name, at, source, settings, progress))
+                results.append(evaluate(guard, name, at, source, options, progress))
             except (GuardkitError, OSError) as error:
                 progress.wipe()
                 say(f"{source.name}: {error}", "error")
@@ -238,7 +239,7 @@ def _sources(
 ) -> tuple[list[Source], list[str]]:
     """What is to be scored, and the names of what is not at hand."""
     from guardkit.errors import EvaluationError
-    from guardkit.evaluation.sources import ENDINGS, Source, find, stem
+    from guardkit.evaluation.sources import ENDINGS, KNOWN, Source, find, stem
     from guardkit.evaluation.specs import load_table
 
     table, sources, missing = load_table(), [], []
@@ -254,7 +255,7 @@ def _sources(
             missing.append(spec.name)
     for path in files:
         if not path.name.endswith(ENDINGS):
-            raise click.UsageError(f"{path}: not a kind of file that is known; known: {', '.join(ENDINGS)}")
+            raise click.UsageError(f"{path}: not a kind of file that is known; known: {KNOWN}")
         sources.append(Source(stem(path), None, path, fields, limit))
     if data is not None and not suites and not files:
         for path in sorted(p for p in data.iterdir() if p.name.endswith(ENDINGS)):

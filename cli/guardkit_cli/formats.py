@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from guardkit.reading.encodings import COMPRESSED
 from guardkit_cli.records import Record
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ FORMATS = ("text", "jsonl", "json", "csv", "tsv")
 MAX_FIELD = 1 << 24  # characters of a cell: a quote that is never closed must not swallow the file
 MAX_JOINED = 1 << 20  # characters of a joined record
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 _ARRAY = re.compile(r'\[\s*(?:\{\s*(?:"|\}|$)|$)')
 _GOES_ON = re.compile(
     r"[ \t]+\S|[})\]]|Caused by:|Suppressed:|During handling of the above|The above exception was the direct|Traceback "
@@ -35,7 +35,7 @@ _EXCEPTION = re.compile(r"[\w.]+(?:Error|Exception|Warning|Interrupt|Exit|Group)
 def format_of(name: str) -> str | None:
     """The format that a file's name tells, compressed or not."""
     name = name.lower()
-    for ending in _COMPRESSED:
+    for ending in COMPRESSED:
         name = name.removesuffix(ending)
     return next((kind for ending, kind in _ENDINGS.items() if name.endswith(ending)), None)
 
@@ -114,7 +114,7 @@ def _json_lines(
 
 
 def _values(reader: Reader, texts: Iterable[str], name: str) -> Iterator[list[Record]]:
-    from guardkit_cli.json_values import JsonValues
+    from guardkit.reading.json_values import JsonValues
 
     values = JsonValues()
     chat: list[str] | None = None  # for traces, the messages of one chat are one record

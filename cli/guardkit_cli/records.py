@@ -150,7 +150,7 @@ class Source:
         while 0 < len(first) < len(_BOM) and not first.isascii() and (more := self.read()):
             first += more
         rest = iter(self.read, b"")
-        from guardkit_cli import encodings
+        from guardkit.reading import encodings
 
         if self.encoding is None and not encodings.is_suspicious(first):
             yield first
@@ -244,7 +244,7 @@ class Reader:
         n_before = self.decoder.fallback_lines
         text = self.decoder.decode(raw)
         if self.decoder.fallback_lines > n_before:
-            from guardkit_cli.encodings import is_unknown_encoding
+            from guardkit.reading.encodings import is_unknown_encoding
 
             if is_unknown_encoding(raw, self.decoder.n_odd):
                 return Record(number, None, text, name, UNKNOWN_ENCODING)

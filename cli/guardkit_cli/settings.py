@@ -84,10 +84,13 @@ def setting(name: str) -> Setting:
 
 
 def option(name: str, help: str, **more: Any) -> Callable[[Any], Any]:
-    """`--model` or `--policy`, with its default from the environment or the config file, and completion."""
+    """`--model` or `--policy`, with its default from the environment or the config file, and completion. The value is
+    a tuple where the option may be repeated (``multiple=True``)."""
 
-    def chosen(context: click.Context, _: click.Parameter, value: str | None) -> str | None:
-        return value if value is not None or context.resilient_parsing else setting(name).value
+    def chosen(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if value or value == "" or context.resilient_parsing:
+            return value
+        return (setting(name).value,) if parameter.multiple else setting(name).value
 
     complete = complete_model if name == "model" else complete_policy
     shown = f"{help} Default: {DEFAULTS[name]}, or GUARDKIT_{name.upper()}, or the config file."

@@ -8,6 +8,7 @@ from typing import Any
 
 from guardkit.evaluation.specs import Fields, Labels
 from guardkit.messages import Message
+from guardkit.reading.records import read_record
 from guardkit.verdict import SEVERITIES, Category
 
 CATEGORIES = tuple(Category)
@@ -23,6 +24,11 @@ _REFUSALS = {
 }
 _FLAGS = {"true": 2, "1": 2, "false": 0, "0": 0}
 _UNLABELLED = ("", "none", "null", "nan")
+_LABELS = frozenset((
+    "severity", "label", "refusal", "language", "lang", "categories", "category", "span", "start_token", "end_token",
+    "kind", "stage",
+))  # fmt: skip
+"""guardkit's own columns beside a record's texts."""
 _CATEGORY_BITS = {c.value: 1 << i for i, c in enumerate(CATEGORIES)} | {
     c.label.lower(): 1 << i for i, c in enumerate(CATEGORIES)
 }
@@ -30,15 +36,17 @@ _CATEGORY_BITS = {c.value: 1 << i for i, c in enumerate(CATEGORIES)} | {
 
 @dataclass(slots=True)
 class Row:
-    """A text with its labels. number: 1-based within its source. item: what the guard judges. text: the part of it
-    that is judged. severity: index into `SEVERITIES`, refusal: 0 or 1; -1 where there is no label. categories: bits
+    """A text with its labels. number: 1-based within its source. item: what the guard judges; others: what else of the
+    record is judged (the other candidates of a response: the worst counts). text: the part of the item that is judged.
+    severity: index into `SEVERITIES`, refusal: 0 or 1; -1 where there is no label. categories: bits
     in the order of `Category`. span: first character and end (exclusive) of the annotated sentence in `text`.
     tokens: the same as first and last token in Qwen's template. error: why there is no item. left_out: the data set's
     definition has no place for this record; then there is no item either."""
 
     number: int
-    item: str | list[dict[str, Any]] | None
+    item: str | list[Message] | None
     text: str = ""
+    others: tuple[str | list[Message], ...] = ()
     stage: str | None = None
     language: str = ""
     severity: int = NO_LABEL
@@ -76,19 +84,8 @@ def _read(number: int, record: Mapping[str, Any], fields: Fields, kind: str | No
     stage = get("stage")
     if not (stage is None or isinstance(stage, str)):
         raise ValueError(f"'stage' must be a string, not {type(stage).__name__}")
-    prompt, response, messages = get("prompt", "text"), get("response"), get("messages")
-    item: str | list[dict[str, Any]]
-    if messages is not None:
-        if not isinstance(messages, Sequence) or not messages or not all(isinstance(m, Mapping) for m in messages):
-            raise ValueError("'messages' must be a list of objects, with at least one")
-        item = [dict(m) for m in messages]
-        text = text_of(item[-1], len(item) - 1)
-    elif kind == "response" or (kind is None and response is not None):
-        text = _string(response, "response")
-        item = [{"role": "user", "content": _string(prompt, "prompt")}] if prompt else []
-        item.append({"role": "assistant", "content": text})
-    else:
-        item = text = _string(prompt, "prompt")
+    given = {"prompt": get("prompt", "text"), "response": get("response"), "messages": get("messages")}
+    item, *others = _items(record, given, fields, kind)
     # `label` stands for the severity unless it is what says of a refusal.
     is_refusal = fields.refusal is not None and fields.refusal.column == "label"
     native = Labels(column="severity" if "severity" in record or is_refusal else "label")
@@ -96,7 +93,8 @@ def _read(number: int, record: Mapping[str, Any], fields: Fields, kind: str | No
     return Row(
         number,
         item,
-        text,
+        item if isinstance(item, str) else text_of(item[-1]),
+        tuple(others),
         stage=stage,
         language=str(get("language", "lang") or ""),
         severity=_label(fields.severity or native, record, _SEVERITIES),
@@ -122,11 +120,38 @@ def _whole(value: object, name: str) -> int:
     return int(word)
 
 
-def text_of(source: Mapping[str, Any], index: int = 0) -> str:
-    """The text of a message as one string, reasoning in think tags before the answer. index: named in errors."""
+def _items(
+    record: Mapping[str, Any], given: Mapping[str, Any], fields: Fields, kind: str | None
+) -> list[str | list[Message]]:
+    """What is judged in a record of any shape that the reader knows. given: its text fields, of the columns that stand
+    for them; they alone count where a column or a kind is named."""
+    told = {name: value for name, value in given.items() if value is not None}
+    if told and (kind is not None or any(name in fields.columns for name in given)):
+        if "messages" in told:
+            told = {"messages": told["messages"]}
+        elif kind == "prompt" or (kind is None and "response" not in told):
+            told = {"prompt": _string(told.get("prompt"), "prompt")}
+        else:
+            told = {"prompt": told.get("prompt") or "", "response": _string(told.get("response"), "response")}
+    else:
+        columns = {c for labels in (fields.severity, fields.refusal) if labels is not None for c in labels.read}
+        told = {k: v for k, v in record.items() if v is not None and k not in _LABELS and k not in columns}
+        if "response" in told and "prompt" not in told and "text" in told:
+            told["prompt"] = told.pop("text")
+    if not told:
+        raise ValueError("no text in it")
+    found = read_record(told)
+    if found.shape == "values":  # what in it is text, and what a label or a name, is not known
+        raise ValueError(f"of no known shape (columns: {', '.join(map(str, told))}): name its text with --column")
+    return [judged.item for judged in found.judged]
+
+
+def text_of(source: Message | Mapping[str, Any], index: int = 0) -> str:
+    """The text of a message as one string, reasoning in think tags before the answer; of a message without a text of
+    its own, what is attached to it. index: named in errors."""
     message = Message.of(source, index)
     if not message.reasoning:
-        return message.content
+        return message.content or message.said
     return f"<think>\n{message.reasoning}\n</think>\n\n{message.content}"
 
 

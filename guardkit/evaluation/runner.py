@@ -27,6 +27,7 @@ from guardkit.guard import Guard
 from guardkit.judge import ResponseReader, RunningVerdict, run_length
 from guardkit.messages import Message, read_messages
 from guardkit.models.base import Append, StreamModel
+from guardkit.policy import Decision
 from guardkit.runner import Steps, lead
 from guardkit.verdict import SEVERITIES, Stage, Verdict
 
@@ -167,7 +168,8 @@ def _chunks(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def _key(row: Row, locates: bool) -> bytes:
-    return key_of("locate" if locates else "check", row.stage, row.item)
+    item = [row.item, *row.others] if row.others else row.item
+    return key_of("locate" if locates else "check", row.stage, item)
 
 
 # ---------------------------------------------------------------------------------------------------------- judging
@@ -180,17 +182,24 @@ def _check_all(guard: Guard, rows: Sequence[Row]) -> list[Prediction | str]:
     for i, row in enumerate(rows):
         stages.setdefault(row.stage, []).append(i)
     for stage, where in stages.items():
-        items: list[Any] = [rows[i].item for i in where]
+        items: list[Any] = [item for i in where for item in (rows[i].item, *rows[i].others)]
         try:
-            decisions = guard.decide_batch(items, stage=stage)
+            decisions = iter(guard.decide_batch(items, stage=stage))
         except Exception as error:  # an unknown stage, or a fault of the guard itself: none of these was judged
             for i in where:
                 out[i] = f"{type(error).__name__}: {error}"
             continue
-        for i, decision in zip(where, decisions, strict=True):
-            judged = decision.judged and decision.verdict is not None
-            out[i] = _packed(decision.verdict) if judged and decision.verdict else decision.error or "not judged"
+        for i in where:
+            out[i] = _worst(list(islice(decisions, 1 + len(rows[i].others))))
     return out
+
+
+def _worst(decisions: Sequence[Decision]) -> Prediction | str:
+    """Of the candidates of one record; all must be judged."""
+    verdicts = [d.verdict for d in decisions if d.judged and d.verdict is not None]
+    if len(verdicts) < len(decisions):
+        return next((d.error for d in decisions if d.error), "not judged")
+    return _packed(max(verdicts, key=lambda v: (SEVERITIES.index(v.severity), v.scores[v.severity.value])))
 
 
 def _packed(verdict: Verdict, levels: np.ndarray[Any, np.dtype[np.int8]] | None = None) -> Prediction:
@@ -215,6 +224,8 @@ def _locate(guard: Guard, row: Row) -> Prediction:
     if isinstance(row.item, str) or row.item is None:
         raise TypeError("a data set with locations needs responses")
     *context, judged = read_messages(row.item)
+    if row.others:
+        raise TypeError("a data set with locations needs one response a row")
     if judged.stage is not Stage.response:
         raise TypeError(f"a data set with locations needs responses, not a message of role '{judged.role}'")
     if judged.tool_calls or judged.unjudgeable or judged.attached:

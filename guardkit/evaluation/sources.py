@@ -1,27 +1,28 @@
-"""Where rows come from: JSONL, CSV and Parquet files (also gzipped), or the `datasets` library. Read as they come."""
+"""Where rows come from: files (JSON lines, JSON, CSV, TSV, Parquet), or the `datasets` library. Read as they come."""
 
 from __future__ import annotations
 
 import csv
 import functools
-import gzip
 import hashlib
 import importlib.util
-import io
-import sys
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from guardkit.errors import EvaluationError, MissingExtra
 from guardkit.evaluation.rows import Row, dig, plain, row_of
 from guardkit.evaluation.specs import DatasetSpec, Fields
+from guardkit.reading.encodings import COMPRESSED, NotText, text_chunks
+from guardkit.reading.json_values import JsonValues
 from guardkit.reading.jsontext import parse
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+ENDINGS = (*(kind + packed for kind in _KINDS for packed in ("", *COMPRESSED)), ".parquet")
+KNOWN = f"{', '.join(_KINDS)} (also {', '.join(COMPRESSED)}), .parquet"
 _PARQUET_ROWS = 1024
+_CELL = 1 << 24  # characters: a quote that is never closed must not swallow the file
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Source:
                     yield from _mapped(self.spec, number, record)
                 else:
                     yield row_of(number, record, self.fields, self.spec.kind if self.spec else None)
-        except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        except (NotText, ValueError) as error:
             yield Row(number + 1, None, error=f"the file is damaged from here on: {error}")
 
     def _hub(self) -> Iterator[Row]:
@@ -141,51 +142,84 @@ class Unread:
 
 def stem(path: Path) -> str:
     """The file's name without its known ending."""
-    name = path.name.removesuffix(".gz")
+    name = _unpacked(path.name)
     return name.rpartition(".")[0] or name
+
+
+def _unpacked(name: str) -> str:
+    """A file's name without the ending of its compression."""
+    return next((name.removesuffix(packed) for packed in COMPRESSED if name.endswith(packed)), name)
 
 
 def read_records(path: Path) -> Iterator[Mapping[str, Any] | object]:
     """The records of a file; `Unread` for one that does not parse."""
-    name = path.name.removesuffix(".gz")
+    name = _unpacked(path.name)
     if name.endswith(".parquet"):
         return _parquet(path)
-    if name.endswith((".jsonl", ".ndjson", ".json")):
+    if name.endswith(".json"):
+        return _json(path)
+    if name.endswith((".jsonl", ".ndjson")):
         return _jsonl(path)
-    if name.endswith(".csv"):
-        return _csv(path)
-    raise EvaluationError(f"{path}: not a kind of file that is known; known: {', '.join(ENDINGS)}")
+    if name.endswith((".csv", ".tsv")):
+        return _table(path, "\t" if name.endswith(".tsv") else ",")
+    raise EvaluationError(f"{path}: not a kind of file that is known; known: {KNOWN}")
 
 
 def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb"))
+    return path.open("rb")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file with their ends, whatever its compression and Unicode encoding."""
+    head: list[bytes] = []
+    with _open(path) as file:
+        for data in text_chunks(iter(functools.partial(file.read, 1 << 16), b"")):
+            first, *lines = data.split(b"\n")
+            head.append(first)
+            if lines:
+                for line in (b"".join(head), *lines[:-1]):
+                    yield f"{line.decode('utf-8', 'replace')}\n"
+                head = [lines[-1]]
+    if last := b"".join(head):
+        yield last.decode("utf-8", "replace")
 
 
 def _jsonl(path: Path) -> Iterator[object]:
-    with _open(path) as file:
-        for line in file:
-            text = line.decode("utf-8", "replace")
-            if not text.strip():
-                continue
-            try:
-                yield parse(text)
-            except ValueError as error:
-                yield Unread(str(error))
+    for line in _lines(path):
+        if line.strip():
+            yield _parsed(line)
 
 
-def _csv(path: Path) -> Iterator[object]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with _open(path) as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", "replace", newline=""))
-        while True:
-            try:
-                record = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Unread(f"not valid CSV: {error}")
-                continue
-            yield {k: v for k, v in record.items() if k is not None and v != ""}
+def _json(path: Path) -> Iterator[object]:
+    values = JsonValues()
+    for line in _lines(path):
+        for _, text in values.feed(line):
+            yield _parsed(text)
+    for _, text in values.finish():
+        yield _parsed(text)
+    if values.is_cut_off:
+        yield Unread("not valid JSON: it ends too early")
+
+
+def _parsed(text: str) -> object:
+    try:
+        return parse(text)
+    except ValueError as error:
+        return Unread(str(error))
+
+
+def _table(path: Path, delimiter: str) -> Iterator[object]:
+    csv.field_size_limit(_CELL)
+    reader = csv.DictReader(_lines(path), delimiter=delimiter)
+    while True:
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Unread(f"not valid CSV: {error}")
+            continue
+        yield {k: v for k, v in record.items() if k is not None and v != ""}
 
 
 def _parquet(path: Path) -> Iterator[object]:

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from guardkit.evaluation.rows import text_of
+from guardkit.messages import Message
 
 
 class Encoder(Protocol):
     def encode(self, text: str) -> tuple[list[int], list[int]]: ...
 
 
-def characters(qwen: Encoder, messages: Sequence[Mapping[str, Any]], first: int, last: int) -> tuple[int, int] | None:
+def characters(
+    qwen: Encoder, messages: Sequence[Message | Mapping[str, Any]], first: int, last: int
+) -> tuple[int, int] | None:
     """The characters (end exclusive) of tokens `first` to `last` of the chat that Qwen3's template renders.
 
     A turn is `<|im_start|>`, its role, a line break, the content, `<|im_end|>` and a line break. The last turn begins
@@ -48,9 +51,10 @@ def characters(qwen: Encoder, messages: Sequence[Mapping[str, Any]], first: int,
     return starts[i], starts[j + 1] if j + 1 < len(starts) else len(text)
 
 
-def _turn(qwen: Encoder, message: Mapping[str, Any]) -> int:
+def _turn(qwen: Encoder, source: Message | Mapping[str, Any]) -> int:
+    message = Message.of(source)
     text = text_of(message)
-    if message.get("role") == "assistant" and "</think>" in text:  # reasoning of earlier turns is left out
+    if message.role == "assistant" and "</think>" in text:  # reasoning of earlier turns is left out
         text = text.rpartition("</think>")[2].lstrip("\n")
     # The line break after the role joins line breaks that the content begins with.
     return 4 + len(qwen.encode("\n" + text)[0])

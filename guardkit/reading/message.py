@@ -9,6 +9,7 @@ from typing import Any
 from guardkit.errors import MessageError
 from guardkit.messages import Message, Part
 from guardkit.reading import positions as at
+from guardkit.reading.jsontext import parse
 from guardkit.reading.payloads import arguments_text, file_text
 from guardkit.reading.values import as_sequence, is_name, texts_of
 from guardkit.verdict import Stage
@@ -36,10 +37,12 @@ def read_message(source: Any, index: int = 0, role: str | None = None) -> Messag
         named = at.ROLE_OF_TYPE.get(kind) or (
             "tool" if kind in at.RESULT_BLOCKS else "assistant" if kind in at.CALL_BLOCKS else None
         )
-        is_block = kind in at.RESULT_BLOCKS | at.CALL_BLOCKS | at.REASONING_BLOCKS | at.TEXT | at.MEDIA_BLOCKS
+        is_block = kind in at.ITEMS
     else:
         is_block = False
     named = _enum_value(named) if named is not None else role
+    if isinstance(named, str) and named in at.CALL_ROLES:
+        return read_message(_as_call(source), index)
     if not isinstance(named, str):
         raise MessageError(f"message {index}: 'role' is missing or no string; known: {', '.join(at.ROLES)}")
     if named not in at.ROLES:
@@ -64,6 +67,21 @@ def unwrapped(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
         rest = {k: v for k, v in source.items() if k != "data"}
         return rest | {k: v for k, v in inner.items() if k != "type"}
     return source
+
+
+def _as_call(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """A ShareGPT message that is a tool call, as an assistant's message with that call."""
+    key = next((k for k in at.CONTENT if source.get(k) is not None), "content")
+    call = source.get(key)
+    if isinstance(call, str):
+        try:
+            call = parse(call)
+        except ValueError:
+            call = {"arguments": call}
+    listed = call if isinstance(call, list) else [call]
+    calls = [c if isinstance(c, Mapping) else {"arguments": c} for c in listed]
+    rest = {k: v for k, v in source.items() if k not in (key, "from", "role")}
+    return rest | {"role": "assistant", "content": None, "tool_calls": calls}
 
 
 class MessageReader:

@@ -17,12 +17,14 @@ ROLES = {
     "ai": Stage.response,
     "model": Stage.response,
     "chatbot": Stage.response,
-    "gpt": Stage.response,
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), Stage.response),
     "tool": Stage.tool_output,
     "function": Stage.tool_output,
     "ipython": Stage.tool_output,
-    "observation": Stage.tool_output,
+    **dict.fromkeys(("observation", "tool_response", "function_response"), Stage.tool_output),
 }
+CALL_ROLES = frozenset(("function_call", "tool_call"))
+"""ShareGPT's messages of a model that are a tool call."""
 ROLE_OF_TYPE = {  # messages without a role: LangChain's types, and items of the Responses API
     **dict.fromkeys(("human", "HumanMessage", "HumanMessageChunk"), "user"),
     **dict.fromkeys(("ai", "AIMessage", "AIMessageChunk"), "assistant"),
@@ -31,13 +33,14 @@ ROLE_OF_TYPE = {  # messages without a role: LangChain's types, and items of the
     **dict.fromkeys(("function", "FunctionMessage", "FunctionMessageChunk"), "tool"),
     **dict.fromkeys(("input_text", "input_image", "input_file", "mcp_approval_response", "item_reference"), "user"),
     **dict.fromkeys(("reasoning", "output_text", "refusal", "message", "compaction"), "assistant"),
+    **dict.fromkeys(("configuration_update", "compaction_trigger", "additional_tools"), "system"),
 }
 
 # ------------------------------------------------------------------------------------------------------- messages
 
 CONTENT = ("content", "parts", "blocks", "value", "text")
 """Where a message's own content stands. `value` is ShareGPT's, `blocks` LlamaIndex's, `parts` Gemini's and AI SDK's."""
-REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_delta")
 CALLS = ("tool_calls", "function_call", "invalid_tool_calls", "tool_call_chunks", "toolInvocations")
 ASIDE = ("annotations", "citations", "groundingMetadata", "grounding_metadata", "citationMetadata", "search_results")
 """What an answer cites: other people's words, judged as documents."""
@@ -47,7 +50,8 @@ NO_TEXT = frozenset((
     "usage_metadata", "finish_reason", "stop_reason", "model", "created_at", "createdAt", "timestamp", "phase",
     "is_error", "isError", "cache_control", "weight", "prefix", "partial", "tool_name", "logprobs", "class_name",
     "example", "chunk_position", "loss", "train", "mask", "expires_at", "object", "created", "stop_sequence",
-    "container", "finishReason", "token_count",
+    "container", "finishReason", "token_count", "tokenCount", "safetyRatings", "safety_ratings", "avgLogprobs",
+    "avg_logprobs", "logprobsResult", "logprobs_result", "content_filter_results",
 ))  # fmt: skip
 """Of a message."""
 RESPONSE_METADATA = frozenset((
@@ -71,7 +75,7 @@ CALL_BLOCKS = frozenset((
     "dynamic-tool", "tool-invocation", "mcp_call", "mcp_approval_request", "web_search_call", "file_search_call",
     "code_interpreter_call", "computer_call", "local_shell_call", "shell_call", "apply_patch_call",
     "image_generation_call", "toolUse", "functionCall", "function_call_part", "executableCode", "executable_code",
-    "constructor_call", "tool_search_call",
+    "constructor_call", "tool_search_call", "program", "toolCall", "tool-approval-request",
 ))  # fmt: skip
 RESULT_BLOCKS = frozenset((
     "tool_result", "mcp_tool_result", "web_search_tool_result", "web_fetch_tool_result", "tool-result", "tool-error",
@@ -79,7 +83,8 @@ RESULT_BLOCKS = frozenset((
     "shell_call_output", "apply_patch_call_output", "mcp_list_tools", "code_execution_tool_result",
     "bash_code_execution_tool_result", "text_editor_code_execution_tool_result", "tool_search_tool_result",
     "server_tool_result", "toolResult", "functionResponse", "function_response", "codeExecutionResult",
-    "code_execution_result", "tool_search_output",
+    "code_execution_result", "tool_search_output", "program_output", "advisor_tool_result", "mcp_tool_listing",
+    "toolResponse", "tool_response",
 ))  # fmt: skip
 DOCUMENT_BLOCKS = frozenset((
     "document", "search_result", "web_search_result", "web_fetch_result", "text-plain", "citable", "citation",
@@ -88,20 +93,25 @@ DOCUMENT_BLOCKS = frozenset((
 MEDIA_BLOCKS = frozenset((
     "image", "image_url", "input_image", "output_image", "audio", "audio_url", "input_audio", "output_audio", "video",
     "video_url", "input_video", "file", "input_file", "media", "container_upload", "inlineData", "inline_data",
-    "fileData", "file_data", "image_file", "computer_screenshot", "image_document",
+    "fileData", "file_data", "image_file", "computer_screenshot", "image_document", "item_reference", "file-data",
+    "file-url", "file-id", "file-reference", "image-data", "image-url", "image-file-id", "image-file-reference",
+    "reasoning-file",
 ))  # fmt: skip
+ITEMS = TEXT | REASONING_BLOCKS | CALL_BLOCKS | RESULT_BLOCKS | MEDIA_BLOCKS
+ITEMS |= {"configuration_update", "compaction_trigger"}
+"""Blocks that can stand as messages of their own (the Responses API's items)."""
 BARE = (
     "text", "image", "document", "video", "audio", "toolUse", "toolResult", "searchResult", "reasoningContent",
     "citationsContent", "guardContent", "cachePoint", "functionCall", "functionResponse", "function_call",
-    "function_response", "inlineData", "inline_data", "fileData", "file_data", "executableCode", "executable_code",
-    "codeExecutionResult", "code_execution_result",
+    "function_response", "toolCall", "tool_call", "toolResponse", "tool_response", "inlineData", "inline_data",
+    "fileData", "file_data", "executableCode", "executable_code", "codeExecutionResult", "code_execution_result",
 )  # fmt: skip
 """Blocks that name their kind by their key (Bedrock's, Gemini's): ``{"toolResult": {...}}``."""
 CALL_ARGUMENTS = (
     "arguments", "args", "input", "tool_kwargs", "kwargs", "tool_input", "partial_json", "action", "code", "queries",
-    "operation", "parameters",
+    "operation", "parameters", "actions",
 )  # fmt: skip
-CALL_NAMES = ("name", "toolName", "tool_name")
+CALL_NAMES = ("name", "toolName", "tool_name", "toolType", "tool_type")
 CALL_RESULTS = frozenset(("output", "outputs", "results", "result", "error", "errorText"))
 BLOCK_NO_TEXT = frozenset((
     "type", "block_type", "id", "index", "cache_control", "cacheControl", "cachePoint", "logprobs", "status",
@@ -112,8 +122,8 @@ BLOCK_NO_TEXT = frozenset((
     "retrieved_at",
     "start_index", "end_index", "start_char_index", "end_char_index", "document_index", "start_page_number",
     "end_page_number", "start_block_index", "end_block_index", "search_result_index", "file_type", "class_name",
-    "redactedContent", "num_tokens", "acknowledged_safety_checks", "pending_safety_checks", "max_output_length",
-    "environment", "extras_type",
+    "redactedContent", "fingerprint", "caller_id", "prompt_cache_breakpoint", "num_tokens",
+    "acknowledged_safety_checks", "pending_safety_checks", "max_output_length", "environment", "extras_type",
 ))  # fmt: skip
 """Of a block of a known kind; `type` of one whose kind is known."""
 TEXT_MEDIA = (

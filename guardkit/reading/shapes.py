@@ -110,7 +110,7 @@ def _choices(data: Any, outputs: bool) -> Draft | None:
             )
         told = choice[given[0]]
         source = dict(told) if isinstance(told, Mapping) else {"content": told}
-        source |= {k: v for k, v in choice.items() if k in at.ASIDE and k not in source}
+        source |= {k: v for k, v in choice.items() if k not in source and k != given[0]}
         role = {"role": "assistant"} if source.get("role") is None else {}
         answers.append((f"{key}[{i}]", i, [read_message(source | role, i)]))
     context, used = context_of(data)
@@ -172,7 +172,8 @@ def _message(data: Any, outputs: bool) -> Draft | None:
         message = read_message(data["message"], 0, "assistant")
         return Draft(context, [("message", None, [message])], ("message", *used))
     role = data.get("role", data.get("from"))
-    if not is_message(data) or not (outputs or role is None or (isinstance(role, str) and role in at.ROLES)):
+    is_known = role is None or (isinstance(role, str) and (role in at.ROLES or role in at.CALL_ROLES))
+    if not is_message(data) or not (outputs or is_known):
         return None
     return Draft([], [("", 0 if "role" in data else None, [read_message(data)])], tuple(data))
 

@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardkit_cli.json_values import JsonValues
+from guardkit.reading.json_values import JsonValues
 from guardkit_cli.records import Reader, Source
 
 LINES = "fine\nthis is BAD\nпривет, мир, и ещё слова\n"

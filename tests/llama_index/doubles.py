@@ -114,7 +114,9 @@ class Script:
                     yield self._chunk([*blocks, part], "")
                 blocks = [*blocks, call]
                 yield self._chunk(blocks, "")
-            yield self._chunk(blocks, "", message=said.additional_kwargs)
+            known = (TextBlock, ThinkingBlock, ToolCallBlock)
+            others = [b for b in said.blocks if not isinstance(b, known)]
+            yield self._chunk([*blocks, *others], "", message=said.additional_kwargs)
         finally:
             self.closed += 1
 

@@ -6,7 +6,16 @@ import asyncio
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ThinkingBlock, ToolCallBlock
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.llms import LLM, MockLLM
@@ -15,7 +24,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.postprocessor.guardkit import GuardedLLM, guarded
 from llama_index.postprocessor.guardkit.messages import call_text
 
-from guardkit import GuardViolation
+from guardkit import GuardViolation, Stage
 from guardkit.testing import FakeGuard
 from tests.leaks import (
     AFTER_MARK,
@@ -363,3 +372,42 @@ def test_structured_prediction_goes_through_the_guard(stream: bool):
 
 def test_completion_helper_keeps_fields():
     assert completion(PlainLLM("x").chat([user("hi")])).text == "x"
+
+
+def cites(text: str, title: str = "t") -> CitationBlock:
+    return CitationBlock(cited_content=TextBlock(text=text), source="s", title=title, additional_location_info={})
+
+
+OTHER_BLOCKS = {
+    "citation": cites,
+    "title": lambda text: cites("x", text),
+    "citable": lambda text: CitableBlock(content=[TextBlock(text=text)], source="s", title="t"),
+    "document": lambda text: DocumentBlock(data=text.encode(), document_mimetype="text/plain"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_BLOCKS)
+@pytest.mark.parametrize("how", ["chat", "achat", "stream_chat", "astream_chat"])
+@pytest.mark.parametrize("behavior", EXITS)
+def test_what_an_answer_cites_is_judged(kind: str, how: str, behavior: Any):
+    said = reply(SAFE)
+    said.blocks.append(OTHER_BLOCKS[kind](BAD))
+    llm = guarded(FunctionLLM(said, size=7), make_guard(), exit_behavior=behavior, violation_message=VIOLATION)
+    if behavior == "error":
+        with pytest.raises(GuardViolation) as caught:
+            call(llm, how)
+        assert caught.value.stage is Stage.document
+        return
+    responses = call(llm, how)
+    check_no_trace(responses, how)
+    assert VIOLATION in text_of(responses[-1])
+    assert (SAFE in text_of(responses[-1])) == (behavior == "replace")
+
+
+@pytest.mark.parametrize("how", ["chat", "stream_chat"])
+def test_a_harmless_citation_stays(how: str):
+    said = reply(SAFE)
+    said.blocks.append(cites("fine"))
+    last = call(guarded(FunctionLLM(said, size=7), make_guard()), how)[-1].message
+    cited = [b.cited_content for b in last.blocks if isinstance(b, CitationBlock)]
+    assert cited == [TextBlock(text="fine")]

@@ -35,7 +35,8 @@ def passable_answer(
         clean.logprobs = None
     for part, decision in bad:
         where = f"answer ({decision.stage.value})"
-        if decision.action is Action.redact and not (part.tool_calls or part.unjudgeable or structured):
+        whole = part.tool_calls or part.unjudgeable or part.attached or structured
+        if decision.action is Action.redact and not whole:
             text = yield from redacted(rules.guard, part.reasoning or part.content, decision.stage)
             rules.withheld(decision, where, "redacted")
             clean.message = without(clean.message, part, text, decision)

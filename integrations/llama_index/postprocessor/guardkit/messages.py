@@ -1,4 +1,8 @@
-"""LlamaIndex's chat messages, read as guardkit's: what is to be judged in them, at which stage."""
+"""LlamaIndex's chat messages, read as guardkit's: what is to be judged in them, at which stage.
+
+What is text where is the core's to know (`guardkit.reading`). Here is what LlamaIndex alone has: its blocks as objects,
+files as base64, calls that grow while they are streamed.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,34 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llama_index.core.base.llms.types import (
+    AudioBlock,
     CachePoint,
     ChatMessage,
-    CitableBlock,
-    CitationBlock,
     ContentBlock,
     DocumentBlock,
+    ImageBlock,
     MessageRole,
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
+    VideoBlock,
 )
 from llama_index.postprocessor.guardkit.marks import MARK, decision_of, mark_of
 from pydantic import BaseModel
 
 from guardkit import Action, Decision, Message, Stage
+from guardkit.reading.message import read_message
+from guardkit.reading.positions import CALL_ARGUMENTS, CALL_NAMES
 from guardkit.reading.values import decoded, is_name, texts_of
 
 ASSISTANT = (MessageRole.ASSISTANT, MessageRole.CHATBOT, MessageRole.MODEL)
 _ROLES = {MessageRole.CHATBOT: "assistant", MessageRole.MODEL: "assistant"}
 CALL_KEYS = ("tool_calls", "function_call")
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_delta")
 # Keys of additional_kwargs that hold no text of the conversation as long as a name or a number stands there. Then they
 # survive a rewriting, too.
 SILENT_KEYS = frozenset((
@@ -41,34 +48,47 @@ SILENT_KEYS = frozenset((
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.S)
 _CUT_ESCAPE = re.compile(r"((?:^|[^\\])(?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?$")
-# What providers keep beside reasoning and calls: opaque as long as no words stand there.
-_OPAQUE_KEYS = SILENT_KEYS | {
-    "images",
-    "signature",
-    "encrypted_content",
-    "thought_signature",
-    "logprobs",
-    "call_id",
-    "session_id",
-}
 
 
 def read(message: ChatMessage) -> Message:
     """All that a message holds, as a guardkit message."""
-    reading = _Reading()
-    reading.blocks(message.blocks)
-    for key, value in message.additional_kwargs.items():
-        if key in _REASONING_KEYS:
-            reading.thoughts += texts_in(value)
-        elif key not in CALL_KEYS and not (key == MARK and decision_of(value)):
-            reading.aside({key: value})
-    return Message(
-        _ROLES.get(message.role, message.role.value),
-        "\n".join(filter(None, reading.texts)),
-        "\n".join(filter(None, reading.thoughts)),
-        tuple(calls_of(message)),
-        tuple(reading.unknown),
-    )
+    kwargs = {
+        key: value
+        for key, value in message.additional_kwargs.items()
+        if key not in CALL_KEYS and not (key == MARK and decision_of(value))
+    }
+    ids = [block.tool_call_id for block in message.blocks if isinstance(block, ToolCallBlock)]
+    if any(ids):
+        kwargs["tool_call_id"] = [kwargs.get("tool_call_id"), *ids]
+    blocks = [_source(block) for block in message.blocks if not isinstance(block, ToolCallBlock)]
+    role = _ROLES.get(message.role, message.role.value)
+    found = read_message({"role": role, "content": blocks, "additional_kwargs": kwargs})
+    return replace(found, tool_calls=tuple(dict.fromkeys((*calls_of(message), *found.tool_calls))))
+
+
+def _source(block: Any) -> Any:
+    """A content block as a mapping. Of a file its words, where its bytes are text; else something not judgeable."""
+    if isinstance(block, DocumentBlock):
+        title = {"title": block.title} if block.title and block.title != "input_document" else {}
+        text = _file_text(block)
+        source = {"url": str(block.url or block.path or "")} if text is None else {"source": {"text": text}}
+        return {"block_type": block.block_type, **title, **source}
+    if isinstance(block, CachePoint):
+        return {"block_type": "text", "text": "", "cache_control": block.cache_control.model_dump()}
+    if isinstance(block, BaseModel):
+        fields = {name: _source(value) for name, value in block}
+        is_media = isinstance(block, ImageBlock | AudioBlock | VideoBlock)
+        return {k: v for k, v in fields.items() if v is not None and not (is_media and not isinstance(v, str))}
+    return [_source(item) for item in block] if isinstance(block, list) else block
+
+
+def _file_text(block: DocumentBlock) -> str | None:
+    if not isinstance(block.data, bytes) or block.path or block.url:
+        return None
+    try:
+        return decoded(base64.b64decode(block.data, validate=True))
+    except binascii.Error:
+        return decoded(block.data)
 
 
 def question(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -131,6 +151,7 @@ def parts_of(message: Message) -> list[Message]:
     parts = [Message("assistant", reasoning=message.reasoning)] if message.reasoning else []
     parts += [Message("assistant", tool_calls=(call,)) for call in message.tool_calls]
     parts += [Message("assistant", unjudgeable=(kind,)) for kind in message.unjudgeable]
+    parts += [Message("assistant", attached=(part,)) for part in message.attached]
     if message.content or not parts:
         parts.append(Message("assistant", message.content))
     return parts
@@ -152,15 +173,18 @@ def without(message: ChatMessage, part: Message, text: str, decision: Decision) 
         blocks = [b for b in message.blocks if not isinstance(b, ThinkingBlock)]
     elif part.unjudgeable:
         blocks = [b for b in message.blocks if b.block_type not in part.unjudgeable]
+    elif part.attached:  # what is cited, and what of it stands where
+        blocks = [b for b in message.blocks if isinstance(b, TextBlock | ThinkingBlock | ToolCallBlock)]
+        blocks.append(TextBlock(text=text))
     else:
         known = (ThinkingBlock, ToolCallBlock)
         blocks = [TextBlock(text=text), *(b for b in message.blocks if isinstance(b, known))]
     return ChatMessage(role=message.role, blocks=blocks, additional_kwargs=kwargs)
 
 
-def said_aside(block: ThinkingBlock) -> list[str]:
-    """Texts that a provider keeps beside the reasoning, such as summaries."""
-    return [text for text in _beside(block.additional_information) if text.strip()]
+def said_aside(block: ThinkingBlock) -> str:
+    """What a provider keeps beside the reasoning, such as summaries."""
+    return read(ChatMessage(role="assistant", blocks=[block.model_copy(update={"content": ""})])).reasoning
 
 
 def digest(message: Message) -> bytes:
@@ -171,22 +195,6 @@ def digest(message: Message) -> bytes:
 def texts_in(value: Any) -> list[str]:
     """Every text in a value of any type, in order, keys that read as text with it."""
     return [f.text for f in texts_of(value, Stage.prompt) if f.text and f.text.strip()]
-
-
-def _beside(value: Any) -> list[str]:
-    """The texts of what a provider keeps beside a content: all but names and opaque data where those are known."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump()
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in _beside(item)]
-    if not isinstance(value, Mapping):
-        return texts_in(value)
-    texts: list[str] = []
-    for key, inner in value.items():
-        if key in _OPAQUE_KEYS and _is_opaque(inner):
-            continue
-        texts += [*texts_in({key: None}), *_beside(inner)]
-    return texts
 
 
 def _is_opaque(value: Any) -> bool:
@@ -200,64 +208,13 @@ def _call(call: Any) -> str:
         return str(call) if call else ""
     holder = next((k for k in ("function", "custom") if isinstance(call.get(k), Mapping)), None)
     inner = call[holder] if holder else call
-    place = next((k for k in ("arguments", "args", "input", "kwargs", "tool_kwargs") if inner.get(k)), None)
-    if place is None and not inner.get("name"):
-        return " ".join(_beside(call))  # of no known shape: all of it is judged
-    text = call_text(str(inner.get("name") or ""), inner[place] if place else None)
-    others = {k: v for k, v in inner.items() if k not in ("name", place)}
+    name = next((k for k in CALL_NAMES if inner.get(k)), None)
+    place = next((k for k in CALL_ARGUMENTS if inner.get(k)), None)
+    text = call_text(str(inner[name]) if name else "", inner[place] if place else None)
+    others = {k: v for k, v in inner.items() if k not in (name, place)}
+    if name or place or holder:
+        others["function"] = {}  # a call without a name and arguments of its own
     if holder:
         others |= {k: v for k, v in call.items() if k != holder}
-    return " ".join([text, *_beside(others)])
-
-
-class _Reading:
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.thoughts: list[str] = []
-        self.unknown: list[str] = []
-
-    def aside(self, value: Mapping[str, Any]) -> None:
-        """What stands beside the content, of any type; what cannot be read is listed."""
-        for key, inner in value.items():
-            if key in _OPAQUE_KEYS and _is_opaque(inner):
-                continue
-            found = texts_of(inner, Stage.prompt, names=True)
-            if found and not is_name(str(key), 1):
-                self.texts.append(str(key))
-            self.texts += [f.text for f in found if f.text and f.text.strip()]
-            self.unknown += [f.what for f in found if f.text is None]
-
-    def blocks(self, blocks: Iterable[ContentBlock]) -> None:
-        for block in blocks:
-            if isinstance(block, TextBlock):
-                self.texts.append(block.text)
-            elif isinstance(block, ThinkingBlock):
-                self.thoughts += [block.content or "", *said_aside(block)]
-            elif isinstance(block, CitableBlock):
-                self.texts += [block.title, block.source]
-                self.blocks(block.content)
-            elif isinstance(block, CitationBlock):
-                self.texts += [block.title, block.source]
-                self.aside(block.additional_location_info)
-                self.blocks([block.cited_content])
-            elif isinstance(block, DocumentBlock):
-                self._document(block)
-            elif isinstance(block, ToolCallBlock):
-                self.aside({"tool_call_id": block.tool_call_id})
-            elif not isinstance(block, CachePoint):
-                self.unknown.append(block.block_type)
-
-    def _document(self, block: DocumentBlock) -> None:
-        """A file: its words where its bytes are text, else something that cannot be judged."""
-        if block.title and block.title != "input_document":
-            self.texts.append(block.title)
-        text = None
-        if isinstance(block.data, bytes) and not (block.path or block.url):
-            try:
-                text = decoded(base64.b64decode(block.data, validate=True))
-            except binascii.Error:
-                text = decoded(block.data)
-        if text is None:
-            self.unknown.append(block.block_type)
-        else:
-            self.texts.append(text)
+    beside = read_message({"role": "assistant", "content": None, "tool_calls": [others]})
+    return "\n".join(filter(None, (text, *beside.tool_calls, *(part.text for part in beside.attached))))

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from llama_index.core.base.llms.types import (
-    CachePoint,
     ChatMessage,
     ChatResponse,
     ContentBlock,
@@ -18,8 +17,15 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.postprocessor.guardkit.marks import mark_of
-from llama_index.postprocessor.guardkit.messages import CALL_KEYS, calls_of, read, said_aside, silent_part
-from llama_index.postprocessor.guardkit.rules import Rules, report
+from llama_index.postprocessor.guardkit.messages import (
+    CALL_KEYS,
+    calls_of,
+    parts_of,
+    read,
+    said_aside,
+    silent_part,
+)
+from llama_index.postprocessor.guardkit.rules import Rules, report, worst
 from llama_index.postprocessor.guardkit.steps import Steps
 from pydantic import BaseModel
 
@@ -179,7 +185,7 @@ class ChatStream:
         shown = yield from self._text.finish()
         for call in self._calls:
             yield from call.finish()
-        yield from self._judge_media()
+        yield from self._judge_rest()
         return self._out(shown, thoughts, self._promote(), final=True)
 
     def conclude(self) -> None:
@@ -247,16 +253,20 @@ class ChatStream:
             self._shown_calls, changed = message, True
         return changed
 
-    def _judge_media(self) -> Steps[None]:
-        """What cannot be judged in the last message follows on_error."""
-        if self._last is None:
-            return
-        kinds = read(self._last.message).unjudgeable
-        if kinds:
-            item = [Message("assistant", unjudgeable=kinds)]
-            decision: Decision = (yield partial(self._rules.guard.decide_batch, [item]))[0]
+    def _judge_rest(self) -> Steps[None]:
+        """What else stands in the last message: citations and documents, and what cannot be judged."""
+        rest = read(ChatMessage(role=MessageRole.ASSISTANT, blocks=self._other_blocks()))
+        items = [[*self._context, part] for part in parts_of(rest) if part.attached or part.unjudgeable or part.content]
+        if items:
+            decision = worst((yield partial(self._rules.guard.decide_batch, items)))
             if decision.action.stops:
-                self.stopped = decision
+                self.stopped = self.stopped or decision
+            elif decision.action is Action.flag:
+                report(decision, f"streamed {decision.stage.value}", "flagged")
+
+    def _other_blocks(self) -> list[ContentBlock]:
+        known = (TextBlock, ThinkingBlock, ToolCallBlock)
+        return [b for b in self._last.message.blocks if not isinstance(b, known)] if self._last else []
 
     # -- chunks out
 
@@ -297,9 +307,8 @@ class ChatStream:
             blocks += [b for b in self._shown_calls.blocks if isinstance(b, ToolCallBlock)]
             calls = self._shown_calls.additional_kwargs
             kwargs |= {k: calls[k] for k in CALL_KEYS if k in calls}
-        if final:
-            known = (TextBlock, ThinkingBlock, ToolCallBlock)
-            blocks += [b for b in last.message.blocks if not isinstance(b, known) or isinstance(b, CachePoint)]
+        if final and self.stopped is None:
+            blocks += self._other_blocks()
         counts = numbers(last.additional_kwargs)
         return ChatResponse(
             message=ChatMessage(role=last.message.role, blocks=blocks, additional_kwargs=kwargs),

@@ -305,7 +305,7 @@ def _parts(value: Any) -> list[Any] | None:
         return [value.get_content(MetadataMode.ALL), value.metadata]
     if isinstance(value, ChatMessage):
         message = read(value)
-        return [message.content, message.reasoning, *message.tool_calls]
+        return [part.text for part in message.parts()]
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     if isinstance(value, list | set | frozenset) or type(value) is tuple:

@@ -16,6 +16,8 @@ SAMPLE = 1 << 14  # bytes of the beginning that decide
 MAX_OUT = 1 << 16  # decompressed at once
 BOM = b"\xef\xbb\xbf"
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+"""Endings of the names of such files."""
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
           (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))  # fmt: skip
 _BINARY = {
