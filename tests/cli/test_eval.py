@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import signal
 import sys
 import time
@@ -54,6 +57,52 @@ def test_json(cli, labels):
     assert found["strict"]["rates"]["tp"] == 2
     assert found["best_mode"] == "strict"
     assert "text" not in found["misses"][0]
+
+
+def test_the_model_of_the_environment(cli, labels, monkeypatch):
+    monkeypatch.setenv("GUARDKIT_MODEL", "from-the-environment")
+    assert [r["model"] for r in json.loads(cli("eval", labels(), "--json").out)["results"]] == ["from-the-environment"]
+
+
+FORMATS = {
+    "a.json": lambda rows: json.dumps(rows).encode(),
+    "a.json.bz2": lambda rows: bz2.compress("\n".join(json.dumps(r, indent=1) for r in rows).encode()),
+    "a.ndjson.xz": lambda rows: lzma.compress("\n".join(json.dumps(r) for r in rows).encode("utf-16")),
+    "a.csv.gz": lambda rows: gzip.compress(_table(rows, ",")),
+    "a.tsv": lambda rows: _table(rows, "\t"),
+}
+
+
+def _table(rows, delimiter):
+    return "".join(delimiter.join(r) + "\n" for r in [rows[0].keys(), *(r.values() for r in rows)]).encode()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format(cli, labels, tmp_path, name):
+    (tmp_path / name).write_bytes(FORMATS[name](ROWS))
+    result = cli("eval", str(tmp_path / name), "--json", "--no-cache")
+    (found,) = json.loads(result.out)["results"]
+    assert (result.err, found["n_rows"], found["strict"]["rates"]["tp"]) == ("", 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl.gz", gzip.compress(json.dumps(ROWS[0]).encode() * 9000)[:-9]),
+        ("a.json", json.dumps(ROWS).encode()[:-5]),
+        ("a.jsonl", b"\x89PNG\r\n" + bytes(99)),
+    ],
+)
+def test_a_damaged_file_is_not_scored_in_silence(cli, labels, tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    result = cli("eval", str(tmp_path / name), "--json", "--no-cache")
+    assert result.code == 3
+    assert "not judged" in result.err
+
+
+def test_a_row_of_no_known_shape_needs_a_column(cli, labels):
+    result = cli("eval", labels([{"q": "BAD", "verdict": "x", "severity": "unsafe"}]))
+    assert (result.code, "name its text with --column" in result.err) == (3, True)
 
 
 def test_reports(cli, labels, tmp_path):

@@ -158,7 +158,7 @@ def test_a_shown_policy_works_as_it_stands(cli, tmp_path, name):
     assert loaded.to_yaml() == text
     file.write_text(text.replace("action: flag", "action: redact").replace("name: ", "name: my-"))
     if name == "balanced":
-        assert "redact" in str(Policy.load(str(file)).rules[2])
+        assert any("redact" in str(rule) for rule in Policy.load(str(file)).rules)
 
 
 def test_a_closed_input_is_named(start):
