@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("check", "stream", "trace", "eval", "models", "policy", "doctor", "help")
+COMMANDS = ("check", "stream", "trace", "eval", "serve", "models", "policy", "doctor", "help")
 
 EPILOG = """\b
 Examples:

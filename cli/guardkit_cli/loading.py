@@ -30,15 +30,16 @@ def load_guard(
     timeout: float | None = None,
     revision: str | None = None,
     threshold: float | None = None,
+    **more: Any,
 ) -> Guard:
     """`Guard.load` with the options that were given; the others keep the guard's own defaults."""
     from guardkit import Guard
 
     given = {
         "policy": policy, "on_error": on_error, "device": device, "timeout": timeout, "revision": revision,
-        "threshold": threshold,
+        "threshold": threshold, **more,
     }  # fmt: skip
-    return Guard.load(model, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return Guard.load(model, **{name: value for name, value in given.items() if value is not None})
 
 
 def stage_of(name: str | None) -> Stage | None:

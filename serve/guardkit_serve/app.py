@@ -51,7 +51,7 @@ def create_app(
         await warm_up(serving.guards)
         serving.ready = True
         yield
-        serving.ready = False
+        state["serving"].ready = False
         await serving.upstreams.close()
 
     app = Starlette(
@@ -61,6 +61,7 @@ def create_app(
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error},
     )
     app.state.serving = serving
+    app.state.shared = state
     return app
 
 

@@ -17,10 +17,11 @@ class Guards:
 
     def __init__(self, guards: Mapping[str, Guard], policies: Mapping[str, Policy] | None = None):
         self.default = next(iter(guards))
-        self.policies = {guards[self.default].policy.name: guards[self.default].policy, **(policies or {})}
+        own = guards[self.default].policy
+        self.policies = {own.name: own, **(policies or {})}
         self.default_policy = next(iter(self.policies))
         self._guards = {
-            (model, name): guard if guard.policy == policy else _with_policy(guard, policy)
+            (model, name): guard if guard.policy == policy else with_policy(guard, policy)
             for model, guard in guards.items()
             for name, policy in self.policies.items()
         }
@@ -48,7 +49,8 @@ class Guards:
             guard.close()
 
 
-def _with_policy(guard: Guard, policy: Policy) -> Guard:
+def with_policy(guard: Guard, policy: Policy) -> Guard:
+    """The same guard under another policy."""
     twin = copy.copy(guard)
     twin.policy = policy
     return twin
