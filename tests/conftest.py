@@ -1,8 +1,16 @@
-"""For all tests: no network. An audit hook refuses connections and look-ups beyond this machine."""
+"""For all tests: no network (an audit hook refuses connections and look-ups beyond this machine), and a browser."""
 
+from __future__ import annotations
+
+import functools
 import os
+import shutil
 import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
 
 LOCAL = {"localhost", "::1", "", None}
 
@@ -25,3 +33,53 @@ def refuse_network(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(refuse_network)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless browser, driven by playwright: `chromium` on the path, or what $GUARDKIT_CHROMIUM names."""
+    program = os.environ.get("GUARDKIT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no browser: install Debian's 'chromium', or name one with GUARDKIT_CHROMIUM")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page in a window of a width; keeps what it asked for and what it complained about."""
+
+    def __init__(self, browser: Any, url: str, width: int, scheme: str = "light"):
+        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(url)
+
+    @property
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+    def until(self, expression: str) -> None:
+        """Wait for it to be true. (playwright's own waiting evaluates strings, which a content policy forbids.)"""
+        end = time.monotonic() + 30
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"never: {expression}"
+            time.sleep(0.02)
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Callable[..., Visit]:
+    return functools.partial(Visit, chromium)

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "tokenizers", "opentelemetry")
 # Data flows one way; a module imports only from rows above its own.
 LAYERS = (
-    ("_version", "errors", "verdict"),
+    ("_version", "errors", "verdict", "pages.text"),
+    ("pages",),
     ("loop", "telemetry.names"),
     ("telemetry",),
     ("telemetry.watch", "telemetry.prometheus"),

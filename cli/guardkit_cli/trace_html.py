@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from guardkit_cli.trace_style import STYLE
+from guardkit import pages
+from guardkit.pages import Html, html, piece, prepared
+from guardkit_cli.trace_style import OWN
 
 if TYPE_CHECKING:
     from guardkit.trace import Trace, TracePart
     from guardkit_cli.trace import TraceRow
 
-SHADES = (0.1, 0.25, 0.5, 0.75)
-"""The risks at which a darker shade begins."""
 MAX_QUOTE = 200  # characters of the worst sentence in the report above a text
 MAX_CELLS = 240  # of the strip above a part; the sentences of longer ones share cells
 _NAMES = {"reasoning": "Reasoning", "response": "Answer", "tool_call": "Tool call"}
@@ -28,24 +26,6 @@ _SUMMARIES = {
     "both": "Neither the reasoning nor the answer is safe.",
     "not_judged": "Not all of it was judged: nothing here counts as safe.",
 }
-_LONE_CR = "\ud800"  # stands for a carriage return before a line feed; no lone surrogate is left in prepared text
-_SAME_LENGTH = {c: 0x2400 + c for c in range(0x20) if c not in (0x09, 0x0A, 0x0D)} | {0x7F: 0x2421, 0x0D: 0x240D}
-_SURROGATE = re.compile("[\ud800-\udfff]")
-# What would change how the text around it is shown, or show nothing at all: control characters, line separators, and
-# Unicode's Default_Ignorable_Code_Point but for the joiners U+200C and U+200D, which many scripts and emoji need.
-_UNSEEN = (
-    *((0x80, 0x9F), (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5)),
-    *((0x180B, 0x180F), (0x200B, 0x200B), (0x200E, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164)),
-    *((0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFFB), (0x1BCA0, 0x1BCA3)),
-    *((0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
-)
-_SHOWN = {c: f'<b class="x">U+{c:04X}</b>' for low, high in _UNSEEN for c in range(low, high + 1)}
-_SHOWN[ord(_LONE_CR)] = ""
-_EMOJI_STYLE = "\ud801"  # stands for U+FE0F after an emoji, where it is one's usual ending
-_AFTER_EMOJI = re.compile(
-    "(?<=[\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff])\ufe0f|\ufe0f(?=\u20e3)"
-)
-_SHOWN[ord(_EMOJI_STYLE)] = "\ufe0f"
 
 
 class Page:
@@ -64,7 +44,7 @@ class Page:
     def add(self, rows: Sequence[TraceRow]) -> None:
         for row in rows:
             if row.trace is not None and not self._facts:
-                self._facts = f"Judged by {_text(row.trace.model)}, one score for each {row.trace.unit}. "
+                self._facts = f"Judged by {html(row.trace.model)}, one score for each {row.trace.unit}. "
             self._index.append(_index_row(row))
             self._body.writelines(_article(row))
 
@@ -73,34 +53,15 @@ class Page:
     ) -> None:
         with self._file as out, self._body as body:
             note = "<p class='warn'>Interrupted: not all traces are on this page.</p>" if kind is not None else ""
-            out.write(_HEAD + f"<h1>Reasoning traces</h1><p>{self._facts}{len(self._index):,} on this page.</p>{note}")
-            out.write(_LEGEND + _TABLE_HEAD)
+            out.write(pages.head("Reasoning traces", style=OWN))
+            out.write(pages.header("Reasoning traces", Html(f"{self._facts}{len(self._index):,} on this page.")))
+            out.write(note + _LEGEND + _TABLE_HEAD)
             out.writelines(self._index)
-            out.write("</tbody></table></div></nav></header><main>\n")
+            out.write("</tbody></table></div></nav><main>\n")
             body.seek(0)
             while piece := body.read(1 << 20):
                 out.write(piece)
-            out.write("</main></body></html>\n")
-
-
-def _shade(risk: float) -> int:
-    return sum(risk >= bound for bound in SHADES)
-
-
-def _text(value: object) -> str:
-    """Any string, safe as content and in a quoted attribute."""
-    return _slice(_prepared(str(value)))
-
-
-def _prepared(text: str) -> str:
-    """`text` with what HTML cannot hold replaced one for one, so that offsets stay."""
-    if not text.isascii():
-        text = _AFTER_EMOJI.sub(_EMOJI_STYLE, _SURROGATE.sub("\ufffd", text))
-    return text.replace("\r\n", _LONE_CR + "\n").translate(_SAME_LENGTH)
-
-
-def _slice(prepared: str) -> str:
-    return escape(prepared).translate(_SHOWN)
+            out.write(f"</main>{pages.FOOT}")
 
 
 def _where(row: TraceRow) -> str:
@@ -113,23 +74,17 @@ def _anchor(row: TraceRow, part: int | None = None, place: str = "") -> str:
     return f"t{row.index}" + ("" if part is None else f"p{part}{place}")
 
 
-def _badge(severity: str) -> str:
-    return f'<span class="badge {severity}">{severity}</span>'
-
-
 def _severity(trace: Trace | None, name: str) -> str:
     worst = None if trace is None else getattr(trace, name)
-    return "–" if worst is None else _badge(worst.value)
+    return "–" if worst is None else pages.badge(worst.value)
 
 
 def _index_row(row: TraceRow) -> str:
     found = row.trace
     risk = f"{found.risk:.2f}" if found is not None and found.risk is not None else "–"
     cells = [
-        f'<a href="#{_anchor(row)}">{_text(_where(row))}</a>',
-        f'<span class="badge {row.action}">{row.action}</span>'
-        if row.judged
-        else '<span class="badge">not judged</span>',
+        f'<a href="#{_anchor(row)}">{html(_where(row))}</a>',
+        pages.badge(str(row.action)) if row.judged else '<span class="badge">not judged</span>',
         *(_severity(found, name) for name in ("reasoning", "answer", "tool_calls")),
         risk,
     ]
@@ -142,17 +97,17 @@ def _kind(row: TraceRow) -> str:
 
 def _article(row: TraceRow) -> Iterator[str]:
     found = row.trace
-    yield f'<article id="{_anchor(row)}" class="{_kind(row)}"><h2>{_text(_where(row))}</h2>'
+    yield f'<article id="{_anchor(row)}" class="{_kind(row)}"><h2>{html(_where(row))}</h2>'
     yield f'<p class="sum">{_summary(found)} Action: <b>{row.action}</b>.</p>'
     if not row.judged:
-        yield f'<p class="warn">Not judged: {_text(row.error)}</p>'
+        yield f'<p class="warn">Not judged: {html(row.error)}</p>'
     if row.output is not None and row.output.prompt:
-        yield f'<details><summary>Prompt</summary><p class="text" dir="auto">{_text(row.output.prompt)}</p></details>'
+        yield f'<details><summary>Prompt</summary><p class="text" dir="auto">{html(row.output.prompt)}</p></details>'
     for number, part in enumerate(found.parts if found is not None else ()):
         if part.text.strip() or part.begin is not None:
             yield from _part(row, number, part)
     if not row.judged:  # the parts hold only what was judged
-        yield f'<section><h3>As it was read</h3><p class="text" dir="auto">{_text(row.record.text)}</p></section>'
+        yield f'<section><h3>As it was read</h3><p class="text" dir="auto">{html(row.record.text)}</p></section>'
     yield '<p class="top"><a href="#top">To the list</a></p></article>\n'
 
 
@@ -168,15 +123,15 @@ def _summary(found: Trace | None) -> str:
 
 def _part(row: TraceRow, number: int, part: TracePart) -> Iterator[str]:
     about = "".join(f" · {c.label}" for c in part.verdict.categories)
-    badge = _badge(part.severity.value) if row.judged or part.begin is not None else ""  # the rest may be unsafe
-    yield f"<section><h3>{_NAMES[part.stage.value]} {badge}{_text(about)}</h3><p>"
+    badge = pages.badge(part.severity.value) if row.judged or part.begin is not None else ""  # the rest may be unsafe
+    yield f"<section><h3>{_NAMES[part.stage.value]} {badge}{html(about)}</h3><p>"
     yield f"{_count(len(part.sentences), 'sentence')}, {_count(part.n_tokens, 'token')}, highest risk {part.risk:.2f}. "
     if part.worst is not None:
         worst = part.sentences[part.worst]
         quote = part.text[worst.start : min(worst.end, worst.start + MAX_QUOTE)].strip()
         yield (
             f'The worst is <a href="#{_anchor(row, number, f"s{part.worst}")}">sentence {part.worst + 1:,}</a>: '
-            f"<q>{_text(quote)}{'…' if worst.end - worst.start > MAX_QUOTE else ''}</q>. "
+            f"<q>{html(quote)}{'…' if worst.end - worst.start > MAX_QUOTE else ''}</q>. "
         )
     if part.begin is not None:
         b = part.begin
@@ -189,14 +144,15 @@ def _part(row: TraceRow, number: int, part: TracePart) -> Iterator[str]:
     linked = set(range(0, len(part.sentences), per_cell))
     cells = sorted(linked)
     linked.update(() if part.worst is None else (part.worst,))
-    yield '<div class="strip">'
+    yield f'<svg class="strip" viewBox="0 0 {max(len(part.text), 1)} 10" preserveAspectRatio="none" role="group"'
+    yield ' aria-label="sentences">'
     for i in cells:
         group = part.sentences[i : i + per_cell]
-        shade = _shade(max(s.risk for s in group))
-        grow = group[-1].end - group[0].start
-        href = _anchor(row, number, f"s{i}")
-        yield f'<a href="#{href}" class="r{shade}" style="flex-grow:{grow}" aria-label="sentence {i + 1}"></a>'
-    yield '</div><p class="text" dir="auto">'
+        shade = pages.shade(max(s.risk for s in group))
+        start, width = group[0].start, group[-1].end - group[0].start
+        yield f'<a href="#{_anchor(row, number, f"s{i}")}" class="r{shade}" aria-label="sentence {i + 1}">'
+        yield f'<rect x="{start}" width="{width}" height="10"></rect></a>'
+    yield '</svg><p class="text" dir="auto">'
     yield from _heat(row, number, part, linked)
     yield "</p></section>"
 
@@ -224,7 +180,7 @@ def _runs(part: TracePart) -> Iterator[_Run]:
         if span.start == span.end:
             continue
         level = span.severity.value if span.flagged else ""
-        look = (_shade(risk), level)
+        look = (pages.shade(risk), level)
         if run is not None and run.look == look:
             run = _Run(run.start, span.end, look, min(run.low, risk), max(run.high, risk))
         else:
@@ -237,7 +193,7 @@ def _runs(part: TracePart) -> Iterator[_Run]:
 
 def _heat(row: TraceRow, number: int, part: TracePart, linked: set[int]) -> Iterator[str]:
     """The text: a mark before each sentence and where the risk begins, a shade behind each run of tokens."""
-    text = _prepared(part.text)
+    text = prepared(part.text)
     lead = len(part.text) - len(part.text.lstrip() or part.text)  # the blank lines that models write after thinking
     starts = [max(s.start, lead) for s in part.sentences]
     at, begin = 0, -1 if part.begin is None else max(part.begin.char, lead)
@@ -258,23 +214,16 @@ def _heat(row: TraceRow, number: int, part: TracePart, linked: set[int]) -> Iter
                 at += 1
             if here == begin:
                 about = part.verdict.categories[0].label if part.verdict.categories else part.severity.value
-                yield f'<b class="begin" id="{_anchor(row, number, "b")}" data-n="risk begins: {_text(about)}"></b>'
+                yield f'<b class="begin" id="{_anchor(row, number, "b")}" data-n="risk begins: {html(about)}"></b>'
             stop = run.end
             if at < len(starts):
                 stop = min(stop, starts[at])
             if here < begin < stop:
                 stop = begin
-            yield f"{opening}{_slice(text[here:stop])}{closing}"
+            yield f"{opening}{piece(text[here:stop])}{closing}"
             here = stop
 
 
-_HEAD = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="referrer" content="no-referrer"><meta name="color-scheme" content="light dark">
-<title>Reasoning traces</title><style>{STYLE}</style></head><body>
-<header id="top">"""
 _BOUNDS = ("below 0.10", "0.10–0.25", "0.25–0.50", "0.50–0.75", "from 0.75")
 _LEGEND = (
     '<div class="legend" role="note"><b>Risk of a token</b> (the probability that the text up to it is not safe): '
@@ -285,9 +234,13 @@ _LEGEND = (
     '<b class="begin" data-n="risk begins"></b>first token that counts. '
     "The strip above a text shows its sentences; each leads to its place.</div>\n"
 )
-_TABLE_HEAD = """<nav><fieldset><legend>Show</legend>
+_COLUMNS = ("Trace", "Action", "Reasoning", "Answer", "Tool calls", "Risk")
+_TABLE_HEAD = (
+    """<nav><fieldset><legend>Show</legend>
 <label><input type="radio" name="show" checked> all</label>
 <label><input type="radio" name="show" id="only"> only flagged or not judged</label></fieldset>
-<div class="scroll"><table><thead><tr><th>Trace</th><th>Action</th><th>Reasoning</th><th>Answer</th><th>Tool calls</th>
-<th>Risk</th></tr></thead><tbody>
-"""
+<div class="scroll" role="region" aria-label="Traces" tabindex="0">
+<table><thead><tr>"""
+    + "".join(f'<th scope="col">{name}</th>' for name in _COLUMNS)
+    + "</tr></thead><tbody>\n"
+)

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
 
+from guardkit import pages
 from guardkit._version import __version__
 from guardkit.evaluation import charts
 from guardkit.evaluation.columns import MAX_SHOWN, Mistake
 from guardkit.evaluation.figures import HISTOGRAM_BINS, ModeFigures, SetFigures
 from guardkit.evaluation.locations import BINS
 from guardkit.evaluation.report import NOTE, SHOWN_PUBLISHED, PublishedTable, Table, all_tables
+from guardkit.pages import html
 from guardkit.verdict import SEVERITIES
-
-_STYLE = """
-:root{color-scheme:light dark}
-body{font:14px/1.45 system-ui,sans-serif;margin:2em auto;max-width:110em;padding:0 1em}
-table{border-collapse:collapse;margin:.5em 0;font-variant-numeric:tabular-nums}
-th,td{padding:.2em .6em;border-bottom:1px solid #8884;text-align:left;white-space:nowrap}
-div.wide{overflow-x:auto}
-svg{margin:.3em;background:#fff;color:#222;border:1px solid #8884}
-svg text{font:10px system-ui,sans-serif;fill:#222}
-svg .title{font-size:12px;font-weight:600}
-svg .grid{stroke:#ddd;fill:none}
-svg .guide{stroke:#999;fill:none;stroke-dasharray:4 3}
-details{margin:.3em 0}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;border-left:3px solid #8888;padding-left:.8em}
-"""
-# No script, no request: a browser holds the page to that, whatever the texts say.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def as_html(
@@ -39,33 +23,30 @@ def as_html(
     missing: Sequence[str] = (),
     with_text: bool = True,
 ) -> str:
+    lost = f"Could not be read or loaded, not scored: {', '.join(missing)}"
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        '<meta name="viewport" content="width=device-width">',
-        f"<title>guard eval</title><style>{_STYLE}</style></head><body>",
-        f"<h1>guard eval</h1><p>guardkit {escape(__version__)}. {escape(NOTE)}</p>",
+        pages.head("guard eval", style="body{max-width:88rem}"),
+        pages.header("guard eval", f"guardkit {__version__}. {NOTE}"),
+        "<main>",
+        *([f'<p class="warn">{html(lost)}</p>'] if missing else []),
+        *map(_table, all_tables(results, published, shown)),
     ]
-    if missing:
-        parts.append(f"<p><strong>Could not be read or loaded, not scored:</strong> {escape(', '.join(missing))}</p>")
-    parts += [_table(table) for table in all_tables(results, published, shown)]
     for name in dict.fromkeys(r.dataset for r in results):
         own = [r for r in results if r.dataset == name]
-        parts.append(f"<h2>{escape(name)}</h2><p>{escape(own[0].title)}</p>")
-        parts += _charts(own)
+        title = f'<p class="note">{html(own[0].title)}</p>' if own[0].title != name else ""
+        parts.append(f'<section><h2>{html(name)}</h2>{title}<div class="charts">')
+        parts += (f"<figure>{chart}</figure>" for chart in _charts(own))
+        parts.append("</div>")
         for r in own:
             parts += _mistakes(r, with_text)
-    parts.append("</body></html>\n")
+        parts.append("</section>")
+    parts.append(f"</main>{pages.FOOT}")
     return "\n".join(parts)
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     return (
-        f'<h2>{escape(table.title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<section><h2>{html(table.title)}</h2>{pages.table(table.head, table.rows, table.title, wide=True)}</section>"
     )
 
 
@@ -107,16 +88,16 @@ def _bins(mode: ModeFigures) -> list[tuple[float, float]]:
 def _mistakes(r: SetFigures, with_text: bool) -> Iterator[str]:
     for title, mistakes in (("Flagged, and safe", r.false_alarms), ("Missed", r.misses)):
         if mistakes:
-            yield f"<h3>{escape(r.model)}: {title}, the {len(mistakes)} worst (strict)</h3>"
+            yield f"<h3>{html(r.model)}: {title}, the {len(mistakes)} worst (strict)</h3>"
             for mistake in mistakes:
                 yield _mistake(mistake, with_text)
 
 
 def _mistake(m: Mistake, with_text: bool) -> str:
-    about = f"row {-m.number}{f' ({m.language})' if m.language else ''}: label {SEVERITIES[m.gold].value}, "
-    about += f"verdict {SEVERITIES[m.said].value}, probability of the wrong answer {m.how_wrong:.3f}"
+    label, verdict = (pages.badge(SEVERITIES[severity].value) for severity in (m.gold, m.said))
+    about = f"row {-m.number}{f' ({html(m.language)})' if m.language else ''}: label {label}, "
+    about += f"verdict {verdict}, probability of the wrong answer {m.how_wrong:.3f}"
     if not with_text:
-        return f"<p>{escape(about)}</p>"
+        return f"<p>{about}</p>"
     text = m.text + ("…" if len(m.text) >= MAX_SHOWN else "")
-    clean = "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
-    return f"<details><summary>{escape(about)}</summary><pre>{escape(clean)}</pre></details>"
+    return f'<details><summary>{about}</summary><div class="text" dir="auto">{html(text)}</div></details>'
