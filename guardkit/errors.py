@@ -7,6 +7,7 @@ GuardkitError
 ├── PolicyError             a policy that does not validate, with the line where it is known
 ├── MessageError            a message, or a list of them, that cannot be read
 ├── EvaluationError         a data set of `guard eval` that is unknown, not at hand, or without labels
+├── LabelError              an input that `guard label` cannot read, or labels begun with other settings
 └── ModelError
     ├── UnknownModel        no such model; names those that exist
     ├── Overloaded          as many streams are open, or as much work waits, as the model may hold
@@ -71,6 +72,11 @@ class MessageError(GuardkitError, ValueError):
 
 class EvaluationError(GuardkitError, ValueError):
     """Raised for a data set that cannot be scored; names those that exist, or what its rows lack."""
+
+
+class LabelError(GuardkitError, ValueError):
+    """Raised for a data set that cannot be labelled: an input that cannot be read, an output that cannot be written, or
+    labels that were begun with other settings; names what differs."""
 
 
 class ModelError(GuardkitError):

@@ -98,6 +98,15 @@ class Decision:
         return f"{self.action.value}: {self.stage.value} is {found}, by {self.rule}"
 
 
+def worst_of(decisions: Sequence[Decision]) -> Decision:
+    """One decision for several texts of a record: the strongest action; not judged if any of them is not."""
+    found = max(decisions, key=lambda d: (d.action, d.verdict.severity if d.verdict else Severity.safe))
+    unread = next((d for d in decisions if not d.judged), None)
+    if unread is None or not found.judged:
+        return found
+    return replace(unread, action=max(found.action, unread.action), verdict=found.verdict, stage=found.stage)
+
+
 @dataclass(frozen=True)
 class Rule:
     """One condition and its action. Empty `stages` or `categories` match all.

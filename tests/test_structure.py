@@ -87,6 +87,13 @@ LAYERS = (
     ("evaluation.figures",),
     ("evaluation.runner", "evaluation.report", "evaluation.charts"),
     ("evaluation.page",),
+    ("labelling.rows", "labelling.store", "labelling.labels", "labelling.choosing"),
+    ("labelling.lines", "labelling.judging", "labelling.progress"),
+    ("labelling.inputs",),
+    ("labelling.writers",),
+    ("labelling.tables", "labelling.run"),
+    ("labelling.manifest",),
+    ("labelling",),
     ("",),
 )
 

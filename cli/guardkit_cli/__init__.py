@@ -5,6 +5,7 @@
     stream.py   a filter that stops at a violation
     trace.py    where in a model's thinking and answer the risk begins      trace_records.py (input)  trace_html.py
     eval.py     scores guards on labelled texts (guardkit/evaluation)
+    label.py    labels data sets of any size (guardkit/labelling)
     models.py  policy.py  doctor.py  help.py
     settings.py  defaults from the environment and the config file      excerpt.py  summary.py  what rows show
 

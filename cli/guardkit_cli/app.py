@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 COMMANDS = ("check", "stream", "trace", "eval", "serve", "models", "policy", "doctor", "help")
+COMMANDS = ("check", "stream", "trace", "eval", "label", "models", "policy", "doctor", "help")
 
 EPILOG = """\b
 Examples:

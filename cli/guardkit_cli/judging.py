@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guardkit_cli.output import Row
@@ -48,17 +48,6 @@ class DecisionCache:
 def items_of(record: Record) -> list[Item]:
     """All that is judged of a record."""
     return [] if record.item is None else [record.item, *record.more]
-
-
-def worst(decisions: Sequence[Decision]) -> Decision:
-    """One decision for a record of several candidates: the strongest action; not judged if any of them is not."""
-    from guardkit import Severity
-
-    found = max(decisions, key=lambda d: (d.action, d.verdict.severity if d.verdict else Severity.safe))
-    unread = next((d for d in decisions if not d.judged), None)
-    if unread is None or not found.judged:
-        return found
-    return replace(unread, action=max(found.action, unread.action), verdict=found.verdict, stage=found.stage)
 
 
 @dataclass
@@ -159,7 +148,9 @@ class Judge:
         elif isinstance(item, str) and not record.more:
             decision = fresh.get(item) or self._cache.get(item)
         else:
-            decision = worst([next_chat() for _ in items_of(record)])
+            from guardkit.policy import worst_of
+
+            decision = worst_of([next_chat() for _ in items_of(record)])
         tolerated = self._allow_errors and (decision is None or not decision.judged)
         row = Row(self.tally.records, record, decision, tolerated, self._redacted(decision))
         self.tally.add(row)

@@ -104,17 +104,17 @@ def model_key(guard: Guard, name: str, revision: str) -> str:
     there."""
     settings: dict[str, Any] = {
         "guardkit": __version__,
-        "on": _runs_on(guard.model),
+        "on": runs_on(guard.model),
         "debounce": guard.debounce,
         "normalize": guard.normalize,
         "policy": guard.policy.to_dict(),
     }
     if guard.then is not None:
-        settings |= {"then": guard.then.name, "then_on": _runs_on(guard.then), "when": guard.when}
+        settings |= {"then": guard.then.name, "then_on": runs_on(guard.then), "when": guard.when}
     return f"{name} @ {revision} {json.dumps(settings, sort_keys=True)}"
 
 
-def _runs_on(model: StreamModel) -> str:
+def runs_on(model: StreamModel) -> str:
     """Device and dtype of a checkpoint, which decide a close call; "" for models that have but one way to run."""
     engine = getattr(model, "engine", None)
     return "" if engine is None else f"{engine.model.device} {engine.model.dtype}"

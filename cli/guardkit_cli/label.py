@@ -1,0 +1,254 @@
+"""`guard label`: a data set in, each record back with what the guard found."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from guardkit_cli import loading
+from guardkit_cli.output import escape, is_terminal, say
+
+if TYPE_CHECKING:
+    from guardkit.labelling.labels import Tally
+    from guardkit.labelling.run import Job
+
+_FORMATS = ("jsonl", "csv", "parquet", "arrow")
+_INPUT_FORMATS = ("jsonl", "json", "text", "csv", "tsv", "parquet", "arrow")
+MAX_TOLD = 10
+
+EPILOG = """\b
+Examples:
+  guard label chats.jsonl --out labelled.jsonl
+  guard label data/ --out labelled/
+  guard label "data/**/*.parquet" --out labelled/ --model Qwen/Qwen3Guard-Gen-4B --device cuda
+  guard label s3://bucket/crawl/ --out s3://bucket/labelled/ --format parquet
+  guard label hub:ORGANISATION/NAME --revision COMMIT --split train --out labelled/
+  guard label data/ --out safe/ --where safe --dropped unsafe/
+  guard label data/ --out labelled/ --retry-errors
+
+\b
+Each record comes back as it was, with one object more, "guardkit": severity,
+categories, scores, refusal, stage, action, model and policy; or an error where
+it was not judged. Columns keep their types. What a record is, and what in it
+is judged: docs/inputs.md. All else: docs/labelling.md.
+
+A run that was killed goes on where it stopped: run the same command again.
+
+\b
+Exit codes:
+  0  all rows were labelled, whatever was found      2  wrong usage
+  3  the model does not load, an input cannot be read, or a row was not judged
+     (rows not judged with --on-error allow: 0, and a warning)
+"""
+
+
+@click.command("label", epilog=EPILOG, short_help="Label data sets of any size.")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("--out", metavar="PATH", required=True, help="A folder, a URL, or for one input a file.")
+@click.option("--format", "form", type=click.Choice(_FORMATS), help="Of the output. Default: the input's.")
+@click.option("--input-format", type=click.Choice(_INPUT_FORMATS), help="Of the input, where its name does not tell.")
+@click.option("--field", metavar="NAME", help="The field or column that is judged (dots go into nested objects).")
+@click.option("--shape", metavar="NAME", help="Of the records, instead of finding it out (see docs/inputs.md).")
+@click.option(
+    "--judge",
+    "which",
+    type=click.Choice(["last", "prompt", "both"]),
+    default="last",
+    show_default=True,
+    help="Of a record with a prompt and an answer: the answer, the prompt, or both.",
+)
+@click.option("--stage", type=click.Choice(loading.STAGES), help="What the texts are. Default: prompt.")
+@click.option("--column", metavar="NAME", default="guardkit", show_default=True, help="Where the labels go.")
+@click.option("--sample", metavar="N|P%", help="Only so many rows, or such a share, drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the sample.")
+@click.option(
+    "--where",
+    metavar="CONDITION",
+    multiple=True,
+    help="Keep only such rows: safe, severity=safe,controversial, action=allow, category!=pii, refusal=false.",
+)
+@click.option("--dropped", metavar="PATH", help="Where the rows go that --where does not keep.")
+@click.option("--retry-errors", is_flag=True, help="Judge the rows again that were not judged, and only those.")
+@click.option("--revision", metavar="COMMIT", help="Of a hub's data set.")
+@click.option("--config", metavar="NAME", help="Of a hub's data set.")
+@click.option("--split", metavar="NAME", help="Of a hub's data set. Default: all of them.")
+@click.option(
+    "--batch-size", type=click.IntRange(1, 65536), default=1024, show_default=True, help="Rows judged at once, at most."
+)
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens judged at once, at most (4 characters each).")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Rows a second, at most.")
+@click.option("--model-revision", metavar="REVISION", help="Of a hub's model.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress and no summary.")
+@loading.guard_options
+def command(
+    inputs: tuple[str, ...],
+    out: str,
+    form: str | None,
+    input_format: str | None,
+    field: str | None,
+    shape: str | None,
+    which: str,
+    stage: str | None,
+    column: str,
+    sample: str | None,
+    seed: int,
+    where: tuple[str, ...],
+    dropped: str | None,
+    retry_errors: bool,
+    revision: str | None,
+    config: str | None,
+    split: str | None,
+    batch_size: int,
+    batch_tokens: int | None,
+    rate: float | None,
+    model_revision: str | None,
+    quiet: bool,
+    model: str,
+    policy: str | None,
+    device: str | None,
+    timeout: float | None,
+    on_error: str | None,
+) -> int:
+    """Label each record of data sets: files, folders, patterns, URLs of stores, data sets of a hub.
+
+    Reads JSONL, JSON, CSV, TSV, lines of text (also compressed), Parquet, Arrow, and what `datasets` saved. Writes one
+    output an input, in order, with every record of it.
+    """
+    from guardkit.errors import LabelError
+    from guardkit.labelling import manifest
+    from guardkit.labelling.inputs import find
+    from guardkit.labelling.judging import Judge, RateLimit
+    from guardkit.labelling.rows import WHICH, Reading
+    from guardkit.labelling.run import Place, Run, Settings, counted, jobs_of
+
+    assert which in WHICH
+    try:
+        chosen = _chosen(sample, seed)
+        kept = _where(where)
+        if dropped is not None and kept is None:
+            raise click.UsageError("--dropped goes with --where")
+        found = find(inputs, form=input_format, revision=revision, config=config, split=split)  # type: ignore[arg-type]
+        place = Place.of(out, found.inputs)
+        side = Place.of(dropped, found.inputs) if dropped is not None else None
+        jobs = jobs_of(found.inputs, place, form)
+        if chosen is not None:
+            chosen = counted(chosen, jobs, column)
+    except LabelError as error:
+        raise click.UsageError(str(error)) from error
+    settings = Settings(
+        Reading(field, shape, which), column, form, kept, chosen, retry_errors, batch_size, batch_tokens
+    )
+    guard = loading.load_guard(
+        model, policy=policy, on_error=on_error, device=device, timeout=timeout, revision=model_revision
+    )
+    judge = Judge([guard], [model], stage=stage, limit=RateLimit(rate) if rate else None)
+    talk = Talk(jobs, quiet)
+    with place.store.locked(f"{place.kept}/lock"):
+        try:
+            manifest.agree(place.store, place.kept, manifest.settings_of(guard, model, model_revision, settings, stage))
+        except LabelError as error:
+            raise click.UsageError(str(error)) from error
+        run = Run(jobs, place, judge, settings, dropped=side, told=talk.told, problem=talk.problem)
+        try:
+            total = run.run()
+        except KeyboardInterrupt:
+            talk.wipe()
+            say("interrupted; what was judged is kept: run the same command again")
+            raise
+        except OSError as error:
+            talk.wipe()
+            say(f"{error.filename or out}: {error.strerror or error}; what was judged is kept: run it again", "error")
+            return 3
+    talk.summary(total, found.others)
+    if talk.n_problems or (total.not_judged and not loading.allows_errors(guard)):
+        return 3
+    return 0
+
+
+def _chosen(sample: str | None, seed: int) -> Any:
+    from guardkit.labelling.choosing import Sample
+
+    try:
+        return Sample.parse(sample, seed) if sample is not None else None
+    except ValueError as error:
+        raise click.UsageError(f"--sample: {error}") from None
+
+
+def _where(texts: Sequence[str]) -> Any:
+    from guardkit.labelling.choosing import Where
+
+    try:
+        return Where.parse(texts)
+    except ValueError as error:
+        raise click.UsageError(f"--where: {error}") from None
+
+
+class Talk:
+    """Progress, what went wrong, and the summary, on stderr."""
+
+    def __init__(self, jobs: Sequence[Job], quiet: bool):
+        self._jobs, self._quiet = jobs, quiet
+        self._start = self._next = perf_counter()
+        self._counts = {"safe": 0, "controversial": 0, "unsafe": 0, "not judged": 0}
+        self._n_rows = 0
+        self._at: Job | None = None
+        self._is_terminal = is_terminal(sys.stderr)
+        self._is_drawn = False
+        self.n_problems = 0
+        self._errors: dict[str, int] = {}
+
+    def told(self, job: Job, labels: Sequence[dict[str, Any]]) -> None:
+        self._at = job
+        self._n_rows += len(labels)
+        for label in labels:
+            self._counts[label["severity"] or "not judged"] += 1
+            if "error" in label and (label["error"] in self._errors or len(self._errors) < MAX_TOLD):
+                self._errors[label["error"]] = self._errors.get(label["error"], 0) + 1
+        now = perf_counter()
+        if self._quiet or now < self._next:
+            return
+        self._next = now + (0.2 if self._is_terminal else 30.0)
+        self._draw(now)
+
+    def _draw(self, now: float) -> None:
+        rate = self._n_rows / max(now - self._start, 1e-6)
+        counts = ", ".join(f"{n:,} {name}" for name, n in self._counts.items() if n)
+        name = escape(self._at.given.path) if self._at else ""
+        line = f"{name}  {self._n_rows:,} rows  {rate:,.0f}/s  {counts}"
+        if self._is_terminal:
+            sys.stderr.write(f"\r\x1b[K{line}")
+            self._is_drawn = True
+        else:
+            sys.stderr.write(f"guard: {line}\n")
+        sys.stderr.flush()
+
+    def wipe(self) -> None:
+        if self._is_drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._is_drawn = False
+
+    def problem(self, job: Job, error: Exception) -> None:
+        self.wipe()
+        self.n_problems += 1
+        say(str(error), "error")
+
+    def summary(self, total: Tally, others: int) -> None:
+        self.wipe()
+        for error, n in self._errors.items():
+            say(f"{n:,} row{'' if n == 1 else 's'} not judged: {error}", "error")
+        if self._quiet:
+            return
+        if others:
+            say(f"{others:,} other file{'' if others == 1 else 's'} in there: no data that is known, not read")
+        seconds = perf_counter() - self._start
+        counts = [f"{total.severities[name]:,} {name}" for name in ("safe", "controversial", "unsafe")]
+        actions = [f"{n:,} {name}" for name, n in sorted(total.actions.items())]
+        rate = f" ({self._n_rows / seconds:,.0f}/s)" if self._n_rows >= 100 else ""
+        before = f", {total.rows - self._n_rows:,} of them before" if total.rows > self._n_rows else ""
+        say(f"{total.rows:,} rows{before}: {', '.join(counts)}, {total.not_judged:,} not judged; {seconds:.1f} s{rate}")
+        say(f"by the policy: {', '.join(actions) or 'nothing'}")

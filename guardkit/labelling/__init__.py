@@ -1,0 +1,5 @@
+"""Labelling data sets of any size: each record back with what the guard found, nothing lost, in order.
+
+guard label data/ --out labelled/         the command (cli/guardkit_cli/label.py)
+Labeller(model="nano")                    a callable for batches, ready for Ray Data's `map_batches`
+"""
