@@ -13,8 +13,8 @@ from guardkit_cli import loading
 from guardkit_cli.output import escape, is_terminal, say
 
 if TYPE_CHECKING:
+    from guardkit.labelling.jobs import Job
     from guardkit.labelling.labels import Tally
-    from guardkit.labelling.run import Job
 
 _FORMATS = ("jsonl", "csv", "parquet", "arrow")
 _INPUT_FORMATS = ("jsonl", "json", "text", "csv", "tsv", "parquet", "arrow")
@@ -121,9 +121,10 @@ def command(
     from guardkit.errors import LabelError
     from guardkit.labelling import manifest
     from guardkit.labelling.inputs import find
+    from guardkit.labelling.jobs import Place, Settings, counted, jobs_of
     from guardkit.labelling.judging import Judge, RateLimit
     from guardkit.labelling.rows import WHICH, Reading
-    from guardkit.labelling.run import Place, Run, Settings, counted, jobs_of
+    from guardkit.labelling.run import Run
 
     assert which in WHICH
     try:

@@ -1,5 +1,9 @@
 """Labelling data sets of any size: each record back with what the guard found, nothing lost, in order.
 
-guard label data/ --out labelled/         the command (cli/guardkit_cli/label.py)
+guard label data/ --out labelled/         the command
 Labeller(model="nano")                    a callable for batches, ready for Ray Data's `map_batches`
 """
+
+from guardkit.labelling.labeller import Labeller
+
+__all__ = ["Labeller"]

@@ -13,7 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from guardkit.errors import LabelError
-from guardkit.labelling.lines import COMPRESSED, csv_units, json_units, value_units
+from guardkit.labelling.csv_rows import csv_units
+from guardkit.labelling.lines import json_units, value_units
+from guardkit.labelling.packed import COMPRESSED
 from guardkit.labelling.rows import FORMATS, Format, Unit
 from guardkit.labelling.store import filesystem, is_url, local_copy
 

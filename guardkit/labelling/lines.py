@@ -1,173 +1,22 @@
-"""Inputs of text: JSON lines, JSON arrays, lines of text, CSV and TSV, compressed or not.
+"""Inputs of lines: JSON lines, JSON arrays, lines of text.
 
-What a record was is kept to the byte: a label is put into the line before its last brace, or before the first cell.
+What a record was is kept to the byte: a label is put into the line before its last brace.
 Memory grows with the longest record, not with the file.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from guardkit.errors import LabelError, MissingExtra
+from guardkit.errors import LabelError
+from guardkit.labelling.packed import ODD, lines_of, opened
 from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, Reading, Row, Unit, Unread, wrapped
 from guardkit.reading.jsontext import parse
-
-MAX_CELL = 1 << 24  # characters: a quote that is never closed must not swallow the file
-COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_BOM = b"\xef\xbb\xbf"
-_ODD = {
-    0xDC00 + byte: bytes([byte]).decode("cp1252", "replace").replace("\ufffd", chr(byte)) for byte in range(128, 256)
-}
-
-# ----------------------------------------------------------------------------------------------------------- bytes
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, taken out of their compression, which is told by its first bytes. Raises `LabelError` for
-    what is damaged or no text."""
-    with path.open("rb") as raw:
-        head = raw.read(4096)
-        raw.seek(0)
-        kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
-        if kind is None and b"\0" in head:
-            raise LabelError(f"{path}: binary data, or text that is not UTF-8 (convert UTF-16 first)")
-        try:
-            yield cast(IO[bytes], raw if kind is None else _decompressed(kind, raw))
-        except (EOFError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise LabelError(f"{path}: damaged {kind or 'data'}: {error}") from error
-        except Exception as error:
-            if type(error).__module__.split(".")[0] not in ("zlib", "_lzma", "lzma", "zstandard", "compression"):
-                raise
-            raise LabelError(f"{path}: damaged {kind} data: {error}") from error
-
-
-def _decompressed(kind: str, raw: IO[bytes]) -> object:
-    if kind == "gzip":
-        import gzip
-
-        return gzip.GzipFile(fileobj=raw)
-    if kind == "bz2":
-        import bz2
-
-        return bz2.BZ2File(raw)
-    if kind == "xz":
-        import lzma
-
-        return lzma.LZMAFile(raw)
-    zstd = _zstd("zstd data")
-    if hasattr(zstd, "ZstdFile"):
-        return zstd.ZstdFile(raw)
-    return io.BufferedReader(cast(Any, _WholeZstd(zstd, raw)))
-
-
-class _WholeZstd(io.RawIOBase):
-    """All frames of zstd data; one that breaks off is an error, which the library itself does not tell."""
-
-    def __init__(self, zstd: Any, raw: IO[bytes]):
-        self._zstd, self._raw = zstd, raw
-        self._frame: Any = None
-        self._out = memoryview(b"")
-        self._left = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, into: Any) -> int:
-        while not self._out:
-            data = self._left or self._raw.read(1 << 16)
-            self._left = b""
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("it ends too early")
-                return 0
-            if self._frame is None:
-                self._frame = self._zstd.ZstdDecompressor().decompressobj()
-            # a small piece at a time, since the library does not bound its output
-            data, self._left = data[:4096], data[4096:]
-            self._out = memoryview(self._frame.decompress(data))
-            if self._frame.eof:
-                self._left = self._frame.unused_data + self._left
-                self._frame = None
-        n = min(len(into), len(self._out))
-        into[:n] = self._out[:n]
-        self._out = self._out[n:]
-        return n
-
-
-def _zstd(what: str) -> Any:
-    from importlib import import_module
-
-    for module in ("compression.zstd", "zstandard"):  # the first from Python 3.14 on
-        try:
-            return import_module(module)
-        except ImportError:
-            continue
-    raise MissingExtra(what, "label")
-
-
-@contextmanager
-def compressing(kind: str | None, raw: IO[bytes]) -> Iterator[IO[bytes]]:
-    """A file that compresses into `raw`, the same for the same bytes (no time, no name)."""
-    if kind is None:
-        yield raw
-    elif kind == "gzip":
-        import gzip
-
-        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed:
-            yield cast(IO[bytes], packed)
-    elif kind in ("bz2", "xz"):
-        from importlib import import_module
-
-        module = import_module("bz2" if kind == "bz2" else "lzma")
-        with (module.BZ2File if kind == "bz2" else module.LZMAFile)(raw, "wb") as packed:
-            yield packed
-    else:
-        zstd = _zstd("zstd data")
-        if hasattr(zstd, "ZstdFile"):
-            with zstd.ZstdFile(raw, "wb") as packed:
-                yield packed
-        else:
-            with zstd.ZstdCompressor().stream_writer(raw, closefd=False) as packed:
-                yield packed
-
-
-def decoded(raw: bytes) -> str:
-    """UTF-8, with windows-1252 for the bytes that are not: by byte, since one stray byte must not garble a line."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("utf-8", "surrogateescape").translate(_ODD)
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines with their ends, without a byte order mark; as UTF-8, whatever they were."""
-    for number, line in enumerate(file):
-        line = line.removeprefix(_BOM) if number == 0 else line
-        if line and not line.isascii() and not _is_utf8(line):
-            line = decoded(line).encode()
-        if line:
-            yield line
-
 
 # ------------------------------------------------------------------------------------------------------------ units
 
@@ -241,51 +90,6 @@ def _with_label(line: bytes, form: str, label: bytes, key: bytes, name: bytes) -
     return b'{"%b": %b, %b: %b}' % (name, value, key, label)
 
 
-class CsvRows(Unit):
-    """Rows of a table of text: the cells, and the row as it stood."""
-
-    def __init__(
-        self, first: int, heading: Sequence[str], rows: Sequence[tuple[list[str] | Unread, str]], delimiter: str
-    ):
-        self.first, self.heading, self._rows, self.delimiter = first, heading, rows, delimiter
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def rows(self, reading: Reading, wanted: Sequence[int]) -> list[Row]:
-        return [reading.row(self.first + at, self._record(self._rows[at][0], reading.field)) for at in wanted]
-
-    def _record(self, cells: list[str] | Unread, field: str | None) -> object:
-        """The cells that are not empty, by their column."""
-        if isinstance(cells, Unread):
-            return cells
-        if len(cells) > len(self.heading):
-            return Unread(f"{len(cells)} cells under {len(self.heading)} columns")
-        return {k: v for k, v in zip(self.heading, cells, strict=False) if v or k == field}
-
-    def objects(self) -> list[Any]:
-        return [
-            {"value": raw} if isinstance(cells, Unread) else {
-                **dict(zip(self.heading, cells, strict=False)),
-                **{f"column {i + 1}": cells[i] for i in range(len(self.heading), len(cells))},
-            }
-            for cells, raw in self._rows
-        ]  # fmt: skip
-
-    def take(self, at: Sequence[int]) -> Unit:
-        return CsvRows(self.first, self.heading, [self._rows[i] for i in at], self.delimiter)
-
-    def json_lines(self, labels: Sequence[tuple[str, bytes]], column: str) -> list[bytes]:
-        return dumped(self.objects(), labels, column)
-
-    def csv_lines(self, labels: Sequence[tuple[str, bytes]]) -> list[bytes]:
-        """The label as the first cell: what a row lacks, or has too much of, cannot shift it."""
-        return [
-            f'"{label.decode().replace(chr(34), chr(34) * 2)}"{self.delimiter}{raw}'.encode()
-            for (_, raw), (_, label) in zip(self._rows, labels, strict=True)
-        ]
-
-
 def dumped(objects: Iterable[Any], labels: Sequence[tuple[str, bytes]], column: str) -> list[bytes]:
     """Objects as lines of JSON with their labels."""
     key = json.dumps(column).encode()
@@ -312,7 +116,7 @@ def _plain(value: object) -> object:
 def json_units(path: Path, column: str, text: bool = False) -> Iterator[JsonLines]:
     """The lines of a file; blank lines of JSON hold no record."""
     with opened(path) as file:
-        lines = (line.rstrip(b"\r\n") for line in _lines(file))
+        lines = (line.rstrip(b"\r\n") for line in lines_of(file))
         yield from _units(lines if text else (line for line in lines if line.strip()), column, text)
 
 
@@ -366,64 +170,8 @@ def _values(path: Path, file: IO[bytes]) -> Iterator[bytes]:
                 return
             piece = file.read(1 << 18)
             ended = not piece
-            buffer, at = buffer[at:] + utf8.decode(piece, ended).translate(_ODD).removeprefix("\ufeff"), 0
+            buffer, at = buffer[at:] + utf8.decode(piece, ended).translate(ODD).removeprefix("\ufeff"), 0
             continue
         started = True
         yield _ENDS.sub(" ", buffer[at:end]).encode()
         at = end
-
-
-def csv_units(path: Path, delimiter: str | None, column: str) -> Iterator[CsvRows]:
-    """The rows of a table below its heading. Raises `LabelError` for a heading that names a column twice."""
-    csv.field_size_limit(MAX_CELL)
-    with opened(path) as file:
-        seen: list[str] = []
-
-        def lines() -> Iterator[str]:
-            for line in _lines(file):
-                seen.append(line.decode())
-                yield seen[-1]
-
-        source = lines()
-        head = next(source, "")
-        delimiter = delimiter or max(",;\t|", key=head.count)
-        rows = csv.reader(_again(head, source), delimiter=delimiter, strict=True)
-        heading: list[str] | None = None
-        first, n_bytes, kept = 0, 0, cast(list[tuple[list[str] | Unread, str]], [])
-        while True:
-            try:
-                cells: list[str] | Unread = next(rows)
-            except StopIteration:
-                break
-            except csv.Error as error:
-                cells = Unread(f"not valid CSV: {error}")
-            raw = "".join(seen).rstrip("\r\n")
-            seen.clear()
-            if heading is None:
-                heading = _heading(path, cells, column)
-                yield CsvRows(0, heading, [], delimiter)
-            elif cells:
-                kept.append((cells, raw))
-                n_bytes += len(raw)
-                if len(kept) >= UNIT_ROWS or n_bytes >= UNIT_BYTES:
-                    yield CsvRows(first, heading, kept, delimiter)
-                    first, n_bytes, kept = first + len(kept), 0, []
-        if kept and heading is not None:
-            yield CsvRows(first, heading, kept, delimiter)
-
-
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    if first:
-        yield first
-    yield from rest
-
-
-def _heading(path: Path, cells: list[str] | Unread, column: str) -> list[str]:
-    if isinstance(cells, Unread):
-        raise LabelError(f"{path}: {cells.error}")
-    twice = next((name for i, name in enumerate(cells) if name in cells[:i]), None)
-    if twice is not None:
-        raise LabelError(f"{path}: the column '{twice}' is there twice")
-    if column in cells:
-        raise LabelError(f"{path}: there is a column '{column}' already: --column NAME puts the labels elsewhere")
-    return cells

@@ -9,7 +9,7 @@ from typing import Any
 from guardkit._version import __version__
 from guardkit.errors import LabelError
 from guardkit.guard import Guard
-from guardkit.labelling.run import Settings
+from guardkit.labelling.jobs import Settings
 from guardkit.labelling.store import Store
 
 NAME = "manifest.json"

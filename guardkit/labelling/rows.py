@@ -7,7 +7,7 @@ of one of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ Item = str | list[Message]
 WHICH = ("last", "prompt", "both")
 UNIT_ROWS = 1024
 UNIT_BYTES = 1 << 23
+CHARS_PER_TOKEN = 4
+BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,23 @@ def _chosen(judged: Judged, which: str) -> list[tuple[str, Item]]:
     return [*([("prompt", before)] if before else []), (path, item)]
 
 
+def batches(units: Iterable[Sequence[Row]], n_rows: int, n_tokens: int | None) -> Iterator[list[Row]]:
+    """Rows in batches: of so many rows, and of so many tokens where a single row has no more."""
+    most = None if n_tokens is None else n_tokens * CHARS_PER_TOKEN
+    batch: list[Row] = []
+    n_chars = 0
+    for rows in units:
+        for row in rows:
+            size = 0 if most is None else row.n_chars
+            if batch and (len(batch) >= n_rows or (most is not None and n_chars + size > most)):
+                yield batch
+                batch, n_chars = [], 0
+            batch.append(row)
+            n_chars += size
+    if batch:
+        yield batch
+
+
 class Unit(ABC):
     """Some rows of an input, in order. first: the index of the first of them."""
 
@@ -100,6 +119,15 @@ class Unit(ABC):
     @abstractmethod
     def json_lines(self, labels: Sequence[tuple[str, bytes]], column: str) -> list[bytes]:
         """Each row as a line of JSON, without its end, with its label (form and JSON) in `column`."""
+
+
+def present(value: Any) -> Any:
+    """A record of a table without what is null: a table has no other way to leave a field out."""
+    if isinstance(value, dict):
+        return {k: present(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [present(v) for v in value]
+    return value
 
 
 def wrapped(record: object) -> Mapping[str, Any]:

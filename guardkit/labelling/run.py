@@ -11,129 +11,27 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from guardkit.errors import LabelError
-from guardkit.labelling.choosing import Chosen, Sample, Where
-from guardkit.labelling.inputs import KEPT, Input, sha256_of
+from guardkit.labelling.choosing import Chosen
+from guardkit.labelling.inputs import Input, sha256_of
+from guardkit.labelling.jobs import Job, Place, Settings
 from guardkit.labelling.judging import Judge
-from guardkit.labelling.labels import COLUMN, Label, Tally
-from guardkit.labelling.progress import Block, Kept, LabelFile, Progress, Ranges
-from guardkit.labelling.rows import Reading, Row, Unit
-from guardkit.labelling.store import Folder, Store, is_url, store_at
-from guardkit.labelling.writers import OUTPUTS, Writer, open_writer, output_format, output_name
+from guardkit.labelling.labels import Label, Tally
+from guardkit.labelling.output import write_output
+from guardkit.labelling.progress import Block, Kept, Ranges
+from guardkit.labelling.rows import Row, batches
+from guardkit.labelling.store import is_url
 
-BATCH_ROWS = 1024
-CHARS_PER_TOKEN = 4
 BLOCK_ROWS = 4096
 BLOCK_S = 10.0  # what a kill can cost
 AHEAD = 4  # units that wait for the guard
 _T = TypeVar("_T")
 _END = object()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a data set is labelled, besides the guard. column: of the labels. format: of outputs, None keeps the
-    input's. where, dropped: which rows stay in the output, and the store for the others. sample: only these rows.
-    retry_errors: judge again what was not judged. batch_rows, batch_tokens: of one batch, at most (a token counts as 4
-    characters)."""
-
-    reading: Reading = field(default_factory=Reading)
-    column: str = COLUMN
-    format: str | None = None
-    where: Where | None = None
-    sample: Sample | None = None
-    retry_errors: bool = False
-    batch_rows: int = BATCH_ROWS
-    batch_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where outputs go: a store, the folder in it where progress is kept, and for a single file its name."""
-
-    store: Store
-    kept: str
-    file: str | None = None
-
-    @classmethod
-    def of(cls, out: str, inputs: Sequence[Input]) -> Place:
-        """`out` is a file where there is one input and its name ends as a file of data does; else a folder."""
-        from guardkit.labelling.inputs import format_of
-
-        base = out.rstrip("/").rpartition("/")[2]
-        is_folder = out.endswith("/") or (not is_url(out) and Path(out).is_dir())
-        if is_folder or format_of(base)[0] is None:
-            return cls(store_at(out.rstrip("/") or "/"), KEPT)
-        if len(inputs) != 1:
-            raise LabelError(f"--out {out}: {len(inputs)} inputs need a folder, not one file")
-        head = out[: -len(base)].rstrip("/") or ("/" if out.startswith("/") else ".")
-        return cls(store_at(head), f"{base}{KEPT}", base)
-
-    @property
-    def format(self) -> str | None:
-        """What the name of a single output file says."""
-        from guardkit.labelling.inputs import format_of
-
-        kind = format_of(self.file)[0] if self.file else None
-        if kind is None:
-            return None
-        kind_: str = {"json": "jsonl", "tsv": "csv"}.get(kind, kind)
-        if kind_ not in OUTPUTS:
-            raise LabelError(f"--out {self.file}: outputs are {', '.join(OUTPUTS)}")
-        return kind_
-
-
-@dataclass(frozen=True)
-class Job:
-    """One input with its output. name: of the output."""
-
-    given: Input
-    name: str
-    format: str
-    progress: Progress
-
-
-def jobs_of(inputs: Sequence[Input], place: Place, wanted: str | None) -> list[Job]:
-    """Raises `LabelError` for an output that two inputs would have, or that is an input."""
-    wanted = wanted or place.format
-    found: dict[str, Job] = {}
-    for given in inputs:
-        form = output_format(given, wanted)
-        name = place.file or output_name(given, form)
-        if name in found:
-            name = f"{given.name}.{form}"  # a.jsonl and a.csv, both as Parquet
-        if name in found:
-            raise LabelError(f"{given.path} and {found[name].given.path} would both be written to {name}")
-        if isinstance(place.store, Folder) and not is_url(given.path) and given.dataset is None:
-            target = place.store.root / name
-            if target.exists() and Path(given.path).exists() and target.samefile(given.path):
-                raise LabelError(f"--out {place.store}: {given.path} would be written over; take another folder")
-        found[name] = Job(given, name, form, Progress(place.store, place.kept, name))
-    return list(found.values())
-
-
-def counted(sample: Sample, jobs: Sequence[Job], column: str) -> Sample:
-    """A sample with the counts that a number of rows is drawn from."""
-    if sample.number is None:
-        return sample
-    return replace(sample, counts={job.name: n_rows(job, column) for job in jobs})
-
-
-def n_rows(job: Job, column: str) -> int:
-    """How many rows an input has."""
-    with job.given.local() as path:
-        if job.given.format in ("parquet", "arrow"):
-            from guardkit.labelling.tables import n_rows as n_table_rows
-
-            return n_table_rows(job.given, path)
-        return sum(len(unit) for unit in job.given.units(path, column))
-
 
 Told = Callable[[Job, Sequence[Label]], None]
 
@@ -295,23 +193,6 @@ def _failed(job: Job, path: Path, settings: Settings) -> Iterator[list[Row]]:
             yield unit.rows(settings.reading, at)
 
 
-def batches(units: Iterable[Sequence[Row]], n_rows: int, n_tokens: int | None) -> Iterator[list[Row]]:
-    """Rows in batches: of so many rows, and of so many tokens where a single row has no more."""
-    most = None if n_tokens is None else n_tokens * CHARS_PER_TOKEN
-    batch: list[Row] = []
-    n_chars = 0
-    for rows in units:
-        for row in rows:
-            size = 0 if most is None else row.n_chars
-            if batch and (len(batch) >= n_rows or (most is not None and n_chars + size > most)):
-                yield batch
-                batch, n_chars = [], 0
-            batch.append(row)
-            n_chars += size
-    if batch:
-        yield batch
-
-
 class _ahead:
     """A context that reads items in a thread, a few ahead."""
 
@@ -351,74 +232,3 @@ class _ahead:
     def __exit__(self, *_: object) -> None:
         self._left.set()
         self._thread.join()
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
-
-
-def write_output(
-    job: Job, path: Path, about: dict[str, Any], place: Place, dropped: Place | None, settings: Settings
-) -> Tally:
-    """Write each row of an input with its label. Raises `LabelError` where the input changed meanwhile."""
-    tally = Tally()
-    chosen = settings.sample.of(job.name) if settings.sample else None
-    labels = job.progress.labels()
-    output: dict[str, Any] = {}
-    with ExitStack() as whole, ExitStack() as files:
-        target: Path = whole.enter_context(place.store.writing(job.name))
-        kept_path: Path = whole.enter_context(job.progress.writing_all())
-        kept = LabelFile(files.enter_context(kept_path.open("wb")))
-        files.callback(kept.close)
-        writer = _writer(files, job, target, job.name, settings, path)
-        others: Writer | None = None
-        if dropped is not None:
-            name = dropped.file or job.name
-            others = _writer(files, job, whole.enter_context(dropped.store.writing(name)), name, settings, path)
-        for unit in job.given.units(path, settings.column):
-            _write(unit, _labels_of(job, unit, labels, chosen), writer, others, kept, settings.where, tally)
-        files.close()
-        if job.given.about(path)["sha256"] != about["sha256"]:
-            raise LabelError(f"{job.given.path}: changed while it was labelled; nothing of it was written")
-        output = {"name": job.name, "size": target.stat().st_size, "sha256": sha256_of(target)}
-    mtime = path.stat().st_mtime_ns if job.given.dataset is None else 0
-    job.progress.finish({"counts": tally.to_dict(), "output": output, "mtime_ns": mtime})
-    return tally
-
-
-def _writer(files: ExitStack, job: Job, target: Path, name: str, settings: Settings, path: Path) -> Writer:
-    return files.enter_context(open_writer(job.given, job.format, target, name, settings.column, path))
-
-
-def _labels_of(job: Job, unit: Unit, labels: Iterator[Kept], chosen: Chosen | None) -> list[Kept]:
-    """The labels of a unit's rows. Raises `LabelError` where one is missing."""
-    found = []
-    for index in range(unit.first, unit.first + len(unit)):
-        if chosen is not None and not chosen(index):
-            continue
-        kept = next(labels, None)
-        if kept is None or kept[0] != index:
-            raise LabelError(f"{job.given.path}: row {index} has no label: run the same command again")
-        found.append(kept)
-    return found
-
-
-def _write(
-    unit: Unit,
-    labels: list[Kept],
-    writer: Writer,
-    others: Writer | None,
-    kept: LabelFile,
-    where: Where | None,
-    tally: Tally,
-) -> None:
-    kept.add(labels)
-    here: list[Kept] = []
-    there: list[Kept] = []
-    for one in labels:
-        label = json.loads(one[2])
-        tally.add(label)
-        (here if where is None or where.keeps(label) else there).append(one)
-    for target, rows in ((writer, here), (others, there)):
-        if target is not None:
-            part = unit if len(rows) == len(unit) else unit.take([index - unit.first for index, _, _ in rows])
-            target.write(part, [(form, data) for _, form, data in rows])

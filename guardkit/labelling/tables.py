@@ -12,7 +12,7 @@ from guardkit.errors import LabelError, MissingExtra
 from guardkit.labelling.inputs import Input
 from guardkit.labelling.labels import Label, arrow_type
 from guardkit.labelling.lines import dumped
-from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, Reading, Row, Unit, Unread
+from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, Reading, Row, Unit, Unread, present
 from guardkit.labelling.writers import Labels, Writer, dumps_all
 
 GROUP_ROWS = 1 << 16
@@ -47,7 +47,7 @@ class TableUnit(Unit):
             records = [_one(part, i, error) for i in range(part.num_rows)]
         pairs = zip(wanted, records, strict=True)
         return [
-            reading.row(self.first + at, record if isinstance(record, Unread) else _given(record))
+            reading.row(self.first + at, record if isinstance(record, Unread) else present(record))
             for at, record in pairs
         ]
 
@@ -66,15 +66,6 @@ def _one(batch: Any, at: int, error: Exception) -> Any:
         return batch.slice(at, 1).to_pylist()[0]
     except Exception:
         return Unread(f"{type(error).__name__}: {error}")
-
-
-def _given(value: Any) -> Any:
-    """A record without what is null: a table has no other way to leave a field out."""
-    if isinstance(value, dict):
-        return {k: _given(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [_given(v) for v in value]
-    return value
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from guardkit.errors import LabelError
+from guardkit.labelling.csv_rows import CsvRows
 from guardkit.labelling.inputs import Input
-from guardkit.labelling.lines import COMPRESSED, CsvRows, compressing
+from guardkit.labelling.packed import COMPRESSED, compressing
 from guardkit.labelling.rows import Unit
 
 OUTPUTS = ("jsonl", "csv", "parquet", "arrow")

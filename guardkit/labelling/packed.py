@@ -1,0 +1,156 @@
+"""Bytes of text files: taken out of their compression and put back into it, and always UTF-8."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+from guardkit.errors import LabelError, MissingExtra
+
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BOM = b"\xef\xbb\xbf"
+ODD = {
+    0xDC00 + byte: bytes([byte]).decode("cp1252", "replace").replace("\ufffd", chr(byte)) for byte in range(128, 256)
+}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, taken out of their compression, which is told by its first bytes. Raises `LabelError` for
+    what is damaged or no text."""
+    with path.open("rb") as raw:
+        head = raw.read(4096)
+        raw.seek(0)
+        kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
+        if kind is None and b"\0" in head:
+            raise LabelError(f"{path}: binary data, or text that is not UTF-8 (convert UTF-16 first)")
+        try:
+            yield cast(IO[bytes], raw if kind is None else _decompressed(kind, raw))
+        except (EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise LabelError(f"{path}: damaged {kind or 'data'}: {error}") from error
+        except Exception as error:
+            if type(error).__module__.split(".")[0] not in ("zlib", "_lzma", "lzma", "zstandard", "compression"):
+                raise
+            raise LabelError(f"{path}: damaged {kind} data: {error}") from error
+
+
+def _decompressed(kind: str, raw: IO[bytes]) -> object:
+    if kind == "gzip":
+        import gzip
+
+        return gzip.GzipFile(fileobj=raw)
+    if kind == "bz2":
+        import bz2
+
+        return bz2.BZ2File(raw)
+    if kind == "xz":
+        import lzma
+
+        return lzma.LZMAFile(raw)
+    zstd = _zstd("zstd data")
+    if hasattr(zstd, "ZstdFile"):
+        return zstd.ZstdFile(raw)
+    return io.BufferedReader(cast(Any, _WholeZstd(zstd, raw)))
+
+
+class _WholeZstd(io.RawIOBase):
+    """All frames of zstd data; one that breaks off is an error, which the library itself does not tell."""
+
+    def __init__(self, zstd: Any, raw: IO[bytes]):
+        self._zstd, self._raw = zstd, raw
+        self._frame: Any = None
+        self._out = memoryview(b"")
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        while not self._out:
+            data = self._left or self._raw.read(1 << 16)
+            self._left = b""
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("it ends too early")
+                return 0
+            if self._frame is None:
+                self._frame = self._zstd.ZstdDecompressor().decompressobj()
+            # a small piece at a time, since the library does not bound its output
+            data, self._left = data[:4096], data[4096:]
+            self._out = memoryview(self._frame.decompress(data))
+            if self._frame.eof:
+                self._left = self._frame.unused_data + self._left
+                self._frame = None
+        n = min(len(into), len(self._out))
+        into[:n] = self._out[:n]
+        self._out = self._out[n:]
+        return n
+
+
+def _zstd(what: str) -> Any:
+    from importlib import import_module
+
+    for module in ("compression.zstd", "zstandard"):  # the first from Python 3.14 on
+        try:
+            return import_module(module)
+        except ImportError:
+            continue
+    raise MissingExtra(what, "label")
+
+
+@contextmanager
+def compressing(kind: str | None, raw: IO[bytes]) -> Iterator[IO[bytes]]:
+    """A file that compresses into `raw`, the same for the same bytes (no time, no name)."""
+    if kind is None:
+        yield raw
+    elif kind == "gzip":
+        import gzip
+
+        with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed:
+            yield cast(IO[bytes], packed)
+    elif kind in ("bz2", "xz"):
+        from importlib import import_module
+
+        module = import_module("bz2" if kind == "bz2" else "lzma")
+        with (module.BZ2File if kind == "bz2" else module.LZMAFile)(raw, "wb") as packed:
+            yield packed
+    else:
+        zstd = _zstd("zstd data")
+        if hasattr(zstd, "ZstdFile"):
+            with zstd.ZstdFile(raw, "wb") as packed:
+                yield packed
+        else:
+            with zstd.ZstdCompressor().stream_writer(raw, closefd=False) as packed:
+                yield packed
+
+
+def decoded(raw: bytes) -> str:
+    """UTF-8, with windows-1252 for the bytes that are not: by byte, since one stray byte must not garble a line."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "surrogateescape").translate(ODD)
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def lines_of(file: IO[bytes]) -> Iterator[bytes]:
+    """Lines with their ends, without a byte order mark; as UTF-8, whatever they were."""
+    for number, line in enumerate(file):
+        line = line.removeprefix(_BOM) if number == 0 else line
+        if line and not line.isascii() and not _is_utf8(line):
+            line = decoded(line).encode()
+        if line:
+            yield line
