@@ -21,6 +21,7 @@ from guardkit_serve.check import check
 from guardkit_serve.errors import HttpError
 from guardkit_serve.gate import Gate
 from guardkit_serve.guards import Guards
+from guardkit_serve.litellm import litellm
 from guardkit_serve.moderations import moderations
 from guardkit_serve.observe import Observer
 from guardkit_serve.protocols.chat import Chat, Completions
@@ -72,6 +73,7 @@ def _routes() -> list[BaseRoute]:
         Route("/metrics", metrics),
         Route("/v1/check", check, methods=["POST"]),
         Route("/v1/moderations", moderations, methods=["POST"]),
+        Route("/beta/litellm_basic_guardrail_api", litellm, methods=["POST"]),
         Route("/v1/models", models),
         *(Route(kind.path, Proxy(kind), methods=["POST"]) for kind in (Chat, Completions, Responses, Messages)),
     ]

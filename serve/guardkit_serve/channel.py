@@ -10,6 +10,7 @@ from typing import Any
 
 from guardkit import AsyncStreamGuard, Decision, Guard, Message, NotJudged, Overloaded, Stage, StreamGuard
 from guardkit.reading.payloads import ArgumentsReader
+from guardkit.retokenize import SurrogateJoiner
 from guardkit.runner import off_loop
 from guardkit_serve.observe import Observer
 
@@ -38,11 +39,12 @@ class Channel:
         self.finished = False
         self._guard, self._observer, self._seconds = guard, observer, seconds
         self._arguments = ArgumentsReader() if arguments else None
+        self._surrogates = SurrogateJoiner()  # as the core counts characters
         self._waiting: list[str] = []
         self._raw = hashlib.blake2b(digest_size=16)
         self._fault: Decision | None = None
         self._stream: StreamGuard | None = None
-        self._settled = False
+        self._settled = self._told = False
         observer.stream_opened(stage.value, guard.model.name, guard.policy.name)
         try:
             self._stream = guard.stream(context, stage=stage, holdback=holdback)
@@ -56,11 +58,15 @@ class Channel:
         self._raw.update(text.encode("utf-8", "surrogatepass"))
         if self._arguments is not None:
             text = self._arguments.push(text)
-        self.received += len(text)
+        self._take(self._surrogates.push(text))
         self._settled = False
+        is_cut = bool(self._surrogates.carry) or (self._arguments is not None and bool(self._arguments.pending))
+        return self.received + is_cut
+
+    def _take(self, text: str) -> None:
+        self.received += len(text)
         if text:
             self._waiting.append(text)
-        return self.received + (1 if self._arguments is not None and self._arguments.pending else 0)
 
     @property
     def digest(self) -> bytes:
@@ -97,9 +103,8 @@ class Channel:
         """The text is complete: judge the tail."""
         if self.finished:
             return
-        if self._arguments is not None and self._arguments.pending:
-            self.received += len(self._arguments.pending)
-            self._waiting.append(self._arguments.pending)
+        rest = self._arguments.pending if self._arguments is not None else ""
+        self._take(self._surrogates.push(rest) + self._surrogates.finish())
         await self.flush()
         self.finished = True
         if self._passes():
@@ -116,17 +121,14 @@ class Channel:
 
     def close(self) -> None:
         """Nothing more is released. Safe to call twice."""
-        if self._stream is None and self._guard is None:
-            return
+        retracted = 0
         if self._stream is not None:
             retracted = self._stream.shown_early
             self._stream.close()
-        else:
-            retracted = 0
-        if self._observer is not None:
+        if not self._told:
+            self._told = True
             name, policy = self._guard.model.name, self._guard.policy.name
             self._observer.stream_closed(self.decision, name, policy, self.released, self.withheld, retracted)
-            self._observer = None  # type: ignore[assignment]
 
     def _passes(self) -> bool:
         """Whether the guard is to be asked. What a fault lets through (on_error: allow) goes out unjudged."""

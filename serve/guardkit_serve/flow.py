@@ -202,7 +202,7 @@ class Flow:
             return b""
         (channel, mark), piece = entry.marks[0], entry.pieces[0]
         count = channel.released - (mark - len(piece.text))
-        if count <= 0:
+        if count <= 0 or any("\ud800" <= c <= "\udfff" for c in piece.text):
             return b""
         self._protocol.shown = True
         return self._protocol.cut(entry.frame, entry.data, piece, piece.text[:count])

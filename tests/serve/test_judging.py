@@ -164,3 +164,49 @@ def test_ready_is_said_after_the_warm_up() -> None:
         assert http.get("/ready").json() == {"status": "ready"}
     assert http.get("/nothing").json()["error"]["message"] == "no such path here"
     assert http.get("/v1/check").status_code == 405
+
+
+LITELLM = "/beta/litellm_basic_guardrail_api"
+
+
+def test_litellm_asks_about_requests_and_answers() -> None:
+    http = client()
+
+    def ask(**body: Any) -> Any:
+        return http.post(LITELLM, json={"request_data": {}, "input_type": "request", **body}).json()
+
+    assert ask(texts=["fine"]) == {"action": "NONE"}
+    blocked = ask(texts=["fine", "bad"])
+    assert blocked["action"] == "BLOCKED"
+    assert "unsafe (Violent)" in blocked["blocked_reason"]
+    assert ask(texts=["fine"], images=["aGk="])["action"] == "BLOCKED"
+    assert (
+        ask(texts=["fine"], tools=[{"type": "function", "function": {"name": "f", "description": "bad"}}])["action"]
+        == "BLOCKED"
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "bad"}'}}
+    assert ask(texts=[], tool_calls=[call], input_type="response")["action"] == "BLOCKED"
+    messages = [{"role": "user", "content": "fine"}, {"role": "tool", "content": "bad", "tool_call_id": "1"}]
+    assert ask(texts=["fine"], structured_messages=messages)["action"] == "BLOCKED"
+    assert http.post(LITELLM, json={"texts": "fine"}).status_code == 400
+    assert http.post(LITELLM, json={"texts": ["busy"]}).status_code == 503
+
+
+def test_litellm_is_told_how_much_of_a_growing_answer_may_still_change() -> None:
+    guard = FakeGuard(SCRIPT, holdback=3)
+    text = "one two three four five si"
+    answer = client(guard).post(LITELLM, json={"texts": [text, ""], "input_type": "response"}).json()
+    with guard.stream() as stream:
+        stream.feed(text)
+        assert answer == {"action": "NONE", "stream_holdback_chars": [stream.withheld, 0]}
+    assert text[: len(text) - stream.withheld] == "one two "
+
+
+def test_litellm_gets_redacted_texts() -> None:
+    policy = Policy("tidy", rules=[{"severity": "controversial", "action": "redact"}])
+    texts = ["Fine. A hmm here. Fine again.", "fine"]
+    answer = client(FakeGuard(SCRIPT, policy=policy)).post(LITELLM, json={"texts": texts}).json()
+    assert answer["action"] == "GUARDRAIL_INTERVENED"
+    assert "hmm" not in answer["texts"][0]
+    assert answer["texts"][0].startswith("Fine.")
+    assert answer["texts"][1] == "fine"

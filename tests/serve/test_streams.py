@@ -176,3 +176,30 @@ def test_a_guard_that_fails_is_a_violation_unless_allowed() -> None:
     assert reply.datas[-1]["guardkit"]["judged"] is False
     reply = stream("chat", Script(events), FakeGuard(script, on_error="allow"))
     assert reply.body == b"".join(events)
+
+
+def test_halves_of_a_character_hold_nothing_up() -> None:
+    r"""Servers cut "\ud83d\ude00" between events."""
+    events = [
+        raw.replace(b"@", rb"\ud83d").replace(b"~", rb"\ude00") for raw in scripted.chat_events(cut(f"@~ {SAFE}", 1))
+    ]
+    script = Script([*events[:-4], None])  # it falls silent before the end
+    app = make_app(make_guard(), script)
+
+    async def shown() -> str:
+        body = {**ASKS["chat"], "stream": True}
+        reply = await ask(app, PATHS["chat"], body, leave_after=5)
+        return reply.body.decode()
+
+    assert rb"\ud83d".decode() in run(shown())
+
+
+def test_arguments_are_judged_as_the_tool_will_read_them() -> None:
+    r"""With the escapes of their JSON undone, cut anywhere."""
+    escaped = "".join(f"\\u{ord(c):04x}" for c in "forbidden words")
+    for size in (1, 2, 5, 100):
+        events = scripted.chat_events(cut(f'{{"q": "{escaped} and more of it"}}', size), "tool_call")
+        reply = stream("chat", Script(events), FakeGuard({"forbidden words": "unsafe"}))
+        check_ending("chat", reply, "end")
+        assert "and more" not in texts("chat", reply)
+        assert reply.datas[-1]["guardkit"]["stage"] == "tool_call"
