@@ -31,7 +31,7 @@ def test_every_program_has_a_test():
     llama_index = {f"llama_index_{name}" for name in ("agent", "chat", "ingestion", "rag")}
     assert (
         programs
-        == {"audit", "check_log", "own_policy", "reasoning", "stream_answer", "trace_reasoning"}
+        == {"audit", "check_log", "own_policy", "reasoning", "rollback", "stream_answer", "trace_reasoning"}
         | langchain
         | llama_index
     )
@@ -61,6 +61,16 @@ def test_stream_answer(tmp_path: Path):
     assert shown.endswith("have a good week.")
     assert "stop     unsafe" in bad
     assert not bad.endswith(" 0 withheld")
+
+
+def test_rollback(tmp_path: Path):
+    pytest.importorskip("httpx")
+    shown, told = run(COOKBOOK / "rollback.py", cwd=tmp_path).strip().split("\n\n")
+    assert shown.endswith("ask for a talk about it.")
+    assert "invoices" not in shown
+    assert "rollbacks: 1, " in told
+    assert "refused: False" in told
+    assert "...oh, I'm sorry, I just realized that this would help a thief." in told
 
 
 def test_own_policy(tmp_path: Path):
