@@ -98,7 +98,7 @@ LAYERS = (
     ("labelling.inputs",),
     ("labelling.writers",),
     ("labelling.tables", "labelling.jobs", "labelling.labeller"),
-    ("labelling.output",),
+    ("labelling.output", "labelling.saved"),
     ("labelling.run",),
     ("labelling.manifest",),
     ("labelling",),

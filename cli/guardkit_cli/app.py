@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-COMMANDS = ("check", "stream", "trace", "eval", "serve", "models", "policy", "doctor", "help")
-COMMANDS = ("check", "stream", "trace", "eval", "label", "models", "policy", "doctor", "help")
+COMMANDS = ("check", "stream", "trace", "eval", "label", "serve", "models", "policy", "doctor", "help")
 
 EPILOG = """\b
 Examples:

@@ -125,6 +125,7 @@ def command(
     from guardkit.labelling.judging import Judge, RateLimit
     from guardkit.labelling.rows import WHICH, Reading
     from guardkit.labelling.run import Run
+    from guardkit.labelling.saved import describe
 
     assert which in WHICH
     try:
@@ -156,6 +157,7 @@ def command(
         run = Run(jobs, place, judge, settings, dropped=side, told=talk.told, problem=talk.problem)
         try:
             total = run.run()
+            describe(found.saved, jobs, place)
         except KeyboardInterrupt:
             talk.wipe()
             say("interrupted; what was judged is kept: run the same command again")

@@ -266,7 +266,7 @@ def _of_hub(name: str, revision: str | None, config: str | None, split: str | No
     base = name.rstrip("/").rpartition("/")[2]
     return [
         Input(
-            f"{HUB}{name}",
+            f"{HUB}{name}:{key}",
             f"{base}/{key}.parquet",
             "parquet",
             dataset=rows,
