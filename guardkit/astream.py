@@ -1,14 +1,19 @@
-"""The async twin of `StreamGuard`."""
+"""The async twin of `StreamGuard`, and many streams fed together."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from types import TracebackType
 
+from guardkit.errors import GuardkitError
 from guardkit.events import Event, Mark
-from guardkit.runner import Steps, alead
+from guardkit.models.base import StreamModel
+from guardkit.runner import Steps, alead, arun
 from guardkit.stream import StreamGuard
+
+LARGE = 2048  # characters, or ids, of a delta: more are not read on an event loop
 
 
 class AsyncStreamGuard:
@@ -26,10 +31,10 @@ class AsyncStreamGuard:
         raise AttributeError(f"AsyncStreamGuard has no '{name}'")
 
     async def feed(self, delta: str | None) -> list[Event]:
-        return await self._drive(self._stream._feed(delta))
+        return await self._drive(self._stream._feed(delta), len(delta or ""))
 
     async def feed_ids(self, ids: Sequence[int]) -> list[Event]:
-        return await self._drive(self._stream._feed(self._stream._decode(ids)))
+        return await self._drive(self._stream._feed_ids(ids), len(ids))
 
     async def finish(self, *, close: bool = True) -> list[Event]:
         return await self._drive(self._stream._finish(close))
@@ -58,11 +63,17 @@ class AsyncStreamGuard:
             if isinstance(deltas, AsyncGenerator):
                 await deltas.aclose()
 
-    async def _drive(self, steps: Steps[list[Event]]) -> list[Event]:
+    async def _drive(self, steps: Steps[list[Event]], size: int = 0) -> list[Event]:
         stream = self._stream
+        model, timeout = stream._guard.model, stream._guard.timeout
         try:
             with nullcontext() if stream._watch is None else stream._watch.judging():
-                return await alead(stream._guard.model, steps, stream._guard.timeout)
+                if size <= LARGE:
+                    return await alead(model, steps, timeout)
+                (found,) = await arun(model, [lambda: steps], timeout)  # read in a thread
+            if isinstance(found, Exception):
+                raise found
+            return found
         except Exception:
             raise
         except BaseException:
@@ -76,3 +87,39 @@ class AsyncStreamGuard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
+
+
+Fed = tuple[StreamGuard | AsyncStreamGuard, str | Sequence[int] | None]
+"""A stream, and the delta that it is fed: text, or token ids."""
+Answered = list[Event] | GuardkitError
+"""What a stream that is fed with others gives: events, or why there are none."""
+
+
+class Feeds:
+    """Many streams' deltas on their way through a model together."""
+
+    def __init__(self, model: StreamModel, fed: Sequence[Fed]):
+        self._streams = [stream._stream if isinstance(stream, AsyncStreamGuard) else stream for stream, _ in fed]
+        if len(set(map(id, self._streams))) < len(fed):
+            raise ValueError("a stream is fed twice in one call: join its deltas")
+        if any(stream._guard.model is not model for stream in self._streams):
+            raise ValueError("streams of several models cannot be fed together")
+        self.jobs = [partial(_fed, stream, delta) for stream, (_, delta) in zip(self._streams, fed, strict=True)]
+
+    def answers(self, found: Sequence[list[Event] | Exception]) -> list[Answered]:
+        """Raises what is no fault of a model, such as a delta that is no text."""
+        answers: list[Answered] = []
+        for each in found:
+            if isinstance(each, Exception) and not isinstance(each, GuardkitError):
+                raise each
+            answers.append(each)
+        return answers
+
+    def close(self) -> None:
+        """Interrupted: what was being judged is never released."""
+        for stream in self._streams:
+            stream.close()
+
+
+def _fed(stream: StreamGuard, delta: str | Sequence[int] | None) -> Steps[list[Event]]:
+    return stream._feed(delta) if delta is None or isinstance(delta, str) else stream._feed_ids(delta)

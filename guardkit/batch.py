@@ -13,11 +13,12 @@ from typing import Any, Literal, cast
 
 from guardkit.coverage import unmeasured
 from guardkit.errors import MessageError, NotJudged, Overloaded
-from guardkit.judge import ResponseReader, RunningVerdict, check_finite, empty_verdict, verdict_of
+from guardkit.judge import RunningVerdict, empty_verdict, verdict_of
 from guardkit.locate import Flagged, locate, to_original
 from guardkit.messages import Message, Part, read_messages, starts_in_reasoning
 from guardkit.models.base import Append, Query, QueryScores, StreamModel
 from guardkit.policy import Action, Decision, Policy
+from guardkit.response import ResponseReader
 from guardkit.runner import Rounds, Steps
 from guardkit.verdict import SEVERITIES, Severity, Stage, Verdict
 
@@ -121,7 +122,7 @@ class Judging:
         return found
 
     def _verdict(self, found: QueryScores, work: _Work, coverage: Literal["unmeasured"] | None) -> Verdict:
-        check_finite(found.scores, 1)
+        found.scores.check(1)
         level = self.model.severities(found.scores, work.stage)[0]
         verdict = verdict_of(self.model, found.scores, 0, SEVERITIES[level], work.stage)
         verdict = replace(verdict, char_index=found.start, windowed=found.windowed, coverage=coverage)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from guardkit import telemetry
-from guardkit.astream import AsyncStreamGuard
+from guardkit.astream import Answered, AsyncStreamGuard, Fed, Feeds
 from guardkit.audit import Audit, Sink
 from guardkit.batch import Item, Judging, Outcome
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged, Overloaded
@@ -254,6 +254,32 @@ class Guard:
     ) -> AsyncStreamGuard:
         """The async twin of `stream`."""
         return AsyncStreamGuard(self.stream(messages, stage=stage, holdback=holdback, debounce=debounce))
+
+    def feed_many(self, fed: Sequence[Fed]) -> list[Answered]:
+        """`feed` for many streams of this guard's model in one call, and one pass where their tokens fit: pairs of a
+        stream and its delta (text, or token ids), each stream once. Gives what each `feed` would, in order; a stream
+        that fails gives its error in place of events, and the others go on."""
+        self._check_open()
+        feeds = Feeds(self.model, fed)
+        try:
+            return feeds.answers(run(self.model, feeds.jobs, self.timeout))
+        except Exception:
+            raise
+        except BaseException:
+            feeds.close()
+            raise
+
+    async def afeed_many(self, fed: Sequence[Fed]) -> list[Answered]:
+        """`feed_many` for an event loop."""
+        self._check_open()
+        feeds = Feeds(self.model, fed)
+        try:
+            return feeds.answers(await arun(self.model, feeds.jobs, self.timeout))
+        except Exception:
+            raise
+        except BaseException:
+            feeds.close()
+            raise
 
     # -- as a step of a chain
 

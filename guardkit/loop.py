@@ -18,7 +18,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,18 +31,40 @@ STOP_S = 10.0  # how long a fork, or the end of the program, waits for the steps
 _W = TypeVar("_W")
 
 
-class Ticket(Future[Any], Generic[_W]):
-    """One piece of work and its result. deadline: of `time.monotonic`; None: none. asker: the model that it was
-    submitted to, which may be one of several that share a loop."""
+class Pending(Protocol):
+    """What a submission gives: `concurrent.futures.Future`, as far as it is used here."""
+
+    def done(self) -> bool: ...
+
+    def cancelled(self) -> bool: ...
+
+    def cancel(self) -> bool: ...
+
+    def result(self, timeout: float | None = None) -> Any: ...
+
+    def exception(self, timeout: float | None = None) -> BaseException | None: ...
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
+
+
+class Ticket(Generic[_W]):
+    """One piece of work and its result: a future without a lock, since a streamed token needs two of them.
+
+    deadline: of `time.monotonic`; None: none. asker: the model that it was submitted to, which may be one of several
+    that share a loop. It ends once, with whatever came first; appending to a list is what decides.
+    """
+
+    __slots__ = ("_callbacks", "_ends", "asker", "deadline", "work")
 
     def __init__(self, work: _W, deadline: float | None = None, asker: Any = None):
-        super().__init__()
         self.work, self.deadline, self.asker = work, deadline, asker
+        self._ends: list[tuple[Any, BaseException | None]] = []  # the first one counts
+        self._callbacks: deque[Callable[[Any], object]] = deque()
 
     @property
     def wanted(self) -> bool:
         """Whether it should still be worked on. One whose time is up ends here."""
-        if self.done():
+        if self._ends:
             return False
         if self.deadline is not None and time.monotonic() > self.deadline:
             self.fail(TimeoutError("the model did not come to it in time"))
@@ -49,13 +72,72 @@ class Ticket(Future[Any], Generic[_W]):
         return True
 
     def give(self, result: Any) -> None:
-        if self.set_running_or_notify_cancel():
-            self.set_result(result)
+        self._end((result, None))
 
     def fail(self, error: BaseException) -> None:
-        # A text may fail twice: by itself, and when its loop ends.
-        if not self.done() and self.set_running_or_notify_cancel():
-            self.set_exception(error)
+        self._end((None, error))
+
+    def _end(self, end: tuple[Any, BaseException | None]) -> None:
+        self._ends.append(end)
+        if self._callbacks:
+            self._call_back()
+
+    def _call_back(self) -> None:
+        while self._callbacks:
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                callback(self)
+            except Exception:
+                import logging
+
+                logging.getLogger("guardkit").exception("what waited for a result failed")
+
+    # -- as a future
+
+    def done(self) -> bool:
+        return bool(self._ends)
+
+    def cancelled(self) -> bool:
+        return bool(self._ends) and self._ends[0] is _CANCELLED
+
+    def cancel(self) -> bool:
+        if not self._ends:
+            self._end(_CANCELLED)
+        return self.cancelled()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Raises TimeoutError where it is not there in `timeout` seconds, and the error that it ended with."""
+        end = self._wait(timeout)
+        if end is _CANCELLED:
+            raise CancelledError
+        if end[1] is not None:
+            raise end[1]
+        return end[0]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        if (end := self._wait(timeout)) is _CANCELLED:
+            raise CancelledError
+        return end[1]
+
+    def _wait(self, timeout: float | None) -> tuple[Any, BaseException | None]:
+        if not self._ends and timeout != 0:
+            there = threading.Event()
+            self.add_done_callback(lambda _: there.set())
+            there.wait(timeout)
+        if not self._ends:
+            raise TimeoutError
+        return self._ends[0]
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
+        self._callbacks.append(fn)
+        if self._ends:
+            self._call_back()
+
+
+_CANCELLED: tuple[Any, BaseException | None] = (None, CancelledError())
 
 
 @dataclass(frozen=True)
@@ -111,7 +193,7 @@ class Loop:
         self._inbox: deque[Any] = deque()
         self._claims: list[Turn] = []  # the first one has the turn
         self._gate = threading.Lock()  # for starting and ending the thread; no work is done under it
-        self._wake = threading.Event()
+        self._wake = _Bell()
         self._thread: threading.Thread | None = None
         self._fork: Turn | None = None  # the turn of one that forks
 
@@ -152,13 +234,13 @@ class Loop:
         self._inbox.append(None)
         if not (self._claims and self._claims[0].is_own):
             self._serve_all()
-            self._wake.set()
+            self._wake.ring()
 
     def shut(self, end: float) -> None:
         """The program ends: nothing may run in the model when the interpreter goes. Waits until `end` for it."""
         self._closed = self._closed or f"{self.name}: the program is ending"
         self._scheduler.interrupt()
-        self._wake.set()
+        self._wake.ring()
         while time.monotonic() < end and any(claim.is_live for claim in list(self._claims)):
             time.sleep(0.001)
 
@@ -197,7 +279,7 @@ class Loop:
 
     def _kick(self) -> None:
         with self._gate:
-            self._wake.set()
+            self._wake.ring()
             if self._thread is None and not _ending:
                 args = (weakref.ref(self), self._wake)
                 self._thread = threading.Thread(target=_serve, args=args, name=self.name, daemon=True)
@@ -237,6 +319,12 @@ class Turn:
             self._withdraw()
         return self
 
+    def leave(self) -> None:
+        """Give the turn up before the block ends: for who has to wait for others."""
+        if self.owned:
+            self.owned = False
+            self._withdraw()
+
     def _withdraw(self) -> None:
         loop = self._loop
         if self in loop._claims:
@@ -253,9 +341,7 @@ class Turn:
                 # An interrupt may have struck between any two instructions: nothing half done is gone on with.
                 loop._scheduler.reset(GuardkitError(f"interrupted ({kind.__name__ if kind else ''})"))
         finally:
-            if self.owned:
-                self.owned = False
-                self._withdraw()
+            self.leave()
 
     @property
     def is_own(self) -> bool:
@@ -303,10 +389,26 @@ def loops() -> list[Loop]:
     return [loop for loop in list(_LOOPS) if not loop.closed]
 
 
-def _serve(ref: weakref.ref[Loop], wake: threading.Event) -> None:
+class _Bell:
+    """Wakes one thread that waits; a ring before the wait counts too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:  # it rang already
+            pass
+
+    def wait(self, timeout: float) -> bool:
+        return self._lock.acquire(timeout=timeout)
+
+
+def _serve(ref: weakref.ref[Loop], wake: _Bell) -> None:
     while True:
         woken = wake.wait(IDLE_S)
-        wake.clear()
         loop = ref()
         if loop is None or _ending:
             return

@@ -41,7 +41,7 @@ class Action(Enum):
     @property
     def stops(self) -> bool:
         """Whether text under this action must not be shown as it is."""
-        return self >= Action.redact
+        return self is Action.redact or self is Action.block
 
 
 MARK = "[redacted]"
@@ -197,6 +197,7 @@ class Policy:
             own = own[: -len(inherited)]
         self.own_rules = own
         self.rules = own + inherited
+        self._watching = tuple(rule for rule in self.rules if rule.severity in (None, Severity.safe))
 
     @classmethod
     def load(cls, source: str | Path | Policy | Mapping[str, Any]) -> Policy:
@@ -242,11 +243,15 @@ class Policy:
             return decision
         return replace(decision, action=self.on_unmeasured, rule=f"{self.name}: on_unmeasured", limit=None)
 
+    def watches(self, stage: Stage) -> bool:
+        """Whether some rule may act on tokens of a stage although their severity is safe."""
+        return any(not rule.stages or stage in rule.stages for rule in self._watching)
+
     def candidates(self, scores: NDArray[np.float32], stage: Stage) -> NDArray[np.bool_]:
         """Which tokens a threshold rule may act on although their severity is safe. scores [n, 3] -> [n]."""
         found = np.zeros(len(scores), bool)
-        for rule in self.rules:
-            if rule.severity in (None, Severity.safe) and (not rule.stages or stage in rule.stages):
+        for rule in self._watching:
+            if not rule.stages or stage in rule.stages:
                 reached = [scores[:, SEVERITIES.index(s)] >= least for s, least in rule.threshold]
                 found |= np.logical_and.reduce(reached)
         return found

@@ -13,12 +13,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from guardkit.errors import Overloaded
+from guardkit.loop import Pending
 from guardkit.models.base import StreamModel, Work, too_late
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ Job = Callable[[], Steps[_T]]
 """Starts a job; called again where the first try only came too late."""
 Rounds = Generator[Sequence[Job[Any]], list[Any], _T]
 """Yields jobs that are to be run together, is sent the result or error of each."""
-Landed = tuple[Future[Any], Exception | None]
+Landed = tuple[Pending, Exception | None]
 """A future that is done, or one that was given up, with the reason."""
 THREADS = 8  # that read, normalise and tokenise for event loops
 
@@ -52,25 +53,56 @@ def lead(model: StreamModel, steps: Steps[_T], timeout: float | None = None) -> 
 
 async def alead(model: StreamModel, steps: Steps[_T], timeout: float | None = None) -> _T:
     """`lead` for an event loop; the job itself, which should be quick, runs in it."""
-    import asyncio
-
     try:
         work = next(steps)
         while True:
             try:
-                deadline = None if timeout is None else time.monotonic() + timeout
-                future = asyncio.wrap_future(model.submit([work], deadline)[0])
-                done, _ = await asyncio.wait([future], timeout=timeout) if timeout is not None else ({future}, None)
-                if not done:
-                    future.cancel()
-                    raise too_late(timeout)
-                result = await future
+                if model.quick and timeout is None:
+                    result = model.judge(work)
+                else:
+                    result = await _result(model, work, timeout)
             except Exception as error:
                 work = steps.throw(error)
             else:
                 work = steps.send(result)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
+
+
+async def _result(model: StreamModel, work: Work, timeout: float | None) -> Any:
+    """One piece of work, awaited."""
+    import asyncio
+
+    (future,) = model.submit([work], None if timeout is None else time.monotonic() + timeout)
+    loop = asyncio.get_running_loop()
+    there = loop.create_future()
+
+    def settle() -> None:
+        if there.done():  # given up
+            return
+        try:
+            there.set_result(future.result(0))
+        except CancelledError:
+            there.cancel()
+        except BaseException as error:
+            there.set_exception(error)
+
+    def tell(_: Any) -> None:
+        with suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(settle)
+
+    def give_up() -> None:
+        if not there.done():
+            there.set_exception(too_late(timeout))
+
+    future.add_done_callback(tell)
+    alarm = None if timeout is None else loop.call_later(timeout, give_up)
+    try:
+        return await there
+    finally:
+        future.cancel()
+        if alarm is not None:
+            alarm.cancel()
 
 
 def run(model: StreamModel, jobs: Sequence[Job[_T]], timeout: float | None = None) -> list[_T | Exception]:
@@ -84,6 +116,8 @@ def run(model: StreamModel, jobs: Sequence[Job[_T]], timeout: float | None = Non
             while going:
                 while turn is not None and turn.owned and landed.empty() and turn.step():
                     pass
+                if turn is not None and landed.empty():  # what is under way waits for the work of others
+                    turn.leave()
                 try:
                     done = [landed.get(timeout=flight.left_s)]
                     while not landed.empty():
@@ -114,7 +148,7 @@ async def arun(model: StreamModel, jobs: Sequence[Job[_T]], timeout: float | Non
     landed: deque[Landed] = deque()
     news = asyncio.Event()
 
-    def land(future: Future[Any]) -> None:
+    def land(future: Pending) -> None:
         landed.append((future, None))
         with suppress(RuntimeError):  # the event loop has ended
             loop.call_soon_threadsafe(news.set)
@@ -145,14 +179,14 @@ class _Flight(Generic[_T]):
         model: StreamModel,
         jobs: Sequence[Job[_T]],
         timeout: float | None,
-        landed: Callable[[Future[Any]], object],
+        landed: Callable[[Pending], object],
     ):
         self.model, self.jobs, self.timeout, self.landed = model, jobs, timeout, landed
         self.results: list[_T | Exception | None] = [None] * len(jobs)
         self.dropped = False
         self._waiting = deque(range(len(jobs)))
         self._late: deque[int] = deque()  # jobs that came too late: tried again alone
-        self._under_way: dict[Future[Any], tuple[int, Steps[_T], float | None]] = {}
+        self._under_way: dict[Pending, tuple[int, Steps[_T], float | None]] = {}
 
     def advance(self, done: Sequence[Landed]) -> bool:
         """Lead on the jobs of `done`, start others, and submit what they all ask for. False where all have ended."""

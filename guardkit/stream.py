@@ -11,16 +11,17 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from guardkit import telemetry
 from guardkit.errors import NotJudged, StreamClosed
 from guardkit.events import Event, FlagEvent, Mark, RetractEvent, StopEvent, TextEvent
-from guardkit.judge import ResponseReader, RunningVerdict
+from guardkit.judge import RunningVerdict
 from guardkit.messages import Message
 from guardkit.models.base import Append, Scores, Session, Tokens
 from guardkit.policy import Action, Decision
+from guardkit.response import ResponseReader
 from guardkit.runner import Steps, lead
 from guardkit.verdict import Stage, Verdict
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from guardkit.guard import Guard
 
 HOLDBACK = 8
+LARGE = 2048  # characters, or ids, of a delta: more are not read on an event loop
 BLANK = 64  # characters without a token that count as one for the hold-back
 
 
@@ -62,7 +64,6 @@ class StreamGuard:
         self._closed = False
         self._finished = False
         self._recorded = False
-        self._decoder: Any = None
         emitter = telemetry.active()
         self._watch = None if emitter is None else emitter.stream(guard, self)
         keeps_text = guard.keeps_text or (self._watch is not None and self._watch.wants_text)
@@ -130,8 +131,9 @@ class StreamGuard:
         return self._drive(self._feed(delta))
 
     def feed_ids(self, ids: Sequence[int]) -> list[Event]:
-        """Take token ids of an LLM that shares the guard's vocabulary. Raises TypeError where the guard cannot."""
-        return self._drive(self._feed(self._decode(ids)))
+        """Take token ids of an LLM that shares the guard's vocabulary: they are judged as they are, each at once.
+        Raises TypeError where the guard cannot, ValueError for an id that is no token."""
+        return self._drive(self._feed_ids(ids))
 
     def finish(self, *, close: bool = True) -> list[Event]:
         """The text is complete: judge the tail and release what is left. The stream takes no more.
@@ -158,7 +160,6 @@ class StreamGuard:
                 self._text,
                 self._held_to,
                 self.released,
-                self._decoder.copy() if self._decoder is not None else None,
                 len(self._heard or ()),
                 self._session.mark(),
             ),
@@ -181,11 +182,10 @@ class StreamGuard:
             raise ValueError("a mark of another stream, or of a text that was taken back")
         if self.stopped:
             self._record(self._reader.received)
-        reader, running, held, self._text, self._held_to, released, decoder, heard, place = mark._state
+        reader, running, held, self._text, self._held_to, released, heard, place = mark._state
         self._reader = reader.copy()
         self._running = running.copy(self._reader)
         self._held, self.released = held.copy(), released
-        self._decoder = decoder.copy() if decoder is not None else None
         if self._heard is not None:
             del self._heard[heard:]
         self._finished = False
@@ -211,14 +211,6 @@ class StreamGuard:
             raise StreamClosed("this stream was closed while it was being fed")
         return Append(self._session, tokens)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        if self._decoder is None:
-            make = getattr(self._guard.model.tokenizer, "decoder", None)
-            if make is None:
-                raise TypeError(f"{self._guard.model.name} has a vocabulary of its own: feed text")
-            self._decoder = make()
-        return str(self._decoder.push(ids))
-
     def _feed(self, delta: str | None) -> _Steps:
         self._check_open()
         if delta is None:
@@ -228,14 +220,16 @@ class StreamGuard:
         text, tokens = self._reader.push(delta)
         return (yield from self._advance(text, tokens))
 
+    def _feed_ids(self, ids: Sequence[int]) -> _Steps:
+        self._check_open()
+        text, tokens = self._reader.push_ids(ids)
+        return (yield from self._advance(text, tokens))
+
     def _finish(self, close: bool = True) -> _Steps:
         self._check_open()
         try:
-            events: list[Event] = []
-            if self._decoder is not None:
-                events = yield from self._feed(str(self._decoder.finish()))
             text, tokens = self._reader.finish()
-            events += yield from self._advance(text, tokens, final=True)
+            events = yield from self._advance(text, tokens, final=True)
             self._finished = True
             return events
         finally:

@@ -64,7 +64,7 @@ class FakeModel(SimpleModel):
         self._script = {" ".join(k.lower().split()): v for k, v in script.items()}
         self.longest = max((len(k) for k in self._script), default=0)
         self.tokenizer = FakeTokenizer()
-        self._category, self._delay = category, delay
+        self._category, self._delay, self.quick = category, delay, not delay
         self.calls = 0
         super().__init__()
 

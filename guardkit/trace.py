@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from guardkit.batch import FEED_CHARS, Item
 from guardkit.errors import GuardkitError, MessageError, NotJudged
-from guardkit.judge import ResponseReader, check_finite, run_length
+from guardkit.judge import run_length
 from guardkit.messages import REASONING_TAG, Message, Part, read_messages, starts_in_reasoning
 from guardkit.models.base import Append
 from guardkit.policy import Decision
+from guardkit.response import ResponseReader
 from guardkit.retokenize import SurrogateJoiner
 from guardkit.runner import Steps, run
 from guardkit.trace_parts import Begin, Piece, Sentence, Span, TracePart, nothing_flagged
@@ -256,7 +257,7 @@ class _Voice:
                 pieces.append(Piece(self._guard, cut.stages, cut.text, cut.start))
                 for tokens in ResponseReader(model, cut.stages[0]).read_all(cut.text, self._feed_chars):
                     scores = yield Append(session, tokens)
-                    check_finite(scores, len(tokens))
+                    scores.check(len(tokens))
                     flagged = pieces[-1].add(tokens, scores, flagged, debounce)  # in a row, up to the newest
         finally:
             session.close()

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
@@ -301,6 +302,41 @@ def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
     assert (first.done(), patient.done()) == (False, False)  # nothing waited before the first
     with pytest.raises(Overloaded, match="about 5"):
         second.result(0)
+
+
+def test_a_ticket_ends_once_however_many_end_it() -> None:
+    for _ in range(200):
+        ticket: Ticket[None] = Ticket(None)
+        told: list[Any] = []
+        ticket.add_done_callback(told.append)
+        start = threading.Barrier(4)
+
+        def race(end: Callable[[], object], ticket: Ticket[None] = ticket, start: Any = start) -> None:
+            start.wait()
+            end()
+
+        ends = (lambda t=ticket: t.give(1), lambda t=ticket: t.fail(ValueError()), ticket.cancel)
+        threads = [threading.Thread(target=race, args=(end,)) for end in ends]
+        for thread in threads:
+            thread.start()
+        start.wait()
+        for thread in threads:
+            thread.join()
+        ticket.add_done_callback(told.append)
+        assert told == [ticket, ticket]
+        first = _end_of(ticket)
+        ticket.give(2)
+        assert _end_of(ticket) == first == (_end_of(ticket) if ticket.done() else None)
+        assert ticket.cancelled() is ticket.cancel()
+    with pytest.raises(TimeoutError):
+        Ticket(None).result(0.01)
+
+
+def _end_of(ticket: Ticket[None]) -> Any:
+    try:
+        return ticket.result(1)
+    except (CancelledError, ValueError) as error:
+        return type(error)
 
 
 class _Stuck:

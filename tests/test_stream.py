@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
+import threading
 import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardkit import Guard, NotJudged, Severity, Stage, StreamClosed, StreamGuard
+from guardkit import AsyncStreamGuard, Guard, NotJudged, Severity, Stage, StreamClosed, StreamGuard
 from guardkit.testing import FakeGuard
 
 SCRIPT = {"make a bomb": "unsafe", "damn": "controversial", "hell of": "controversial"}
@@ -259,6 +261,52 @@ def test_queries_are_no_streams() -> None:
 def test_feed_ids_needs_a_shared_vocabulary() -> None:
     with pytest.raises(TypeError, match="feed text"):
         FakeGuard().stream().feed_ids([1, 2])
+
+
+def test_fed_together_equals_fed_alone() -> None:
+    guard = FakeGuard({**SCRIPT, "crash": RuntimeError("boom")})
+    texts = ["how to make a bomb now and then some more words", "crash now and then", "all is well " * 9]
+    for run in (guard.feed_many, lambda fed: asyncio.run(guard.afeed_many(fed))):
+        together, alone = [guard.stream() for _ in texts], [guard.stream() for _ in texts]
+        for i in range(0, 60, 7):
+            fed = list(zip(together, (text[i : i + 7] for text in texts), strict=True))
+            for answer, stream, (_, delta) in zip(run(fed), alone, fed, strict=True):
+                if isinstance(answer, NotJudged):
+                    with pytest.raises(NotJudged, match=re.escape(str(answer))):
+                        stream.feed(delta)
+                else:
+                    assert answer == stream.feed(delta)
+        for a, b in zip(together, alone, strict=True):
+            assert (a.released, a.withheld, a.judged, a.verdict) == (b.released, b.withheld, b.judged, b.verdict)
+
+
+def test_a_large_delta_is_not_read_on_the_event_loop() -> None:
+    """The tokenizer tells which thread it is called from."""
+    guard = Guard.load()
+    readers: set[int] = set()
+
+    class Told:
+        def encode(self, text: str) -> tuple[list[int], list[int]]:
+            readers.add(threading.get_ident())
+            return guard.model.tokenizer.encode(text)
+
+        stable_chars = staticmethod(guard.model.tokenizer.stable_chars)
+
+    async def feed(text: str) -> AsyncStreamGuard:
+        stream = guard.astream("hi")
+        stream._stream._reader._tokens._tokenizer = Told()
+        shown = "".join(e.text for e in await stream.feed(text) if e.kind == "text")
+        shown += "".join(e.text for e in await stream.finish() if e.kind == "text")
+        assert shown == text
+        return stream
+
+    large = "The garden club meets on Tuesday. " * 100
+    asyncio.run(feed("The garden club "))
+    assert readers == {threading.get_ident()}
+    readers.clear()
+    asyncio.run(feed(large))
+    assert threading.get_ident() not in readers
+    assert asyncio.run(feed(large)).verdict == guard.check(large, stage="response")
 
 
 def test_async_equals_sync() -> None:

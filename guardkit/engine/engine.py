@@ -9,8 +9,9 @@ next step. So streams join and leave at any time.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
+from weakref import WeakSet
 
 from guardkit.engine.cache import Cache
 from guardkit.engine.model_runner import Head
@@ -18,7 +19,13 @@ from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.scheduler import Counters, Limits, Scheduler
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
 from guardkit.errors import Overloaded
-from guardkit.loop import Ticket
+from guardkit.loop import Pending, Ticket, Turn
+
+SERVERS = 2  # threads of callers that may run steps
+
+
+class _Server:
+    """Lives as long as its thread."""
 
 
 class Engine(Scheduler):
@@ -27,10 +34,30 @@ class Engine(Scheduler):
     def __init__(self, model: Qwen3, heads: Mapping[str, Head], cache: Cache, limits: Limits):
         super().__init__(model, heads, cache, limits)
         self._numbers = itertools.count()
+        self._is_forked = False
+        self._served = threading.local()
+        self._servers: WeakSet[_Server] = WeakSet()  # one of each thread that may run steps, while it lives
 
     @property
     def open_sequences(self) -> int:
         return self._open
+
+    def turn(self) -> Turn | None:
+        """For a caller that waits for what it submits: its turn at the steps; for a few threads only, since each that
+        runs steps costs torch a pool of threads of its own, or a GPU's libraries a workspace."""
+        mine = getattr(self._served, "mine", None)
+        if self._is_forked:  # torch's threads stayed in the parent: who had some there would wait for them
+            return None
+        if mine is None:
+            if len(self._servers) >= SERVERS:
+                return None
+            mine = self._served.mine = _Server()
+            self._servers.add(mine)
+        return self._loop.turn()
+
+    def forked(self) -> None:
+        self._is_forked = True
+        super().forked()
 
     def open(self, counted: bool = True, prefix: Sequence | None = None) -> Sequence:
         """A new sequence, empty or with the tokens of `prefix`. Raises `Overloaded` where as many are open as may be.
@@ -57,7 +84,7 @@ class Engine(Scheduler):
         read_from: int = 0,
         keep: bool = True,
         deadline: float | None = None,
-    ) -> Future[Rows]:
+    ) -> Pending:
         """Append `ids`; the future gives what `head` reads at each token from index `read_from` on: [n, c].
 
         keep=False: the tokens are forgotten again, which costs nothing. deadline: of `time.monotonic`; what is not

@@ -7,17 +7,17 @@ stretch runs where it is begun, the others where the engine hands its results ou
 from __future__ import annotations
 
 from collections.abc import Generator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from guardkit.engine.engine import Rows
-from guardkit.loop import Ticket
+from guardkit.loop import Pending, Ticket
 
 _T = TypeVar("_T")
-Reading = Generator[Future[Rows], Rows, _T]
+Reading = Generator[Pending, Rows, _T]
 
 
-def begin(steps: Reading[Any]) -> Future[Any]:
+def begin(steps: Reading[Any]) -> Pending:
     """The future of what `steps` returns or raises. Cancelled, it gives up what it waits for."""
     reader = _Reader(steps)
     reader.outer.add_done_callback(reader.stop)
@@ -28,14 +28,14 @@ def begin(steps: Reading[Any]) -> Future[Any]:
 class _Reader:
     def __init__(self, steps: Reading[Any]):
         self._steps = steps
-        self._inner: Future[Rows] | None = None
+        self._inner: Pending | None = None
         self.outer: Ticket[None] = Ticket(None)
 
-    def stop(self, outer: Future[Any]) -> None:
+    def stop(self, outer: Pending) -> None:
         if outer.cancelled() and self._inner is not None:
             self._inner.cancel()
 
-    def go_on(self, done: Future[Rows] | None) -> None:
+    def go_on(self, done: Pending | None) -> None:
         while True:
             try:
                 if done is None:

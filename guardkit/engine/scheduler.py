@@ -22,6 +22,7 @@ from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
 from guardkit.loop import Load, Loop
 
+NOTHING = np.zeros((0, 0), np.float32)
 SHORT = 16  # a piece of at most this many tokens goes before longer ones
 
 
@@ -159,12 +160,14 @@ class Scheduler:
         short: list[Sequence] = []
         long: list[Sequence] = []
         for sequence in self._ready:
-            while sequence.requests and not sequence.requests[0].future.wanted:
+            requests = sequence.requests
+            while requests and not requests[0].future.wanted:
                 self._drop(sequence)
-        self._ready = deque(sequence for sequence in self._ready if sequence.requests)
-        for sequence in self._ready:
-            self._start(sequence)
-            (short if len(sequence.ids) - sequence.cached <= SHORT else long).append(sequence)
+            if requests:
+                self._start(sequence, requests[0])
+                (short if len(sequence.ids) - sequence.cached <= SHORT else long).append(sequence)
+        if len(short) + len(long) < len(self._ready):
+            self._ready = deque(sequence for sequence in self._ready if sequence.requests)
         limits = self.limits
         taken: set[Sequence] = set()
         room = limits.step_tokens - (limits.mixed_tokens if long else 0)
@@ -180,8 +183,7 @@ class Scheduler:
                 plan.append((sequence, n))
                 budget -= n
 
-    def _start(self, sequence: Sequence) -> None:
-        request = sequence.requests[0]
+    def _start(self, sequence: Sequence, request: Request) -> None:
         if request.base < 0:
             request.base = len(sequence.ids)
             request.read += request.base
@@ -258,10 +260,13 @@ class Scheduler:
             if not request.keep:
                 del sequence.ids[request.base :]
                 sequence.cached = request.base
-            none = np.zeros((0, 0), np.float32)
-            finished.append((request, np.concatenate(request.found) if request.found else none))
-        done = {sequence for sequence, _ in plan}
-        self._ready = deque([s for s in self._ready if s.requests and s not in done])
+            parts = request.found
+            finished.append((request, parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else NOTHING))
+        if len(plan) < len(self._ready):
+            done = {sequence for sequence, _ in plan}
+            self._ready = deque([s for s in self._ready if s.requests and s not in done])
+        else:
+            self._ready = deque()
         self._ready.extend(s for s, _ in plan if s.requests)
         for request, result in finished:  # last, since it runs the callers' callbacks
             if request.sequence.closed:

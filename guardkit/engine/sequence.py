@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guardkit.engine.cache import Slot
-from guardkit.loop import Ticket
+from guardkit.loop import Pending, Ticket
 
 Rows = NDArray[np.float32]
 
@@ -25,7 +24,7 @@ class Sequence:
     prefix: Sequence | None = None  # what it starts with; its keys and values are shared where they are at hand
     pinned: bool = False  # never evicted
     length: int = 0  # tokens once every request is served
-    last: Future[Rows] | None = None  # the newest request
+    last: Pending | None = None  # the newest request
     closed: bool = False
     # The loop's:
     ids: list[int] = field(default_factory=list)

@@ -24,10 +24,11 @@ from guardkit.evaluation.predictions import Prediction, PredictionStore, key_of
 from guardkit.evaluation.rows import CATEGORIES, Row
 from guardkit.evaluation.sources import Source
 from guardkit.guard import Guard
-from guardkit.judge import ResponseReader, RunningVerdict, run_length
+from guardkit.judge import RunningVerdict, run_length
 from guardkit.messages import Message, read_messages
 from guardkit.models.base import Append, StreamModel
 from guardkit.policy import Decision
+from guardkit.response import ResponseReader
 from guardkit.runner import Steps, lead
 from guardkit.verdict import SEVERITIES, Stage, Verdict
 

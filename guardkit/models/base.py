@@ -7,10 +7,10 @@ a conversation, and what its scores mean; windows longer than its context are it
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guardkit.coverage import Coverage
-from guardkit.loop import Turn
+from guardkit.loop import Pending, Turn
 from guardkit.messages import Message
 from guardkit.verdict import Category, Severity, Stage
 
@@ -88,6 +88,13 @@ class Scores:
     def __len__(self) -> int:
         return len(self.severity)
 
+    def check(self, rows: int) -> None:
+        """Raise ValueError for scores that no comparison may be trusted with: not-a-number would compare as safe."""
+        if len(self.severity) != rows or len(self.category) != rows:
+            raise ValueError(f"the model gave scores for {len(self.severity)} of {rows} positions")
+        if not (are_finite(self.severity) and are_finite(self.category)):
+            raise ValueError("the model gave scores that are not finite")
+
     @staticmethod
     def join(parts: Sequence[Scores]) -> Scores:
         if len(parts) == 1:
@@ -99,6 +106,13 @@ class Scores:
             np.concatenate(refusal) if len(refusal) == len(parts) else None,
             np.concatenate([np.zeros(len(p), bool) if p.windowed is None else p.windowed for p in parts]),
         )
+
+
+def are_finite(numbers: Floats) -> bool:
+    """Whether all are numbers, and none is infinite. The sum of squares tells, at a third of `isfinite`'s time for the
+    few that a token has; where it overflows, the slow way decides."""
+    flat = numbers.ravel()
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(numbers).all())
 
 
 @dataclass(frozen=True)
@@ -194,6 +208,9 @@ class StreamModel(ABC):
     """The languages and scripts that the model was measured on; None: whatever there is."""
     threshold: float | None = None
     """See `with_threshold`."""
+    quick: bool = False
+    """Whether judging a piece of a stream takes less time than handing it to a thread: event loops then do it
+    themselves."""
     stride: int = 1
     """Tokens of a stream that are judged together; fewer only where a text or its reasoning ends."""
     in_flight: int = 64
@@ -202,7 +219,7 @@ class StreamModel(ABC):
     """Name and options that `load_model` loads this model by, elsewhere too."""
 
     @abstractmethod
-    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         """Hand work over, all at once; a future of each result. Order is kept within a session.
 
         deadline: of `time.monotonic`; what is not begun by then ends in a TimeoutError. A future that is cancelled
@@ -229,15 +246,19 @@ class StreamModel(ABC):
         with turn or nullcontext():
             (future,) = self.submit([work], None if timeout is None else time.monotonic() + timeout)
             try:
-                while turn is not None and turn.owned and not future.done() and turn.step():
-                    pass
+                if turn is not None and turn.owned:
+                    while not future.done() and turn.step():
+                        pass
+                    if not future.done():  # it waits for the work of others
+                        turn.leave()
                 return future.result(timeout)
             except TimeoutError:
                 if future.done():
                     raise
                 raise too_late(timeout) from None
             finally:
-                future.cancel()
+                if not future.done():
+                    future.cancel()
 
     def close(self) -> None:  # noqa: B027 - a model without resources needs no code
         """End its thread and free its memory; what is submitted later raises `GuardkitError`. Safe to call twice."""

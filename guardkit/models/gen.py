@@ -14,10 +14,8 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +23,14 @@ from torch import Tensor
 
 from guardkit.engine.cache import GROW
 from guardkit.engine.checkpoint import Checkpoint
-from guardkit.engine.engine import Engine, Head, Rows
+from guardkit.engine.engine import Engine, Head
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear
 from guardkit.engine.reading import Reading, begin
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate, Layout
 from guardkit.errors import ModelLoadError
+from guardkit.loop import Pending, Ticket, Turn
 from guardkit.messages import Message
 from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 from guardkit.models.gen_messages import ALONE, content_of, render
@@ -124,8 +123,11 @@ class Qwen3GuardGen(StreamModel):
 
     # -- whole texts
 
-    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         return [begin(self._query(w, deadline) if isinstance(w, Query) else self._append(w, deadline)) for w in works]
+
+    def turn(self) -> Turn | None:
+        return self.engine.turn()
 
     def close(self) -> None:
         self.engine.shut(f"{self.name} was closed; load it again")
@@ -289,18 +291,18 @@ class _Room:
 
     def __init__(self, n_tokens: int):
         self.n_tokens, self._lock = n_tokens, threading.Lock()
-        self._inside: dict[Future[Rows], int] = {}  # the tokens of each text
-        self._waiting: dict[Future[Rows], int] = {}
+        self._inside: dict[Ticket[None], int] = {}  # the tokens of each text
+        self._waiting: dict[Ticket[None], int] = {}
 
-    def enter(self, n_tokens: int) -> Future[Rows]:
+    def enter(self, n_tokens: int) -> Ticket[None]:
         """A future that is done when there is room for `n_tokens`. It must `leave`, whatever becomes of it."""
-        turn: Future[Rows] = Future()
+        turn: Ticket[None] = Ticket(None)
         with self._lock:
             self._waiting[turn] = n_tokens
         self._admit()
         return turn
 
-    def leave(self, turn: Future[Rows]) -> None:
+    def leave(self, turn: Ticket[None]) -> None:
         with self._lock:
             self._inside.pop(turn, None)
             self._waiting.pop(turn, None)
@@ -317,8 +319,7 @@ class _Room:
                 used += n_tokens
                 admitted.append(turn)
         for turn in admitted:  # outside of the lock, since it runs what waited
-            if turn.set_running_or_notify_cancel():
-                turn.set_result(NOTHING)
+            turn.give(NOTHING)
 
 
 def answer_scores(answer: Answer) -> Scores:

@@ -30,6 +30,7 @@ from unicodedata import category, combining, decomposition, normalize
 from guardkit.errors import MissingExtra, ModelLoadError
 
 MAX_RUN = 256
+_SHORT, _KNOWN = 24, 1 << 15  # texts of at most so many characters are remembered, so many of them
 LONG_WORD = 8  # characters of an unfinished word from which a boundary is sought inside it
 _LOOK_BACK = (4, 32, 256)  # tokens in front of the earliest open position that the search takes in, one after another
 # What the pre-tokenizer takes for blank: str.isspace() adds four separators.
@@ -83,6 +84,7 @@ class QwenTokenizer:
         self._entries: list[str] = sorted(self._tokenizer.get_vocab(with_added_tokens=False))
         self._longest_entry = max(map(len, self._entries))
         self._bytes: dict[int, bytes] = {}
+        self._known: dict[str, tuple[list[int], list[int]]] = {}
         self._joins = re.compile(f"[{_joining()}]")
         self._alone = re.compile(f"[^{_joining()}]")
         self._run = re.compile("|".join(f"[{c}]{{{MAX_RUN}}}(?=[{c}])" for c in (_BLANKS, _joining())))
@@ -113,6 +115,16 @@ class QwenTokenizer:
         return self.encode(text)[0]
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
+        if len(text) > _SHORT:
+            return self._encode(text)
+        known = self._known.get(text)
+        if known is None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            known = self._known[text] = self._encode(text)
+        return known[0][:], known[1][:]
+
+    def _encode(self, text: str) -> tuple[list[int], list[int]]:
         text = _SURROGATE.sub("\ufffd", text)
         ids: list[int] = []
         starts: list[int] = []
@@ -126,6 +138,12 @@ class QwenTokenizer:
 
     def stable_chars(self, text: str) -> int:
         """The length of a prefix of `text` that no later text can re-tokenise."""
+        # Most of a stream: a short English word, or a blank, behind the blank that begins it.
+        at = text.rfind(" ")
+        if at != 0 and len(text) - at <= LONG_WORD and text.isascii():
+            word = text[at + 1 :]
+            if at > 0 and not text[at - 1].isspace() and (not word or word.isalpha()):
+                return at
         text = _SURROGATE.sub("\ufffd", text)
         cut = max(self._cuts(text), default=0)
         begun = self._begun.search(text, max(cut, len(text) - self._longest_name))

@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from guardkit.errors import GuardkitError, ModelLoadError
+from guardkit.loop import Pending
 from guardkit.messages import Message
 from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 from guardkit.models.gen_grammar import Unparsable, gbnf, regex
@@ -129,7 +129,7 @@ class RemoteGen(StreamModel):
     def __repr__(self) -> str:
         return f"RemoteGen({self.name!r} at '{self._server.where}')"
 
-    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         """All at once, up to the limit of concurrent requests."""
         try:
             return [self._server.submit(self._answer(work, deadline)) for work in works]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from guardkit import telemetry
-from guardkit.loop import Load, Loop, Ticket, Turn
+from guardkit.loop import Load, Loop, Pending, Ticket, Turn
 from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 
 
@@ -42,7 +41,7 @@ class SimpleModel(StreamModel):
     @abstractmethod
     def open(self, context: Sequence[Any]) -> SimpleSession: ...
 
-    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         tickets = [Ticket(work, deadline) for work in works]
         self._loop.put(tickets)
         return list(tickets)

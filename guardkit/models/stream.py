@@ -14,9 +14,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,8 +30,21 @@ from guardkit.engine.reading import Reading, begin
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate
 from guardkit.errors import ModelLoadError
+from guardkit.loop import Pending, Turn
 from guardkit.messages import Message, split_reasoning
-from guardkit.models.base import Append, Floats, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
+from guardkit.models.base import (
+    Append,
+    Floats,
+    Ints,
+    Query,
+    QueryScores,
+    Scores,
+    Session,
+    StreamModel,
+    Tokens,
+    Work,
+    are_finite,
+)
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.verdict import Stage
 
@@ -183,8 +195,8 @@ class Qwen3GuardStream(StreamModel):
         self.name, self.engine, self.tokenizer, self.frames = name, engine, tokenizer, frames
         self.query_categories, self.response_categories = heads.query_categories, heads.response_categories
         # Column i of our severities is class order[i] of theirs.
-        self._query_order = [heads.query_severities.index(i) for i in range(3)]
-        self._response_order = [heads.response_severities.index(i) for i in range(3)]
+        self._query_order = np.array([heads.query_severities.index(i) for i in range(3)])
+        self._response_order = np.array([heads.response_severities.index(i) for i in range(3)])
         self._before, self._after = frames.around_query()
         least = len(self._before) + len(self._after) + 64
         if engine.max_tokens < least:
@@ -192,8 +204,11 @@ class Qwen3GuardStream(StreamModel):
 
     # -- queries
 
-    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         return [begin(self._query(w, deadline) if isinstance(w, Query) else self._append(w, deadline)) for w in works]
+
+    def turn(self) -> Turn | None:
+        return self.engine.turn()
 
     def close(self) -> None:
         self.engine.shut(f"{self.name} was closed; load it again")
@@ -208,7 +223,7 @@ class Qwen3GuardStream(StreamModel):
                 rows = yield self.engine.submit(sequence, ids, "query", len(ids) - 1, deadline=deadline)
             finally:
                 self.engine.close(sequence)
-            scores = self.scores(rows, self._query_order)
+            scores = _Logits(rows, self._query_order)
             found.append(QueryScores(scores, window.start, window.end, window.windowed))
         return found
 
@@ -244,11 +259,46 @@ class Qwen3GuardStream(StreamModel):
         return (yield from work.session.judge(work.tokens, work.keep, deadline))
 
     def response_scores(self, logits: Rows, windowed: bool) -> Scores:
-        scores = self.scores(logits, self._response_order)
-        return replace(scores, windowed=np.full(len(scores), windowed))
+        return _Logits(logits, self._response_order, windowed)
 
-    def scores(self, logits: Rows, order: list[int]) -> Scores:
-        return Scores(_softmax(logits[:, order]), _softmax(logits[:, len(order) :]))
+    def severities(self, scores: Scores, stage: Stage) -> Ints:
+        if self.threshold is None and isinstance(scores, _Logits):
+            return np.asarray(scores.risks.argmax(1), np.int64)
+        return super().severities(scores, stage)
+
+
+class _Logits(Scores):
+    """Scores that are still logits: of most tokens nobody asks for more than the likeliest risk. order: which column
+    is which severity."""
+
+    def __init__(self, rows: Rows, order: Ints, windowed: bool = False):
+        vars(self).update(
+            rows=rows, order=order, refusal=None, named=None, windowed=np.full(len(rows), True) if windowed else None
+        )
+
+    rows: Rows
+    order: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def check(self, rows: int) -> None:
+        if len(self.rows) != rows:
+            raise ValueError(f"the model gave scores for {len(self.rows)} of {rows} positions")
+        if not are_finite(self.rows):
+            raise ValueError("the model gave scores that are not finite")
+
+    @cached_property
+    def risks(self) -> Floats:
+        return self.rows.take(self.order, 1)
+
+    @cached_property
+    def severity(self) -> Floats:
+        return _softmax(self.risks)
+
+    @cached_property
+    def category(self) -> Floats:
+        return _softmax(self.rows[:, len(self.order) :])
 
 
 @dataclass(frozen=True)
@@ -278,7 +328,7 @@ class _StreamSession(Session):
 
     def _append(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
         engine, ids, at = self._model.engine, list(tokens.ids), 0
-        parts: list[tuple[Future[Rows], bool]] = []
+        parts: list[tuple[Pending, bool]] = []
         scaffold = self._scaffold(tokens.stage)
         while at < len(ids):
             if self._sequence.length + len(scaffold) >= self._limit:

@@ -250,6 +250,95 @@ def test_feed_ids_takes_the_shared_vocabulary(model: Any) -> None:
     assert (text, stream.verdict) == (expected[0], expected[1].verdict)
 
 
+THOUGHT = "<think>\nHm, 它 and ☕👩‍👩‍👧.\n</think>\n\nSure! a<b, <thin is no tag, </think> neither is <t"
+
+
+def with_ids(guard: Guard, ids: list[int], seed: int, **options: Any) -> tuple[str, Any]:
+    rng, text, at = random.Random(seed), "", 0
+    with guard.stream(ASK, **options) as stream:
+        while at < len(ids):
+            n = rng.choice([1, 1, 2, 5, 30])
+            for event in stream.feed_ids(ids[at : at + n]):
+                text = _show(text, event)
+            at += n
+        for event in stream.finish():
+            text = _show(text, event)
+    assert stream.released + stream.withheld == len(model_text(guard, ids))
+    return text, stream
+
+
+def model_text(guard: Guard, ids: list[int]) -> str:
+    decoder = guard.model.tokenizer.decoder()  # type: ignore[attr-defined]
+    return str(decoder.push(ids) + decoder.finish())
+
+
+def test_ids_are_judged_as_they_are_however_they_come(model: Any) -> None:
+    """Also where their text would be cut into other tokens, where tags are spelled out, and inside a character."""
+    guard = guard_of(model, policy=WATCH)
+    encode = model.tokenizer.encode
+    odd = [i for char in THOUGHT for i in encode(char)[0]]  # a token a character
+    glued = [*encode("so <th")[0], *encode("ink> hm</thi")[0], *encode("nk>done é")[0], *encode("漢")[0][:-1]]
+    special = [*encode("fine")[0], model.tokenizer.special("<|im_end|>")]
+    for ids in (encode(THOUGHT)[0], odd, glued, special):
+        whole = with_ids(guard, ids, 0, holdback=2)
+        for seed in range(1, 4):
+            shown, stream = with_ids(guard, ids, seed, holdback=2)
+            assert (shown, stream.verdict, stream.n_tokens) == (whole[0], whole[1].verdict, whole[1].n_tokens)
+        assert whole[0] == model_text(guard, ids)
+    own = run(guard, ASK, [THOUGHT])[1]
+    assert with_ids(guard, encode(THOUGHT)[0], 5)[1].n_tokens == own.n_tokens
+    assert with_ids(guard, odd, 5)[1].n_tokens > own.n_tokens
+
+
+def test_text_and_ids_may_alternate(model: Any) -> None:
+    guard = guard_of(model, policy=WATCH)
+    encode = model.tokenizer.encode
+    with guard.stream(ASK, holdback=0) as stream:
+        shown = ""
+        for delta in (
+            "Sure! It is a gar",
+            encode("den with 3 tulips.")[0],
+            " And <thi",
+            encode("ink> not")[0],
+            " a tag.",
+        ):
+            for event in stream.feed(delta) if isinstance(delta, str) else stream.feed_ids(delta):
+                shown = _show(shown, event)
+        before = stream.verdict
+        for event in stream.finish():
+            shown = _show(shown, event)
+        with pytest.raises(ValueError, match="no token"):
+            model_text(guard, [1 << 20])
+    assert shown == "Sure! It is a garden with 3 tulips. And <thiink> not a tag."
+    assert before.char_index == stream.verdict.char_index
+
+
+def test_many_streams_are_fed_in_one_step(model: Any) -> None:
+    guard = guard_of(model, policy=WATCH)
+    texts = [f"{i} {ANSWER}"[:150] for i in range(8)]
+    alone = [run(guard, ASK, [text]) for text in texts]
+    streams = [guard.stream(ASK) for _ in texts]
+    shown = ["" for _ in texts]
+    for at in range(0, 150, 9):
+        before = model.engine.counters.steps
+        answers = guard.feed_many([(s, text[at : at + 9]) for s, text in zip(streams, texts, strict=True)])
+        assert model.engine.counters.steps - before <= (1 if at else 2)  # the first with the frames
+        for i, events in enumerate(answers):
+            assert not isinstance(events, GuardkitError)
+            for event in events:
+                shown[i] = _show(shown[i], event)
+    with pytest.raises(ValueError, match="twice"):
+        guard.feed_many([(streams[0], "a"), (streams[0], "b")])
+    with pytest.raises(ValueError, match="several models"):
+        guard_of(model.with_threshold(0.9)).feed_many([(streams[0], "a")])
+    with pytest.raises(TypeError, match="int"):
+        guard.feed_many([(streams[0], 3)])  # type: ignore[list-item]
+    for i, stream in enumerate(streams):
+        for event in stream.finish():
+            shown[i] = _show(shown[i], event)
+        assert (shown[i], stream.verdict) == (alone[i][0], alone[i][1].verdict)
+
+
 # -- what outgrows the positions
 
 

@@ -18,7 +18,6 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from guardkit import telemetry
 from guardkit.coverage import Coverage
 from guardkit.errors import ModelLoadError
-from guardkit.loop import Loop, Ticket, Turn
+from guardkit.loop import Loop, Pending, Ticket, Turn
 from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano import tokenizer as wordpiece
@@ -123,7 +122,7 @@ class Nano(StreamModel):
 
     # -- one verb, one owner (`loop.py`); the rest is called by the owner alone
 
-    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Future[Any]]:
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         tickets = [Ticket(work, deadline, self) for work in works]
         self._loop.put(tickets)
         return list(tickets)
