@@ -10,7 +10,7 @@ from types import TracebackType
 from guardkit.errors import GuardkitError
 from guardkit.events import Event, Mark
 from guardkit.models.base import StreamModel
-from guardkit.runner import Steps, alead, arun
+from guardkit.runner import Steps, alead, arun, run
 from guardkit.stream import StreamGuard
 
 LARGE = 2048  # characters, or ids, of a delta: more are not read on an event loop
@@ -104,21 +104,41 @@ class Feeds:
             raise ValueError("a stream is fed twice in one call: join its deltas")
         if any(stream._guard.model is not model for stream in self._streams):
             raise ValueError("streams of several models cannot be fed together")
-        self.jobs = [partial(_fed, stream, delta) for stream, (_, delta) in zip(self._streams, fed, strict=True)]
+        self._model = model
+        self._jobs = [partial(_fed, stream, delta) for stream, (_, delta) in zip(self._streams, fed, strict=True)]
 
-    def answers(self, found: Sequence[list[Event] | Exception]) -> list[Answered]:
-        """Raises what is no fault of a model, such as a delta that is no text."""
-        answers: list[Answered] = []
-        for each in found:
-            if isinstance(each, Exception) and not isinstance(each, GuardkitError):
-                raise each
-            answers.append(each)
-        return answers
+    def run(self, timeout: float | None) -> list[Answered]:
+        """Each one's answer. Raises what is no fault of a model, such as a delta that is no text."""
+        try:
+            return _answers(run(self._model, self._jobs, timeout))
+        except Exception:
+            raise
+        except BaseException:
+            self._close()
+            raise
 
-    def close(self) -> None:
+    async def arun(self, timeout: float | None) -> list[Answered]:
+        try:
+            return _answers(await arun(self._model, self._jobs, timeout))
+        except Exception:
+            raise
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
         """Interrupted: what was being judged is never released."""
         for stream in self._streams:
             stream.close()
+
+
+def _answers(found: Sequence[list[Event] | Exception]) -> list[Answered]:
+    answers: list[Answered] = []
+    for each in found:
+        if isinstance(each, Exception) and not isinstance(each, GuardkitError):
+            raise each
+        answers.append(each)
+    return answers
 
 
 def _fed(stream: StreamGuard, delta: str | Sequence[int] | None) -> Steps[list[Event]]:

@@ -260,26 +260,12 @@ class Guard:
         stream and its delta (text, or token ids), each stream once. Gives what each `feed` would, in order; a stream
         that fails gives its error in place of events, and the others go on."""
         self._check_open()
-        feeds = Feeds(self.model, fed)
-        try:
-            return feeds.answers(run(self.model, feeds.jobs, self.timeout))
-        except Exception:
-            raise
-        except BaseException:
-            feeds.close()
-            raise
+        return Feeds(self.model, fed).run(self.timeout)
 
     async def afeed_many(self, fed: Sequence[Fed]) -> list[Answered]:
         """`feed_many` for an event loop."""
         self._check_open()
-        feeds = Feeds(self.model, fed)
-        try:
-            return feeds.answers(await arun(self.model, feeds.jobs, self.timeout))
-        except Exception:
-            raise
-        except BaseException:
-            feeds.close()
-            raise
+        return await Feeds(self.model, fed).arun(self.timeout)
 
     # -- as a step of a chain
 

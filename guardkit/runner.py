@@ -19,8 +19,8 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from guardkit.errors import Overloaded
-from guardkit.loop import Pending
 from guardkit.models.base import StreamModel, Work, too_late
+from guardkit.ticket import Pending
 
 if TYPE_CHECKING:
     import asyncio

@@ -21,12 +21,13 @@ import pytest
 
 from guardkit import Guard, GuardkitError, GuardViolation, NotJudged, Overloaded, Severity
 from guardkit.errors import MissingExtra
-from guardkit.loop import Load, Loop, Ticket
+from guardkit.loop import Load, Loop
 from guardkit.models.base import Query
 from guardkit.models.gen_grammar import Unparsable
 from guardkit.models.nano.scheduler import NanoScheduler
 from guardkit.policy import Action
 from guardkit.testing import FakeGuard, FakeModel
+from guardkit.ticket import Ticket
 from tests.asking import ask, eventually
 
 SCRIPT = {"bad": "unsafe"}

@@ -19,7 +19,8 @@ from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.scheduler import Counters, Limits, Scheduler
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
 from guardkit.errors import Overloaded
-from guardkit.loop import Pending, Ticket, Turn
+from guardkit.loop import Turn
+from guardkit.ticket import Pending, Ticket
 
 SERVERS = 2  # threads of callers that may run steps
 

@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from guardkit.engine.engine import Rows
-from guardkit.loop import Pending, Ticket
+from guardkit.ticket import Pending, Ticket
 
 _T = TypeVar("_T")
 Reading = Generator[Pending, Rows, _T]

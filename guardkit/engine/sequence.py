@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guardkit.engine.cache import Slot
-from guardkit.loop import Pending, Ticket
+from guardkit.ticket import Pending, Ticket
 
 Rows = NDArray[np.float32]
 

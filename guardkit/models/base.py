@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guardkit.coverage import Coverage
-from guardkit.loop import Pending, Turn
+from guardkit.loop import Turn
 from guardkit.messages import Message
+from guardkit.ticket import Pending
 from guardkit.verdict import Category, Severity, Stage
 
 Floats = NDArray[np.float32]

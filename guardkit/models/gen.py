@@ -30,13 +30,14 @@ from guardkit.engine.reading import Reading, begin
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate, Layout
 from guardkit.errors import ModelLoadError
-from guardkit.loop import Pending, Ticket, Turn
+from guardkit.loop import Turn
 from guardkit.messages import Message
 from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 from guardkit.models.gen_messages import ALONE, content_of, render
 from guardkit.models.gen_walk import CATEGORIES, RESPONSE_CATEGORIES, Answer, Grammar, Walker
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.retokenize import IncrementalTokenizer
+from guardkit.ticket import Pending, Ticket
 from guardkit.verdict import Stage
 
 ARCHITECTURE = "Qwen3ForCausalLM"

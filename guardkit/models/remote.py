@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from guardkit.errors import GuardkitError, ModelLoadError
-from guardkit.loop import Pending
 from guardkit.messages import Message
 from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
 from guardkit.models.gen_grammar import Unparsable, gbnf, regex
@@ -28,6 +27,7 @@ from guardkit.models.gen_messages import render, shortened
 from guardkit.models.remote_answer import CATEGORIES, Judged, read
 from guardkit.models.remote_client import ContextTooLong, Limits, Server, ServerError, Unreachable
 from guardkit.models.word_tokenizer import WordTokenizer
+from guardkit.ticket import Pending
 from guardkit.verdict import Category, Severity, Stage
 
 STRIDE = 32  # tokens of a stream between two requests

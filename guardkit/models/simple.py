@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from guardkit import telemetry
-from guardkit.loop import Load, Loop, Pending, Ticket, Turn
+from guardkit.loop import Load, Loop, Turn
 from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
+from guardkit.ticket import Pending, Ticket
 
 
 class SimpleSession(Session):

@@ -30,7 +30,7 @@ from guardkit.engine.reading import Reading, begin
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate
 from guardkit.errors import ModelLoadError
-from guardkit.loop import Pending, Turn
+from guardkit.loop import Turn
 from guardkit.messages import Message, split_reasoning
 from guardkit.models.base import (
     Append,
@@ -46,6 +46,7 @@ from guardkit.models.base import (
     are_finite,
 )
 from guardkit.models.qwen_tokenizer import QwenTokenizer
+from guardkit.ticket import Pending
 from guardkit.verdict import Stage
 
 ARCHITECTURE = "Qwen3ForGuardModel"

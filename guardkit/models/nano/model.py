@@ -29,13 +29,14 @@ from numpy.typing import NDArray
 from guardkit import telemetry
 from guardkit.coverage import Coverage
 from guardkit.errors import ModelLoadError
-from guardkit.loop import Loop, Pending, Ticket, Turn
+from guardkit.loop import Loop, Turn
 from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano import tokenizer as wordpiece
 from guardkit.models.nano import unigram
 from guardkit.models.nano.calibration import GROUPS, Calibration
 from guardkit.models.nano.scheduler import NanoScheduler, Window
+from guardkit.ticket import Pending, Ticket
 from guardkit.verdict import Category, Stage
 
 CONTEXT = 62  # tokens of the last user message that stand before a response: its head and its tail

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from guardkit.errors import Overloaded
-from guardkit.loop import Load, Ticket
+from guardkit.loop import Load
 from guardkit.models.base import Append, Query, QueryScores, Scores, Work
+from guardkit.ticket import Ticket
 
 if TYPE_CHECKING:
     from guardkit.models.nano.model import Nano, NanoSession
