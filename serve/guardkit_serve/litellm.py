@@ -11,9 +11,9 @@ from starlette.responses import JSONResponse, Response
 
 from guardkit import Action, Decision, Guard, Message, MessageError, Stage
 from guardkit.batch import Item
-from guardkit.judge import ResponseReader
 from guardkit.messages import Part
 from guardkit.reading.message import read_message
+from guardkit.response import ResponseReader
 from guardkit_serve.calls import body_of, call_of
 from guardkit_serve.errors import HttpError
 from guardkit_serve.judging import action_of, decide, item_of
