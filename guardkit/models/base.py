@@ -244,8 +244,9 @@ class StreamModel(ABC):
     def judge(self, work: Work, timeout: float | None = None) -> Any:
         """Submit one piece of work and wait for its result, `timeout` seconds at the most (else a TimeoutError)."""
         turn = self.turn() if timeout is None else None
+        deadline = None if timeout is None else time.monotonic() + timeout
         with turn or nullcontext():
-            (future,) = self.submit([work], None if timeout is None else time.monotonic() + timeout)
+            (future,) = self.submit([work], deadline)
             try:
                 if turn is not None and turn.owned:
                     while not future.done() and turn.step():
@@ -253,10 +254,10 @@ class StreamModel(ABC):
                     if not future.done():  # it waits for the work of others
                         turn.leave()
                 return future.result(timeout)
-            except TimeoutError:
-                if future.done():
+            except TimeoutError as error:
+                if deadline is None or time.monotonic() < deadline:  # the model's own
                     raise
-                raise too_late(timeout) from None
+                raise too_late(timeout) from error
             finally:
                 if not future.done():
                     future.cancel()
