@@ -57,7 +57,7 @@ class Parser:
         if not rest.strip(b"\r\n"):
             return [], False
         if rest.endswith((b"\n", b"\r")):
-            return [self._frame(rest + b"\n")], False
+            return [self._frame(rest if rest.endswith((b"\r\r", b"\n\r")) else rest + b"\n")], False
         return [], True
 
     def _frame(self, raw: bytes) -> Frame:

@@ -60,7 +60,9 @@ def test_an_answer_does_not_wait_for_the_end_of_its_reasoning(key: str) -> None:
     script = Script([*events, None])
 
     async def early() -> str:
-        reply = await ask(make_app(make_guard(), script), PATHS["chat"], {**ASKS["chat"], "stream": True}, leave_after=20)
+        reply = await ask(
+            make_app(make_guard(), script), PATHS["chat"], {**ASKS["chat"], "stream": True}, leave_after=20
+        )
         return texts("chat", reply)
 
     assert run(early()).startswith(SAFE + "one")
@@ -72,7 +74,7 @@ def test_a_text_that_goes_on_after_another_is_one_text() -> None:
     for piece in cut(BAD, 2):
         events += [chunk({"content": piece}), chunk({"reasoning": "so "})]
     reply = stream("chat", Script(events))
-    assert reply.body.decode().count(FLAGGED_MARK) <= len(FLAGGED.split()[0])  # the token before the run was complete
+    assert reply.body.decode().count(FLAGGED_MARK) < FLAGGED.count(FLAGGED_MARK)  # before the words were complete
     assert AFTER_MARK not in reply.body.decode()
     check_ending("chat", reply, "end")
 
@@ -123,12 +125,20 @@ def test_comments_and_ids_are_judged_too() -> None:
     for bad in (f": {BAD}\n\n", f"id: {BAD}\ndata: {{}}\n\n", f"whatever {BAD}: x\n\n"):
         reply = stream("chat", Script([bad.encode(), event("[DONE]")]))
         check_clean(reply)
-    keep_alive = [b": PROCESSING\n\n", b": ping - 2026\r\n\r\n", b"id: 7\nretry: 100\n\n", *scripted.chat_events([SAFE])]
+    keep_alive = [
+        b": PROCESSING\n\n",
+        b": ping - 2026\r\n\r\n",
+        b"id: 7\nretry: 100\n\n",
+        *scripted.chat_events([SAFE]),
+    ]
     assert stream("chat", Script(keep_alive)).body == b"".join(keep_alive)
 
 
 def test_audio_and_images_in_an_answer_follow_on_error() -> None:
-    for delta in ({"audio": {"data": "aGVsbG8="}}, {"images": [{"image_url": {"url": "data:image/png;base64,aGVsbG8="}}]}):
+    for delta in (
+        {"audio": {"data": "aGVsbG8="}},
+        {"images": [{"image_url": {"url": "data:image/png;base64,aGVsbG8="}}]},
+    ):
         events = [chunk(delta), chunk({}, 0, "stop"), event("[DONE]")]
         check_ending("chat", stream("chat", Script(events)), "end")
         assert b"aGVsbG8" not in stream("chat", Script(events)).body
@@ -151,7 +161,12 @@ def test_azures_annotations_pass() -> None:
     first = {**HEAD, "choices": [], "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": filters}]}
     offsets = {"check_offset": 44, "start_offset": 44, "end_offset": 198}
     note = {"index": 0, "finish_reason": None, "content_filter_results": filters, "content_filter_offsets": offsets}
-    events = [event(first), *scripted.chat_events(cut(SAFE, 5))[:-1], event({**HEAD, "id": "", "choices": [note]}), event("[DONE]")]
+    events = [
+        event(first),
+        *scripted.chat_events(cut(SAFE, 5))[:-1],
+        event({**HEAD, "id": "", "choices": [note]}),
+        event("[DONE]"),
+    ]
     assert stream("chat", Script(events)).body == b"".join(events)
 
 
@@ -201,7 +216,10 @@ def test_items_that_come_whole_are_judged() -> None:
 
 def test_a_response_may_repeat_what_the_request_said() -> None:
     events = scripted.responses_events(cut(SAFE, 4))
-    instructions, tool = "Be brief and kind to people.", {"type": "function", "name": "f", "description": "Looks up soil."}
+    instructions, tool = (
+        "Be brief and kind to people.",
+        {"type": "function", "name": "f", "description": "Looks up soil."},
+    )
     told = [e.replace(b'"instructions": null', f'"instructions": "{instructions}"'.encode()) for e in events]
     guard = make_guard()
     asked = {"instructions": instructions, "tools": [tool]}
@@ -223,7 +241,10 @@ def test_anthropics_tool_results_and_citations_are_judged() -> None:
         cited = {"type": "char_location", "cited_text": text, "document_index": 0, "document_title": None}
         citation = {"type": "content_block_delta", "index": 0, "delta": {"type": "citations_delta", "citation": cited}}
         text_block = {"type": "text", "text": "", "citations": []}
-        for events in (block(result), [*block(text_block)[:2], event(citation, "content_block_delta"), *block(text_block)[2:]]):
+        for events in (
+            block(result),
+            [*block(text_block)[:2], event(citation, "content_block_delta"), *block(text_block)[2:]],
+        ):
             reply = stream("messages", Script(events))
             if is_bad:
                 check_clean(reply)
@@ -239,33 +260,44 @@ def test_anthropics_tool_results_and_citations_are_judged() -> None:
 TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
 PARAMETERS = {"type": "object", "properties": {"q": {"type": "string", "description": BAD}}}
 USER = {"role": "user", "content": "hello"}
+
+
+def tool(**more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **more}}
+
+
+def says(role: str, *blocks: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": list(blocks) if blocks else None, **more}
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"schema": PARAMETERS}}
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+CALLED = says("assistant", tool_calls=[TOOL_CALL])
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": BAD}
+USED = says("assistant", {"type": "tool_use", "id": "t", "name": "f", "input": {}})
+USE_RESULT = says("user", {"type": "tool_result", "tool_use_id": "t", "content": BAD})
+OUTPUT = {"type": "function_call_output", "call_id": "c", "output": BAD}
 BAD_REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "a system prompt": ("chat", {"messages": [{"role": "system", "content": BAD}, USER]}),
-    "a block": ("chat", {"messages": [{"role": "user", "content": [{"type": "text", "text": BAD}]}]}),
-    "a tool result": (
-        "chat",
-        {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}, {"role": "tool", "tool_call_id": "call_1", "content": BAD}]},
-    ),
-    "a tool's schema": ("chat", {"tools": [{"type": "function", "function": {"name": "f", "parameters": PARAMETERS}}]}),
+    "a block": ("chat", {"messages": [says("user", {"type": "text", "text": BAD})]}),
+    "a tool result": ("chat", {"messages": [USER, CALLED, RESULT]}),
+    "a tool's schema": ("chat", {"tools": [tool(parameters=PARAMETERS)]}),
     "a prediction": ("chat", {"prediction": {"type": "content", "content": BAD}}),
     "metadata": ("chat", {"metadata": {"note": BAD}}),
-    "a schema of the answer": ("chat", {"response_format": {"type": "json_schema", "json_schema": {"schema": PARAMETERS}}}),
+    "a schema of the answer": ("chat", {"response_format": SCHEMA}),
     "a prefilled answer": ("messages", {"messages": [USER, {"role": "assistant", "content": BAD}]}),
     "anthropic's system": ("messages", {"system": [{"type": "text", "text": BAD}]}),
-    "anthropic's tool result": (
-        "messages",
-        {"messages": [USER, {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": BAD}]}]},
-    ),
-    "anthropic's tool": ("messages", {"tools": [{"name": "f", "description": BAD, "input_schema": {"type": "object"}}]}),
+    "anthropic's tool result": ("messages", {"messages": [USER, USED, USE_RESULT]}),
+    "anthropic's tool": ("messages", {"tools": [{"name": "f", "description": BAD, "input_schema": {}}]}),
     "instructions": ("responses", {"instructions": BAD}),
-    "an input item": ("responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": BAD}]}]}),
-    "a call's output": ("responses", {"input": [USER, {"type": "function_call_output", "call_id": "c", "output": BAD}]}),
+    "an input item": ("responses", {"input": [says("user", {"type": "input_text", "text": BAD})]}),
+    "a call's output": ("responses", {"input": [USER, OUTPUT]}),
     "prompt variables": ("responses", {"prompt": {"id": "pmpt_1", "variables": {"city": BAD}}}),
     "one of several prompts": ("completions", {"prompt": ["fine", BAD]}),
     "a suffix": ("completions", {"suffix": BAD}),
-    "an image": ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]}]}),
+    "an image": ("chat", {"messages": [says("user", IMAGE)]}),
     "token ids": ("completions", {"prompt": [1, 2, 3]}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
@@ -291,9 +323,16 @@ def test_an_earlier_turn_that_was_blocked_does_not_block_the_chat_for_ever() -> 
     assert reply.headers["x-guardkit-action"] == "redact"
     assert script.bodies[0]["messages"] == [{"role": "user", "content": "[redacted]"}, *history[1:]]
     call = {**TOOL_CALL, "function": {"name": "look_up", "arguments": json.dumps({"q": BAD})}}
-    history = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_1", "content": "x"}, USER]
+    history = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "x"},
+        USER,
+    ]
     run(ask(make_app(make_guard(), script), PATHS["chat"], {**ASKS["chat"], "messages": history}))
-    assert script.bodies[1]["messages"][1]["tool_calls"] == [{**call, "function": {"name": "look_up", "arguments": "{}"}}]
+    assert script.bodies[1]["messages"][1]["tool_calls"] == [
+        {**call, "function": {"name": "look_up", "arguments": "{}"}}
+    ]
 
 
 def test_a_policy_that_redacts() -> None:
@@ -340,7 +379,13 @@ def test_the_client_chooses_neither_upstream_nor_header() -> None:
     assert request.headers["openai-organization"] == "org-1"
     for name in headers.keys() - {"openai-organization", "connection"}:
         assert name not in request.headers
-    for path in ("/v1/files", "/v1/embeddings", "/v1/chat/completions/../files", "/http://evil.test/", "/../etc/passwd"):
+    for path in (
+        "/v1/files",
+        "/v1/embeddings",
+        "/v1/chat/completions/../files",
+        "/http://evil.test/",
+        "/../etc/passwd",
+    ):
         assert run(ask(app, path, {})).status == 404
 
 
@@ -400,7 +445,11 @@ def test_random_answers_of_several_texts(seed: int) -> None:
         while any(pieces for _, _, pieces in flows):
             index, kind, pieces = chance.choice([flow for flow in flows if flow[2]])
             for piece in [pieces.pop(0) for _ in range(min(len(pieces), chance.randint(1, 30)))]:
-                delta = {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} if kind == "call" else {kind: piece}
+                delta = (
+                    {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
+                    if kind == "call"
+                    else {kind: piece}
+                )
                 events.append(chunk(delta, index))
         events += [*(chunk({}, i, "stop") for i in range(3)), event("[DONE]")]
         raw = b"".join(events)
