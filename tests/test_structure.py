@@ -86,7 +86,7 @@ LAYERS = (
     ("rollback.local", "rollback.steps"),
     ("rollback.server",),
     ("rollback.rollback",),
-    ("rollback",),
+    ("rollback", "rollback.chat"),
     ("trace_worst",),
     ("trace", "evaluation.rows", "evaluation.locations"),
     ("evaluation.sources", "evaluation.predictions", "evaluation.spans"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Generator, Mapping
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from guardkit.astream import AsyncStreamGuard
@@ -145,7 +146,7 @@ class _UnderWay:
 class RollbackIterator(_UnderWay):
     """Text that may be shown, from a local model. Made by `Rollback.iterate`; for one loop."""
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         return self._texts(self._start())
 
     def _texts(self, steps: Steps) -> Generator[str, None, None]:
@@ -168,18 +169,19 @@ class RollbackIterator(_UnderWay):
 class RollbackStream(_UnderWay):
     """Text that may be shown, from a server: `async for`, or `await` for the result. Made by `Rollback.stream`."""
 
-    def __aiter__(self) -> AsyncIterator[str]:
+    def __aiter__(self) -> AsyncGenerator[str, None]:
         return self._texts(self._start())
 
     def __await__(self) -> Generator[Any, None, RollbackResult]:
         return self._whole().__await__()
 
     async def _whole(self) -> RollbackResult:
-        async for _ in self:
-            pass
+        async with aclosing(aiter(self)) as texts:
+            async for _ in texts:
+                pass
         return self.result
 
-    async def _texts(self, steps: Steps) -> AsyncIterator[str]:
+    async def _texts(self, steps: Steps) -> AsyncGenerator[str, None]:
         result: Any = None
         try:
             while (step := _advance(steps, result)) is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from langchain_guardkit.graph import guard_node, guard_route
     from langchain_guardkit.guarded_graph import guard_graph
     from langchain_guardkit.middleware import GuardMiddleware
+    from langchain_guardkit.rollback import RollbackChatModel
     from langchain_guardkit.runnable import GuardRunnable
     from langchain_guardkit.tools import GuardedTool, guarded_writer
 
@@ -25,6 +26,7 @@ _HOME = {
     "graph": ("guard_node", "guard_route"),
     "guarded_graph": ("guard_graph",),
     "middleware": ("GuardMiddleware",),
+    "rollback": ("RollbackChatModel",),
     "runnable": ("GuardRunnable",),
     "tools": ("GuardedTool", "guarded_writer"),
 }
@@ -41,6 +43,7 @@ __all__ = [
     "GuardedTool",
     "MessageViolation",
     "Observation",
+    "RollbackChatModel",
     "guard_graph",
     "guard_node",
     "guard_route",

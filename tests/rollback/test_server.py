@@ -252,7 +252,7 @@ def test_it_can_be_awaited_and_left_early() -> None:
         answer = rollback.stream(llm.client, ASK)
         texts = answer.__aiter__()
         await anext(texts)
-        await texts.aclose()  # type: ignore[attr-defined]
+        await texts.aclose()
         return result, answer
 
     result, answer = asyncio.run(both())

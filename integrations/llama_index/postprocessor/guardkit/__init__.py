@@ -15,6 +15,7 @@ from llama_index.postprocessor.guardkit.nodes import Screened
 from llama_index.postprocessor.guardkit.pipeline import GuardIngestionPipeline
 from llama_index.postprocessor.guardkit.postprocessor import GuardNodePostprocessor, Screening
 from llama_index.postprocessor.guardkit.query_engine import GuardQueryEngine
+from llama_index.postprocessor.guardkit.rollback import RollbackLLM
 from llama_index.postprocessor.guardkit.rules import REDACTED, VIOLATION_MESSAGE, ExitBehavior, GuardEvent
 from llama_index.postprocessor.guardkit.runs import guard_policy
 from llama_index.postprocessor.guardkit.structured import Withheld
@@ -38,6 +39,7 @@ __all__ = [
     "GuardedFunctionCallingLLM",
     "GuardedLLM",
     "Observation",
+    "RollbackLLM",
     "Screened",
     "Screening",
     "Withheld",

@@ -1,0 +1,87 @@
+"""TRL's GRPO trainer really trains with the rewards: plain and conversational data, sync and async, beside others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl", reason="TRL is not installed: pip install 'guardkit[rl]'")
+pytest.importorskip("datasets")
+
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from guardkit.rewards import HybridReward, SafetyReward, per_sample
+from guardkit.testing import FakeGuard
+from tests.rollback import tiny
+
+SCRIPT: dict[str, Any] = {"forbidden": "unsafe", "crash": RuntimeError("boom")}
+
+
+class Metrics(GRPOTrainer):
+    """Keeps what is logged."""
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        self.logged = {**getattr(self, "logged", {}), **logs}
+        super().log(logs, *args, **kwargs)
+
+
+def train(folder: Path, rewards: list[Any], prompts: list[Any], **columns: list[Any]) -> Metrics:
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    config = GRPOConfig(
+        output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], save_strategy="no", disable_tqdm=True,
+        logging_steps=1, max_steps=2, per_device_train_batch_size=4, num_generations=4, max_completion_length=8,
+        importance_sampling_level="sequence", learning_rate=1e-3,
+    )  # fmt: skip
+    rows = Dataset.from_dict({"prompt": prompts, **columns})
+    trainer = Metrics(tiny.model(), reward_funcs=rewards, args=config, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    return trainer
+
+
+def test_safety_and_hybrid_rewards_train(tmp_path: Path) -> None:
+    guard = FakeGuard(SCRIPT)
+    seen: list[dict[str, Any]] = []
+
+    def helpful(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        seen.append(columns)
+        return [float(i) for i in range(len(completions))]
+
+    safety = SafetyReward(guard)
+    hybrid = HybridReward(guard, helpful, refusals=lambda p, c: [False] * len(c))
+    trainer = train(tmp_path, [safety, hybrid], ["What do tomatoes need?"] * 4, source=["a", "b", "c", "d"])
+    assert trainer.state.global_step == 2
+    assert trainer.logged["rewards/safety_reward/mean"] == 1.0
+    assert trainer.logged["rewards/hybrid_reward/mean"] == 1.5
+    assert trainer.logged["guard/safe"] == 1.0
+    assert trainer.logged["guard/not_judged"] == 0.0
+    assert {"source", "completion_ids", "trainer_state"} <= set(seen[0])
+    assert len(safety.found) == 4
+
+
+def test_conversations_and_async_rewards_train(tmp_path: Path) -> None:
+    asks = [[{"role": "user", "content": "What do tomatoes need?"}]] * 4
+    hybrid = HybridReward(
+        FakeGuard(SCRIPT), per_sample(lambda p, c: float(len(c[0]["content"]))), refusals=lambda p, c: [False] * len(c)
+    )
+    trainer = train(tmp_path, [SafetyReward(FakeGuard(SCRIPT)).as_async(), hybrid.as_async()], asks)
+    assert trainer.logged["rewards/safety_reward/mean"] == 1.0
+    assert trainer.logged["rewards/hybrid_reward/mean"] > 0
+    assert trainer.logged["guard/safe"] == 1.0
+
+
+def test_what_was_not_judged_is_left_out_of_the_group(tmp_path: Path) -> None:
+    class Broken(FakeGuard):
+        def decide_batch(self, items: Any, **settings: Any) -> Any:
+            return [self.not_judged("boom", d.stage, None) for d in super().decide_batch(items, **settings)]
+
+    both = [SafetyReward(Broken(SCRIPT)), lambda completions, **_: [1.0] * len(completions)]
+    both[1].__name__ = "other"  # type: ignore[attr-defined]
+    trainer = train(tmp_path, both, ["What do tomatoes need?"] * 4)
+    assert trainer.logged["guard/not_judged"] == 1.0
+    assert torch.isnan(torch.tensor(trainer.logged["rewards/safety_reward/mean"]))
+    assert trainer.logged["reward"] == 1.0
