@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from guardkit import Action, Guard, MessageError, Stage
 from guardkit_serve.asking import judge_request
 from guardkit_serve.calls import Call, call_of, json_of, raw_body_of
-from guardkit_serve.errors import HttpError
+from guardkit_serve.errors import HttpError, overloaded
 from guardkit_serve.flow import Flow
 from guardkit_serve.judging import decide, item_of
 from guardkit_serve.protocols.base import Protocol, Violation
@@ -251,6 +251,8 @@ class _Exchange:
         if flow.violation is not None:
             violation = flow.violation
             self._note(violation)
+            if violation.decision.overloaded and not started:
+                raise _Early(overloaded("the guard has no room for more; try again"))
             if self.settings.on_violation == "error":
                 if not started:
                     raise _Early(violation.error())

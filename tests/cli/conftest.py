@@ -73,7 +73,11 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[byt
 def environment() -> dict[str, str]:
     """For child processes: the packages of this checkout, and no settings of the person who runs the tests."""
     plain = {k: v for k, v in os.environ.items() if k not in SETTINGS}
-    return plain | {"XDG_CONFIG_HOME": os.devnull} | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli")])}
+    return (
+        plain
+        | {"XDG_CONFIG_HOME": os.devnull}
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cli"), str(ROOT / "serve")])}
+    )
 
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
