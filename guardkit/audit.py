@@ -1,7 +1,7 @@
 """The audit hook: every decision can be handed to a sink, which is told the truth about what was judged.
 
-A sink is a callable that takes an `AuditRecord`, or a path to a JSONL file. The text itself is left out unless asked
-for. A record whose `judged` is False says why in `error`; it never looks like one that passed.
+A sink is a callable that takes an `AuditRecord`, a path to a JSONL file, or the address of a webhook. The text itself
+is left out unless asked for. A record whose `judged` is False says why in `error`; it never looks like one that passed.
 """
 
 from __future__ import annotations
@@ -54,15 +54,17 @@ Sink = Callable[[AuditRecord], object]
 class JsonlSink:
     """Appends one JSON object a line to a file; safe to share between threads. An unwritable file raises OSError.
 
-    A file that was moved or removed (log rotation) is opened anew under its name.
+    A file that was moved or removed (log rotation) is opened anew under its name. Where the disk was full in the middle
+    of a line, the next record begins a new one.
     """
 
     def __init__(self, path: str | Path):
         self._path, self._lock = Path(path).expanduser(), threading.Lock()
+        self._torn = False
         self._open()
 
     def _open(self) -> None:
-        self._file = self._path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        self._file = self._path.open("ab", buffering=0)
 
     def _is_moved(self) -> bool:
         try:
@@ -71,12 +73,22 @@ class JsonlSink:
             return True
 
     def __call__(self, record: AuditRecord) -> None:
-        line = json.dumps(record.to_dict(), ensure_ascii=False) + "\n"
+        line = (json.dumps(record.to_dict(), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
         with self._lock:
             if self._is_moved():
                 self._file.close()
                 self._open()
-            self._file.write(line)
+                self._torn = False
+            self._write(b"\n" + line if self._torn else line)
+
+    def _write(self, line: bytes) -> None:
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        finally:
+            if len(rest) < len(line):
+                self._torn = bool(rest)
 
     def close(self) -> None:
         self._file.close()
@@ -89,7 +101,7 @@ class Audit:
     """Turns decisions into records for one sink."""
 
     def __init__(self, sink: Sink | str | Path, model: str, with_text: bool = False):
-        self._sink = JsonlSink(sink) if isinstance(sink, str | Path) else sink
+        self._sink = _sink(sink) if isinstance(sink, str | Path) else sink
         self._model, self.with_text = model, with_text
 
     def __call__(self, decision: Decision, text: object, characters: int, latency_ms: float, surface: str) -> None:
@@ -113,3 +125,11 @@ class Audit:
                 text=audit_text(text) if self.with_text and text is not None else None,
             )
         )
+
+
+def _sink(target: str | Path) -> Sink:
+    if str(target).startswith(("http://", "https://")):
+        from guardkit.webhook import WebhookSink
+
+        return WebhookSink(str(target))
+    return JsonlSink(target)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -68,6 +68,7 @@ class StreamGuard:
         self._watch = None if emitter is None else emitter.stream(guard, self)
         keeps_text = guard.keeps_text or (self._watch is not None and self._watch.wants_text)
         self._heard: list[str] | None = [] if keeps_text else None  # all that was received, for audit and telemetry
+        self._listener: Callable[[Tokens, Scores], object] | None = None
         self._error: str | None = None
         self._error_type: str | None = None
         self._started = time.perf_counter()
@@ -122,6 +123,10 @@ class StreamGuard:
         return self._running.n_tokens
 
     # -- text in, events out
+
+    def listen(self, listener: Callable[[Tokens, Scores], object]) -> None:
+        """Have `listener` called with tokens and their scores as they are judged, in order, each token once."""
+        self._listener = listener
 
     def feed(self, delta: str | None) -> list[Event]:
         """Take more text; returns what may be shown now. After a stop: nothing, and the text counts as withheld.
@@ -295,6 +300,8 @@ class StreamGuard:
 
     def _judge(self, tokens: Tokens, scores: Scores, events: list[Event]) -> None:
         before = self._running.n_tokens
+        if self._listener is not None:
+            self._listener(tokens, scores)
         for decision in self._running.add(tokens, scores):
             if decision.action is Action.flag and decision.verdict is not None:
                 events.append(FlagEvent(decision.verdict))

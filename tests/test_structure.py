@@ -60,7 +60,7 @@ LAYERS = (
         "models.gen",
         "models.remote",
     ),
-    ("audit", "response", "runner"),
+    ("audit", "webhook", "response", "runner"),
     ("judge",),
     ("models.registry",),
     ("models",),

@@ -49,6 +49,8 @@ ATTRIBUTES: Mapping[str, str] = {
     "outcome": "guardkit.outcome",
     "surface": "guardkit.surface",
     "loop": "guardkit.loop",
+    "route": "http.route",
+    "status": "http.response.status_code",
 }
 """guardkit's own names, of attributes and of metrics' labels, and what they are called in OpenTelemetry."""
 

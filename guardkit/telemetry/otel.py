@@ -48,18 +48,23 @@ class Otel:
         self._loggers = logger_provider
         asked = os.environ.get(CAPTURE, "").lower() in ("true", "span_only", "span_and_event")
         self.text = asked if text is None else text
-        meter = metrics.get_meter(names.SCOPE, __version__, meter_provider)
-        self._instruments = {metric: _instrument(meter, metric) for metric in names.METRICS}
+        self._meter = metrics.get_meter(names.SCOPE, __version__, meter_provider)
+        self._instruments = {metric: _instrument(self._meter, metric) for metric in names.METRICS}
 
     # -- metrics
 
     def add(self, metric: Metric, amount: float, labels: Mapping[str, str]) -> None:
-        self._instruments[metric].add(amount, _labels(labels))
+        self._of(metric).add(amount, _labels(labels))
 
     def observe(self, metric: Metric, value: float, labels: Mapping[str, str], times: int = 1) -> None:
-        instrument, attributes = self._instruments[metric], _labels(labels)
+        instrument, attributes = self._of(metric), _labels(labels)
         for _ in range(times):
             instrument.record(value, attributes)
+
+    def _of(self, metric: Metric) -> Any:
+        if metric not in self._instruments:
+            self._instruments[metric] = _instrument(self._meter, metric)
+        return self._instruments[metric]
 
     # -- spans
 
@@ -181,4 +186,5 @@ def _instrument(meter: Any, metric: Metric) -> Any:
         return make(metric.name, callbacks=[read], **about)
     if metric.kind == "histogram":
         return meter.create_histogram(metric.name, explicit_bucket_boundaries_advisory=list(metric.buckets), **about)
-    return meter.create_counter(metric.name, **about)
+    make = meter.create_counter if metric.kind == "counter" else meter.create_up_down_counter
+    return make(metric.name, **about)

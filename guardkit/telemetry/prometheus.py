@@ -6,6 +6,7 @@ body, content_type = metrics.text(), metrics.content_type
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,8 +23,9 @@ except ImportError as error:
 
 
 class Prometheus:
-    """A recorder over a registry of its own (or `registry`). more: further metrics that the caller records himself.
-    Raises ValueError where a registry has metrics of these names already."""
+    """Metrics in a registry of its own (or `registry`), recorded for as long as this object lives, or until `close`.
+    more: further metrics, that are shown from the start. Raises ValueError where a registry has metrics of these names
+    already."""
 
     content_type: str = client.CONTENT_TYPE_LATEST
 
@@ -32,7 +34,10 @@ class Prometheus:
         pushed = (m for m in (*names.METRICS, *more) if m not in names.READ)
         self._instruments = {metric: self._make(metric) for metric in pushed}
         self.registry.register(self)
-        telemetry.record(self)
+        recorder = _Recorder(self._instruments)
+        telemetry.record(recorder)
+        self.close = weakref.finalize(self, telemetry.forget, recorder)
+        """Record no more."""
 
     def _make(self, metric: Metric) -> Any:
         if metric.kind == "histogram":
@@ -41,19 +46,6 @@ class Prometheus:
             )
         kind = client.Counter if metric.kind == "counter" else client.Gauge
         return kind(metric.prometheus, metric.about, metric.labels, registry=self.registry)
-
-    def _of(self, metric: Metric, labels: Mapping[str, str]) -> Any:
-        instrument = self._instruments[metric]
-        return instrument.labels(**labels) if metric.labels else instrument
-
-    def add(self, metric: Metric, amount: float, labels: Mapping[str, str]) -> None:
-        """Count `amount` more, or move a gauge by it."""
-        self._of(metric, labels).inc(amount)
-
-    def observe(self, metric: Metric, value: float, labels: Mapping[str, str], times: int = 1) -> None:
-        instrument = self._of(metric, labels)
-        for _ in range(times):
-            instrument.observe(value)
 
     def collect(self) -> Iterator[Any]:
         """What is read when it is asked for; called by the registry."""
@@ -70,9 +62,28 @@ class Prometheus:
         found: bytes = client.generate_latest(self.registry)
         return found
 
-    def close(self) -> None:
-        """Record no more."""
-        telemetry.forget(self)
+
+class _Recorder:
+    """What is handed to the guards: it does not keep the metrics alive."""
+
+    def __init__(self, instruments: Mapping[Metric, Any]):
+        self._instruments = instruments
+
+    def _of(self, metric: Metric, labels: Mapping[str, str]) -> Any:
+        instrument = self._instruments[metric]
+        return instrument.labels(**labels) if metric.labels else instrument
+
+    def add(self, metric: Metric, amount: float, labels: Mapping[str, str]) -> None:
+        """Count `amount` more, or move a gauge by it."""
+        if metric in self._instruments:  # another server of this process may have metrics of its own
+            self._of(metric, labels).inc(amount)
+
+    def observe(self, metric: Metric, value: float, labels: Mapping[str, str], times: int = 1) -> None:
+        if metric not in self._instruments:
+            return
+        instrument = self._of(metric, labels)
+        for _ in range(times):
+            instrument.observe(value)
 
 
 __all__ = ["Prometheus"]

@@ -44,7 +44,12 @@ def create_app(
     policies: more than the default guard's own, by name, for requests and keys to choose from. client: reaches
     the upstreams."""
     named = {guards.model.name: guards} if isinstance(guards, Guard) else guards
-    serving = Serving(settings or Settings(), Guards(named, policies), observer or Observer(), Upstreams(client))
+    serving = Serving(
+        settings or Settings(),
+        Guards(named, policies),
+        observer or Observer(settings is not None and settings.page_texts),
+        Upstreams(client),
+    )
     state: dict[str, Any] = {"serving": serving}
 
     @asynccontextmanager

@@ -124,6 +124,7 @@ class _Server(uvicorn.Server):
         first = next(iter(policies.values()))
         named = {model.name: with_policy(guard, first) for model, guard in guards.items()}
         before = self.serving
+        before.observer.keep_texts = plan.settings.page_texts
         self.app.state.shared["serving"] = self.app.state.serving = Serving(
             plan.settings, Guards(named, policies), before.observer, before.upstreams, before.draining, ready=True
         )

@@ -54,8 +54,9 @@ class Key:
 class Settings:
     """on_violation: "end", "error" or "replace" (with `message`). holdback: tokens; None: the guard's own. judge_s:
     seconds in which a request must be judged. max_*_bytes: of a request, a whole answer, one event of a stream.
-    max_requests: under way at once. grace_s: that requests have to end when the server does. hosts: names that it may
-    be called by while it listens on the loopback interface, beside that interface's own."""
+    max_requests: under way at once. page_texts: whether the page may show the texts of decisions. grace_s: that
+    requests have to end when the server does. hosts: names that it may be called by while it listens on the loopback
+    interface, beside that interface's own."""
 
     upstreams: tuple[Upstream, ...] = ()
     routes: tuple[Route, ...] = ()
@@ -74,6 +75,7 @@ class Settings:
     max_requests: int = 2000
     grace_s: float = 30.0
     access_log: bool = True
+    page_texts: bool = False
 
     @property
     def is_loopback(self) -> bool:
