@@ -212,7 +212,7 @@ class _Remote(FakeModel):
 
     async def _request(self, work: Work) -> Any:
         with self._tracer.start_as_current_span("request"):
-            return await asyncio.wrap_future(super().submit([work])[0])
+            return await asyncio.to_thread(super().submit([work])[0].result)
 
 
 def test_what_a_models_own_thread_traces_nests_under_the_guardrail(listening: Listening) -> None:
