@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from guardkit import Guard, Policy, Stage
+from guardkit import Guard, NotJudged, Policy, Stage
 from guardkit_serve.calls import Serving, call_of
 from guardkit_serve.check import check
 from guardkit_serve.errors import HttpError
@@ -29,6 +29,7 @@ from guardkit_serve.protocols.messages import Messages
 from guardkit_serve.protocols.responses import Responses
 from guardkit_serve.proxy import Proxy, models
 from guardkit_serve.settings import Settings
+from guardkit_serve.tracing import Traced
 from guardkit_serve.upstream import Upstreams
 
 
@@ -63,7 +64,7 @@ def create_app(
     app = Starlette(
         routes=[*_routes(), *_page()],
         lifespan=lifespan,
-        middleware=[Middleware(Gate, state=state)],
+        middleware=[Middleware(Traced), Middleware(Gate, state=state)],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error},
     )
     app.state.serving = serving
@@ -98,9 +99,9 @@ async def warm_up(guards: Guards) -> None:
     """Have each model judge a text and a stream, so that the first request does not wait for what loads lazily."""
     for name in guards.models:
         guard = guards.pick(name)
-        await guard.adecide("hello", stage=Stage.prompt)
-        async with guard.astream() as stream:
-            await stream.feed("hello there ")
+        with suppress(NotJudged):  # requests will say so themselves
+            await guard.acheck("hello", stage=Stage.prompt)  # checks are not audited: nobody asked
+            await guard.acheck("hello there", stage=Stage.response)
 
 
 async def health(request: Request) -> Response:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from guardkit_serve.calls import Call, Serving
 from guardkit_serve.errors import HttpError, overloaded
 from guardkit_serve.settings import LOOPBACK, Key
+from guardkit_serve.tracing import route_of
 
 ACTION_HEADER = "x-guardkit-action"
 PUBLIC = ("/", "/health", "/ready")
@@ -52,13 +53,13 @@ class Gate:
             except Exception as error:
                 # Lines of code and no texts: the error's own message might hold some.
                 trace = "".join(traceback.format_tb(error.__traceback__))
-                LOG.error("a fault in the server (%s): %s\n%s", _route(scope), type(error).__name__, trace)
+                LOG.error("a fault in the server (%s): %s\n%s", route_of(scope), type(error).__name__, trace)
                 if not answer.started:
                     await HttpError(500, "a fault in the server").response(path)(scope, receive, answer)
         finally:
             self._open -= 1
             took = time.perf_counter() - call.started
-            serving.observer.request_ended(_route(scope), answer.status, call.action, took)
+            serving.observer.request_ended(route_of(scope), answer.status, call.action, took)
             if serving.settings.access_log:
                 _log(scope, call, answer, took)
 
@@ -124,17 +125,11 @@ def _host(given: str, is_bare: bool) -> str:
         return ""
 
 
-def _route(scope: Scope) -> str:
-    """The path of the route that answered; a path that leads nowhere could hold anything."""
-    route = scope.get("route")
-    return getattr(route, "path", "") or ("" if "endpoint" not in scope else scope["path"])
-
-
 def _log(scope: Scope, call: Call, answer: _Answer, took: float) -> None:
     line = {
         "time": round(time.time(), 3),
         "method": scope["method"],
-        "path": _route(scope),
+        "path": route_of(scope),
         "status": answer.status,
         "action": call.action,
         "stage": call.stage,

@@ -24,15 +24,23 @@ async def decide(
         async with asyncio.timeout(seconds):
             decisions = await guard.adecide_batch(items)
     except TimeoutError:
-        decisions = [guard.not_judged(f"not judged within {seconds:g} s", Stage.prompt, None) for _ in items]
+        decisions = _none_judged(guard, items, f"not judged within {seconds:g} s", start)
     except Exception as error:  # a guard that was closed, or is broken: nothing was judged
-        decisions = [guard.not_judged(f"{type(error).__name__}: {error}", Stage.prompt, None) for _ in items]
+        decisions = _none_judged(guard, items, f"{type(error).__name__}: {error}", start)
     took = time.perf_counter() - start
     for decision in decisions:
         observer.judged(decision, guard.model.name, guard.policy.name, took)
     if sheds and any(d.overloaded and d.action.stops for d in decisions):
         raise overloaded("the guard has no room for more; try again")
     return decisions
+
+
+def _none_judged(guard: Guard, items: Sequence[Item], why: str, start: float) -> list[Decision]:
+    """The decisions that the guard itself did not come to, in its audit as well."""
+    decision = guard.not_judged(why, Stage.prompt, None)
+    for item in items:
+        guard.record(decision, item, 0, (time.perf_counter() - start) * 1e3, "check")
+    return [decision for _ in items]
 
 
 def item_of(text: str, stage: Stage) -> Item:

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 
 from guardkit_serve.errors import HttpError
 from guardkit_serve.settings import Upstream
+from guardkit_serve.tracing import carry
 
 PASSED_ON = frozenset((
     "anthropic-version", "anthropic-beta", "openai-organization", "openai-project", "openai-beta", "idempotency-key",
@@ -94,6 +95,7 @@ def headers_for(upstream: Upstream, given: Headers, keys: bool) -> dict[str, str
         out["x-api-key"] = key
     elif not keys:
         out |= {name: given[name] for name in ("authorization", "x-api-key") if name in given}
+    carry(out)
     return out
 
 
