@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import traceback
 from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guardkit_serve.calls import Call, Serving
 from guardkit_serve.errors import HttpError, overloaded
+from guardkit_serve.faults import told
 from guardkit_serve.settings import LOOPBACK, Key
 from guardkit_serve.tracing import route_of
 
@@ -22,7 +22,10 @@ ACTION_HEADER = "x-guardkit-action"
 PUBLIC = ("/", "/health", "/ready")
 """Paths that need no key."""
 ACCESS = logging.getLogger("guardkit.access")
-LOG = logging.getLogger("guardkit.serve")
+
+
+class BrokenOff(Exception):
+    """Makes the server close a connection: a client must not take what came for all of an answer."""
 
 
 class Gate:
@@ -50,12 +53,14 @@ class Gate:
             except HttpError as error:
                 if not answer.started:
                     await error.response(path)(scope, receive, answer)
+                elif not answer.ended:
+                    raise BrokenOff from None
             except Exception as error:
-                # Lines of code and no texts: the error's own message might hold some.
-                trace = "".join(traceback.format_tb(error.__traceback__))
-                LOG.error("a fault in the server (%s): %s\n%s", route_of(scope), type(error).__name__, trace)
+                told(error, route_of(scope))
                 if not answer.started:
                     await HttpError(500, "a fault in the server").response(path)(scope, receive, answer)
+                elif not answer.ended:
+                    raise BrokenOff from None
         finally:
             self._open -= 1
             took = time.perf_counter() - call.started
@@ -99,7 +104,7 @@ class _Answer:
 
     def __init__(self, send: Send, call: Call):
         self._send, self._call = send, call
-        self.started = False
+        self.started = self.ended = False
         self.status = 499  # nothing was answered: the client went away
         self.n_bytes = 0
 
@@ -109,6 +114,7 @@ class _Answer:
             MutableHeaders(scope=message)[ACTION_HEADER] = self._call.action
         elif message["type"] == "http.response.body":
             self.n_bytes += len(message.get("body", b""))
+            self.ended = not message.get("more_body", False)
         await self._send(message)
 
 

@@ -83,9 +83,9 @@ def _named(policy: Policy, name: str) -> Policy:
 
 _SIMPLE: dict[str, type | tuple[type, ...]] = {
     "host": str, "port": int, "on_violation": str, "message": str, "holdback": int, "judge_s": (int, float),
-    "body_s": (int, float), "max_request_bytes": int, "max_answer_bytes": int, "max_event_bytes": int,
-    "max_requests": int, "grace_s": (int, float), "access_log": bool, "page_texts": bool, "on_error": str, "audit": str,
-    "workers": int,
+    "body_s": (int, float), "write_s": (int, float), "max_request_bytes": int, "max_answer_bytes": int,
+    "max_event_bytes": int, "max_requests": int, "grace_s": (int, float), "access_log": bool, "page_texts": bool,
+    "on_error": str, "audit": str, "workers": int,
 }  # fmt: skip
 _KEYS = (*_SIMPLE, "hosts", "models", "policies", "upstreams", "routes", "keys")
 _OPTIONS: dict[str, type | tuple[type, ...]] = {

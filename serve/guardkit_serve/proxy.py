@@ -17,6 +17,7 @@ from guardkit import Action, Guard, MessageError, Stage
 from guardkit_serve.asking import judge_request
 from guardkit_serve.calls import Call, call_of, json_of, raw_body_of
 from guardkit_serve.errors import HttpError, overloaded
+from guardkit_serve.faults import told
 from guardkit_serve.flow import Flow
 from guardkit_serve.judging import decide, item_of
 from guardkit_serve.protocols.base import Protocol, Violation
@@ -80,7 +81,7 @@ class _Exchange:
         try:
             if response.status_code >= 300:
                 answer = await self._error(response)
-            elif response.headers.get("content-type", "").partition(";")[0].strip().lower() == SSE:
+            elif self._is_stream(response):
                 await self._stream(response, send)
                 return
             else:
@@ -88,6 +89,10 @@ class _Exchange:
         finally:
             await asyncio.shield(response.aclose())
         await answer(scope, receive, send)
+
+    def _is_stream(self, response: httpx.Response) -> bool:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return bool(kind == SSE or (self.streams and not kind.endswith("json")))
 
     async def _request(self) -> bytes:
         """Judge the request; its body for the upstream. Raises `Violation`."""
@@ -194,7 +199,7 @@ class _Exchange:
             seconds=self.settings.judge_s,
             holdback=self.settings.holdback,
         )
-        out = _Out(send, {**headers_back(response), **STREAM_HEADERS}, self.call)
+        out = _Out(send, {**headers_back(response), **STREAM_HEADERS}, self.settings.write_s)
         drain = self.serving.draining
         try:
             with drain.registered():
@@ -203,9 +208,10 @@ class _Exchange:
                         await out.write(data)
             self._worst(flow)
             await out.end()
+        except TimeoutError:
+            self.call.stage = self.call.stage or "unread"  # the client reads no more: its connection is given up
+            raise HttpError(408, f"the client did not read for {self.settings.write_s:g} s") from None
         except _Early as early:
-            if out.started:  # not reached: an early end is only raised before the first byte
-                raise
             self._worst(flow)
             await early.error.response(self.protocol.path)({"type": "http"}, _never, send)
         finally:
@@ -243,6 +249,9 @@ class _Exchange:
             if not self.serving.draining.is_over or task is None or task.uncancel():
                 raise
             error = HttpError(503, "the server is shutting down", "shutting_down")
+        except Exception as problem:  # of this server's own: the stream must still come to an end
+            told(problem, protocol.path)
+            error = HttpError(500, "a fault in the server")
         await asyncio.shield(response.aclose())
         if flow.violation is None:
             data = await flow.finish()
@@ -277,13 +286,17 @@ class _Early(Exception):
 
 
 class _Out:
-    """The answer's body; its head goes out with the first byte."""
+    """The answer's body; its head goes out with the first byte. seconds: that a client may take to read on."""
 
-    def __init__(self, send: Send, headers: dict[str, str], call: Call):
-        self._send, self._headers, self._call = send, headers, call
+    def __init__(self, send: Send, headers: dict[str, str], seconds: float):
+        self._send, self._headers, self._seconds = send, headers, seconds
         self.started = False
 
     async def write(self, data: bytes) -> None:
+        async with asyncio.timeout(self._seconds):
+            await self._write(data)
+
+    async def _write(self, data: bytes) -> None:
         if not self.started:
             self.started = True
             raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]

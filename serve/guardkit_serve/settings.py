@@ -53,7 +53,8 @@ class Key:
 @dataclass(frozen=True)
 class Settings:
     """on_violation: "end", "error" or "replace" (with `message`). holdback: tokens; None: the guard's own. judge_s:
-    seconds in which a request must be judged. max_*_bytes: of a request, a whole answer, one event of a stream.
+    seconds in which a request must be judged; body_s: in which its body must come; write_s: that a client may take to
+    read on. max_*_bytes: of a request, a whole answer, one event of a stream.
     max_requests: under way at once. page_texts: whether the page may show the texts of decisions. grace_s: that
     requests have to end when the server does. hosts: names that it may be called by while it listens on the loopback
     interface, beside that interface's own."""
@@ -69,6 +70,7 @@ class Settings:
     holdback: int | None = None
     judge_s: float = 30.0
     body_s: float = 30.0
+    write_s: float = 120.0
     max_request_bytes: int = 16 * MIB
     max_answer_bytes: int = 32 * MIB
     max_event_bytes: int = 4 * MIB

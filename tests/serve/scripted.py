@@ -290,8 +290,10 @@ async def ask(
     *,
     method: str = "POST",
     leave_after: int | None = None,
+    stall_after: int | None = None,
 ) -> Reply:
-    """Call the server. leave_after: pieces after which the client goes away."""
+    """Call the server. leave_after: pieces after which the client goes away; stall_after: after which it reads no
+    more."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     given = {"host": "127.0.0.1", "content-type": "application/json", **(headers or {})}
     path, _, query = path.partition("?")
@@ -319,6 +321,8 @@ async def ask(
             reply.headers = {k.decode(): v.decode() for k, v in message["headers"]}
         elif message.get("body"):
             reply.pieces.append(message["body"])
+            if stall_after is not None and len(reply.pieces) >= stall_after:
+                await asyncio.sleep(3600)
             if leave_after is not None and len(reply.pieces) >= leave_after:
                 gone.set()
         if message["type"] == "http.response.body" and not message.get("more_body"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -275,3 +277,25 @@ def test_many_streams_at_once(servers: tuple[str, str]) -> None:
         thread.join(30)
     assert len(found) == 16
     assert all(each == found[0] for each in found)
+
+
+def test_smuggled_and_malformed_requests_are_refused(servers: tuple[str, str]) -> None:
+    """Two readings of one request must not exist."""
+    host, port = servers[0].removeprefix("http://").split(":")
+    for head in (
+        "Content-Length: 5\r\nContent-Length: 6\r\n",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: xchunked\r\n",
+        "Content-Length: -1\r\n",
+        "X-A: b\r\n c: d\r\nContent-Length : 5\r\n",
+        "X-A: a\x00b\r\nContent-Length: 2\r\n",
+    ):
+        with socket.create_connection((host, int(port)), timeout=10) as wire:
+            body = "0\r\n\r\nPOST /v1/check HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 14\r\n\r\n"
+            wire.sendall(f"POST /v1/check HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n{body}".encode())
+            said = b""
+            while piece := wire.recv(65536):
+                said += piece
+                if b"\r\n\r\n" in said:
+                    break
+            assert re.match(rb"HTTP/1.1 4\d\d ", said), (head, said)

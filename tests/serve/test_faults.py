@@ -13,6 +13,7 @@ import pytest
 from guardkit import Overloaded
 from guardkit.testing import FakeGuard
 from guardkit_serve import Upstream
+from guardkit_serve.gate import BrokenOff
 from tests.leaks import BAD, SAFE, cut, make_guard
 from tests.serve import scripted
 from tests.serve.scripted import ASKS, PATHS, PROTOCOLS, Reply, Script, ask, make_app, run, texts
@@ -214,6 +215,15 @@ def test_a_client_that_leaves_a_whole_answer_stops_it_too() -> None:
     reply = run(ask(make_app(make_guard(), script), PATHS["chat"], ASKS["chat"], leave_after=0))
     assert reply.status == 0
     assert script.closed == len(script.requests)
+
+
+def test_a_client_that_reads_no_more_is_given_up() -> None:
+    script = Script(scripted.events("chat", cut(SAFE, 4)))
+    app = make_app(make_guard(), script, write_s=0.1)
+    with pytest.raises(BrokenOff):  # which closes the connection
+        run(ask(app, PATHS["chat"], {**ASKS["chat"], "stream": True}, stall_after=2))
+    assert script.closed == 1
+    assert app.state.serving.observer.streams_open == 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
