@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,17 @@ import click
 
 from guardkit_cli import loading
 from guardkit_cli.output import escape, is_terminal, say
+from guardkit_cli.settings import DEFAULTS
 
 if TYPE_CHECKING:
-    from guardkit.labelling.jobs import Job
+    from guardkit import Guard
+    from guardkit.labelling import Labeller
+    from guardkit.labelling.jobs import Job, Settings
     from guardkit.labelling.labels import Tally
+    from guardkit.labelling.ray_engine import RayRun
 
 _FORMATS = ("jsonl", "csv", "parquet", "arrow")
 _INPUT_FORMATS = ("jsonl", "json", "text", "csv", "tsv", "parquet", "arrow")
-MAX_TOLD = 10
 
 EPILOG = """\b
 Examples:
@@ -80,6 +84,20 @@ Exit codes:
     "--batch-size", type=click.IntRange(1, 65536), default=1024, show_default=True, help="Rows judged at once, at most."
 )
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens judged at once, at most (4 characters each).")
+@click.option("--vote", "votes", metavar="MODEL", multiple=True, help="A further guard; the label is that of most.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where rows are judged: here, or by actors on a Ray cluster.",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="Of the cluster. Default: one that runs here, or a new one.")
+@click.option("--actors", metavar="N|MIN:MAX", default="1", show_default=True, help="Of the Ray engine.")
+@click.option("--actor-cpus", type=click.FloatRange(0), default=1.0, show_default=True, help="Of each actor.")
+@click.option(
+    "--actor-gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="Of each; 0.25 shares one."
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Rows a second, at most.")
 @click.option("--model-revision", metavar="REVISION", help="Of a hub's model.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary.")
@@ -104,6 +122,12 @@ def command(
     split: str | None,
     batch_size: int,
     batch_tokens: int | None,
+    votes: tuple[str, ...],
+    engine: str,
+    ray_address: str | None,
+    actors: str,
+    actor_cpus: float,
+    actor_gpus: float,
     rate: float | None,
     model_revision: str | None,
     quiet: bool,
@@ -123,6 +147,7 @@ def command(
     from guardkit.labelling.inputs import find
     from guardkit.labelling.jobs import Place, Settings, counted, jobs_of
     from guardkit.labelling.judging import Judge, RateLimit
+    from guardkit.labelling.ray_engine import RayOptions, RayRun
     from guardkit.labelling.rows import WHICH, Reading
     from guardkit.labelling.run import Run
     from guardkit.labelling.saved import describe
@@ -144,17 +169,23 @@ def command(
     settings = Settings(
         Reading(field, shape, which), column, form, kept, chosen, retry_errors, batch_size, batch_tokens
     )
-    guard = loading.load_guard(
-        model, policy=policy, on_error=on_error, device=device, timeout=timeout, revision=model_revision
-    )
-    judge = Judge([guard], [model], stage=stage, limit=RateLimit(rate) if rate else None)
+    loaded = Loading((model, *votes), policy, on_error, device, timeout, model_revision)
     talk = Talk(jobs, quiet)
     with place.store.locked(f"{place.kept}/lock"):
+        run: Run | RayRun
+        if engine == "ray":
+            options = RayOptions(ray_address, _actors(actors), actor_cpus, actor_gpus, rate)
+            labeller = loaded.labeller(settings, stage, actor_cpus)
+            run = RayRun(jobs, place, labeller, settings, options, dropped=side, told=talk.told, problem=talk.problem)
+            guards = run.judged_by(loaded.describe)
+        else:
+            judge = Judge(loaded.guards(), loaded.models, stage=stage, limit=RateLimit(rate) if rate else None)
+            run = Run(jobs, place, judge, settings, dropped=side, told=talk.told, problem=talk.problem)
+            guards = loaded.described(judge.guards)
         try:
-            manifest.agree(place.store, place.kept, manifest.settings_of(guard, model, model_revision, settings, stage))
+            manifest.agree(place.store, place.kept, manifest.settings_of(guards, settings, stage))
         except LabelError as error:
             raise click.UsageError(str(error)) from error
-        run = Run(jobs, place, judge, settings, dropped=side, told=talk.told, problem=talk.problem)
         try:
             total = run.run()
             describe(found.saved, jobs, place)
@@ -166,10 +197,81 @@ def command(
             talk.wipe()
             say(f"{error.filename or out}: {error.strerror or error}; what was judged is kept: run it again", "error")
             return 3
+    allowed = guards[0]["policy"]["on_error"] == "allow"
     talk.summary(total, found.others)
-    if talk.n_problems or (total.not_judged and not loading.allows_errors(guard)):
+    if talk.n_problems or (total.not_judged and not allowed):
         return 3
     return 0
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The guards that judge: here, or in the processes of a cluster."""
+
+    models: tuple[str, ...]
+    policy: str | None
+    on_error: str | None
+    device: str | None
+    timeout: float | None
+    revision: str | None
+
+    def guards(self) -> list[Guard]:
+        return [
+            loading.load_guard(
+                model,
+                policy=self.policy,
+                on_error=self.on_error,
+                device=self.device,
+                timeout=self.timeout,
+                revision=self.revision,
+            )
+            for model in self.models
+        ]
+
+    def labeller(self, settings: Settings, stage: str | None, cpus: float) -> Labeller:
+        """The same guards, loaded where the labeller arrives; nano with as many threads as an actor has CPUs."""
+        from guardkit.labelling import Labeller
+
+        named: dict[str, Any] = {
+            "on_error": self.on_error,
+            "device": self.device,
+            "timeout": self.timeout,
+            "revision": self.revision,
+            "threads": max(1, int(cpus)) if set(self.models) == {"nano"} else None,
+        }
+        reading = settings.reading
+        return Labeller(
+            self.models[0],
+            self.policy or DEFAULTS["policy"],
+            vote=self.models[1:],
+            field=reading.field,
+            shape=reading.shape,
+            judge=reading.which,
+            stage=stage,
+            column=settings.column,
+            batch_rows=settings.batch_rows,
+            batch_tokens=settings.batch_tokens,
+            **{key: value for key, value in named.items() if value is not None},
+        )
+
+    def describe(self, labeller: Labeller) -> list[dict[str, Any]]:
+        return self.described(labeller.judge.guards)
+
+    def described(self, guards: Sequence[Guard]) -> list[dict[str, Any]]:
+        from guardkit.labelling.manifest import guard_settings
+
+        return [guard_settings(guard, name, self.revision) for guard, name in zip(guards, self.models, strict=True)]
+
+
+def _actors(text: str) -> tuple[int, int]:
+    least, _, most = text.partition(":")
+    try:
+        found = int(least), int(most or least)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise click.UsageError(f"--actors: a number, or the least and the most, such as 2:8, not '{text}'")
+    return found
 
 
 def _chosen(sample: str | None, seed: int) -> Any:
@@ -194,23 +296,19 @@ class Talk:
     """Progress, what went wrong, and the summary, on stderr."""
 
     def __init__(self, jobs: Sequence[Job], quiet: bool):
+        from guardkit.labelling.labels import Tally
+
         self._jobs, self._quiet = jobs, quiet
         self._start = self._next = perf_counter()
-        self._counts = {"safe": 0, "controversial": 0, "unsafe": 0, "not judged": 0}
-        self._n_rows = 0
+        self._found = Tally()
         self._at: Job | None = None
         self._is_terminal = is_terminal(sys.stderr)
         self._is_drawn = False
         self.n_problems = 0
-        self._errors: dict[str, int] = {}
 
-    def told(self, job: Job, labels: Sequence[dict[str, Any]]) -> None:
+    def told(self, job: Job, found: Tally) -> None:
         self._at = job
-        self._n_rows += len(labels)
-        for label in labels:
-            self._counts[label["severity"] or "not judged"] += 1
-            if "error" in label and (label["error"] in self._errors or len(self._errors) < MAX_TOLD):
-                self._errors[label["error"]] = self._errors.get(label["error"], 0) + 1
+        self._found.update(found)
         now = perf_counter()
         if self._quiet or now < self._next:
             return
@@ -218,10 +316,11 @@ class Talk:
         self._draw(now)
 
     def _draw(self, now: float) -> None:
-        rate = self._n_rows / max(now - self._start, 1e-6)
-        counts = ", ".join(f"{n:,} {name}" for name, n in self._counts.items() if n)
+        rate = self._found.rows / max(now - self._start, 1e-6)
+        counted = {**self._found.severities, "not judged": self._found.not_judged}
+        counts = ", ".join(f"{n:,} {name}" for name, n in counted.items() if n)
         name = escape(self._at.given.path) if self._at else ""
-        line = f"{name}  {self._n_rows:,} rows  {rate:,.0f}/s  {counts}"
+        line = f"{name}  {self._found.rows:,} rows  {rate:,.0f}/s  {counts}"
         if self._is_terminal:
             sys.stderr.write(f"\r\x1b[K{line}")
             self._is_drawn = True
@@ -242,7 +341,7 @@ class Talk:
 
     def summary(self, total: Tally, others: int) -> None:
         self.wipe()
-        for error, n in self._errors.items():
+        for error, n in total.errors.items():
             say(f"{n:,} row{'' if n == 1 else 's'} not judged: {error}", "error")
         if self._quiet:
             return
@@ -251,7 +350,7 @@ class Talk:
         seconds = perf_counter() - self._start
         counts = [f"{total.severities[name]:,} {name}" for name in ("safe", "controversial", "unsafe")]
         actions = [f"{n:,} {name}" for name, n in sorted(total.actions.items())]
-        rate = f" ({self._n_rows / seconds:,.0f}/s)" if self._n_rows >= 100 else ""
-        before = f", {total.rows - self._n_rows:,} of them before" if total.rows > self._n_rows else ""
+        rate = f" ({self._found.rows / seconds:,.0f}/s)" if self._found.rows >= 100 else ""
+        before = f", {total.rows - self._found.rows:,} of them before" if total.rows > self._found.rows else ""
         say(f"{total.rows:,} rows{before}: {', '.join(counts)}, {total.not_judged:,} not judged; {seconds:.1f} s{rate}")
         say(f"by the policy: {', '.join(actions) or 'nothing'}")

@@ -16,7 +16,7 @@ from guardkit.errors import LabelError
 from guardkit.labelling.csv_rows import csv_units
 from guardkit.labelling.lines import json_units, value_units
 from guardkit.labelling.packed import COMPRESSED
-from guardkit.labelling.rows import FORMATS, Format, Unit
+from guardkit.labelling.rows import FORMATS, WHOLE, Format, Split, Unit
 from guardkit.labelling.store import filesystem, is_url, local_copy
 
 ENDINGS: dict[str, Format] = {
@@ -52,10 +52,17 @@ class Input:
         else:
             yield Path(self.path)
 
-    def units(self, path: Path, column: str, *, judged: bool = False, field: str | None = None) -> Iterator[Unit]:
-        """Its rows. column: where labels will go. judged: only what may hold text is needed, of `field` alone."""
+    @property
+    def is_remote(self) -> bool:
+        return is_url(self.path)
+
+    def units(
+        self, path: Path, column: str, *, judged: bool = False, field: str | None = None, start: Split | None = None
+    ) -> Iterator[Unit]:
+        """Its rows. column: where labels will go. judged: only what may hold text is needed, of `field` alone. start:
+        where to begin, for formats that can (others begin at the first row)."""
         if self.format in ("jsonl", "text"):
-            yield from json_units(path, column, self.format == "text")
+            yield from json_units(path, column, self.format == "text", start or WHOLE)
         elif self.format == "json":
             yield from value_units(path, column)
         elif self.format in ("csv", "tsv"):
@@ -63,7 +70,7 @@ class Input:
         else:
             from guardkit.labelling.tables import table_units
 
-            yield from table_units(self.format, path, self.dataset, column, field if judged else None, judged)
+            yield from table_units(self, path, column, field if judged else None, judged, start or WHOLE)
 
     def about(self, path: Path) -> dict[str, Any]:
         """What it is, to know it again: place, size and SHA-256."""

@@ -75,7 +75,7 @@ class Judge:
             raise LabelError(f"guards that vote need names of their own, not {', '.join(self.names)}")
         self.policy = guards[0].policy
         self._stage = Stage(stage) if isinstance(stage, str) else stage
-        self._limit = limit
+        self.limit = limit
         self._known: OrderedDict[bytes, Label] = OrderedDict()
 
     def labels(self, rows: Sequence[Row]) -> list[Label]:
@@ -116,8 +116,8 @@ class Judge:
     def _judge(self, rows: Sequence[Row]) -> list[Label]:
         if not rows:
             return []
-        if self._limit is not None:
-            self._limit.wait(len(rows))
+        if self.limit is not None:
+            self.limit.wait(len(rows))
         items = [item for row in rows for item in row.items]
         per_guard = [self._labels_by(guard, rows, items) for guard in self.guards]
         if len(per_guard) == 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from guardkit.verdict import SEVERITIES, Stage
 
 COLUMN = "guardkit"
 DECIMALS = 6  # of scores
+MAX_ERRORS = 10
 Label = dict[str, Any]
 
 
@@ -79,6 +80,18 @@ def to_json(label: Label) -> bytes:
     return json.dumps(label).encode("ascii")
 
 
+def complete(label: Label) -> Label:
+    """A label with every key, None where there is nothing, for whoever takes types from the first rows."""
+    scores = {s.value: label["scores"].get(s.value) for s in SEVERITIES}
+    return dict.fromkeys(_KEYS) | label | {"scores": scores}
+
+
+_KEYS = (
+    "severity", "categories", "scores", "refusal", "stage", "action", "model", "policy", "char_start", "char_end",
+    "coverage", "parts", "votes", "error",
+)  # fmt: skip
+
+
 def arrow_type() -> Any:
     """The type of the column of labels in tables."""
     import pyarrow as pa
@@ -113,26 +126,40 @@ class Tally:
     severities: Counter[str] = field(default_factory=Counter)
     actions: Counter[str] = field(default_factory=Counter)
     not_judged: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """Why rows were not judged, the first `MAX_ERRORS` reasons."""
 
     def add(self, label: Mapping[str, Any]) -> None:
         self.rows += 1
         self.actions[label["action"]] += 1
         if label["severity"] is None:
             self.not_judged += 1
+            if label["error"] in self.errors or len(self.errors) < MAX_ERRORS:
+                self.errors[label["error"]] += 1
         else:
             self.severities[label["severity"]] += 1
+
+    @classmethod
+    def over(cls, labels: Iterable[Label]) -> Tally:
+        found = cls()
+        for label in labels:
+            found.add(label)
+        return found
 
     def update(self, other: Tally) -> None:
         self.rows += other.rows
         self.severities.update(other.severities)
         self.actions.update(other.actions)
         self.not_judged += other.not_judged
+        self.errors.update(other.errors)
 
     def to_dict(self) -> dict[str, Any]:
         severities = {s.value: self.severities[s.value] for s in SEVERITIES}
         actions = {a.value: self.actions[a.value] for a in Action}
-        return {"rows": self.rows, "severities": severities, "actions": actions, "not_judged": self.not_judged}
+        counts = {"rows": self.rows, "severities": severities, "actions": actions, "not_judged": self.not_judged}
+        return counts | {"errors": dict(self.errors)}
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Tally:
-        return cls(data["rows"], Counter(data["severities"]), Counter(data["actions"]), data["not_judged"])
+        severities, actions, errors = (Counter[str](data[key]) for key in ("severities", "actions", "errors"))
+        return cls(data["rows"], severities, actions, data["not_judged"], errors)

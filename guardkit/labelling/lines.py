@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 
 from guardkit.errors import LabelError
 from guardkit.labelling.packed import ODD, lines_of, opened
-from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, Reading, Row, Unit, Unread, wrapped
+from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, WHOLE, Reading, Row, Split, Unit, Unread, wrapped
 from guardkit.reading.jsontext import parse
 
 # ------------------------------------------------------------------------------------------------------------ units
@@ -113,11 +113,11 @@ def _plain(value: object) -> object:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def json_units(path: Path, column: str, text: bool = False) -> Iterator[JsonLines]:
-    """The lines of a file; blank lines of JSON hold no record."""
+def json_units(path: Path, column: str, text: bool = False, start: Split = WHOLE) -> Iterator[JsonLines]:
+    """The lines of a file, from `start` on; blank lines of JSON hold no record."""
     with opened(path) as file:
-        lines = (line.rstrip(b"\r\n") for line in lines_of(file))
-        yield from _units(lines if text else (line for line in lines if line.strip()), column, text)
+        lines = (line.rstrip(b"\r\n") for line in lines_of(file, start.offset))
+        yield from _units(lines if text else (line for line in lines if line.strip()), column, text, start.first)
 
 
 def value_units(path: Path, column: str) -> Iterator[JsonLines]:
@@ -126,8 +126,8 @@ def value_units(path: Path, column: str) -> Iterator[JsonLines]:
         yield from _units(_values(path, file), column, False)
 
 
-def _units(lines: Iterable[bytes], column: str, text: bool) -> Iterator[JsonLines]:
-    first, n_bytes, kept = 0, 0, cast(list[bytes], [])
+def _units(lines: Iterable[bytes], column: str, text: bool, first: int = 0) -> Iterator[JsonLines]:
+    n_bytes, kept = 0, cast(list[bytes], [])
     for line in lines:
         kept.append(line)
         n_bytes += len(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from guardkit._version import __version__
@@ -30,11 +30,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def settings_of(guard: Guard, name: str, revision: str | None, settings: Settings, stage: str | None) -> dict[str, Any]:
-    """What the labels and outputs of a run depend on, besides the inputs."""
+def settings_of(guards: Sequence[Mapping[str, Any]], settings: Settings, stage: str | None) -> dict[str, Any]:
+    """What the labels and outputs of a run depend on, besides the inputs. guards: of `guard_settings`."""
     reading = settings.reading
     return {
-        "judged_by": guard_settings(guard, name, revision),
+        "judged_by": guards[0],
+        "votes": list(guards[1:]),
         "reading": {"field": reading.field, "shape": reading.shape, "judge": reading.which, "stage": stage},
         "sample": None if settings.sample is None else {"rows": str(settings.sample), "seed": settings.sample.seed},
         "output": {

@@ -12,10 +12,17 @@ from guardkit.errors import LabelError, MissingExtra
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 ODD = {
     0xDC00 + byte: bytes([byte]).decode("cp1252", "replace").replace("\ufffd", chr(byte)) for byte in range(128, 256)
 }
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed."""
+    with path.open("rb") as raw:
+        head = raw.read(8)
+    return any(head.startswith(magic) for magic in _MAGIC)
 
 
 @contextmanager
@@ -146,10 +153,12 @@ def _is_utf8(raw: bytes) -> bool:
     return True
 
 
-def lines_of(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines with their ends, without a byte order mark; as UTF-8, whatever they were."""
+def lines_of(file: IO[bytes], offset: int = 0) -> Iterator[bytes]:
+    """Lines with their ends from a byte on, without a byte order mark; as UTF-8, whatever they were."""
+    if offset:
+        file.seek(offset)
     for number, line in enumerate(file):
-        line = line.removeprefix(_BOM) if number == 0 else line
+        line = line.removeprefix(BOM) if number == 0 and not offset else line
         if line and not line.isascii() and not _is_utf8(line):
             line = decoded(line).encode()
         if line:

@@ -96,6 +96,22 @@ def batches(units: Iterable[Sequence[Row]], n_rows: int, n_tokens: int | None) -
         yield batch
 
 
+@dataclass(frozen=True)
+class Split:
+    """Rows from `first` to before `stop` (None: to the end). offset: where the first of them is: the byte of a file of
+    lines, the row group of a Parquet file; 0 where an input is read from its beginning."""
+
+    first: int = 0
+    stop: int | None = None
+    offset: int = 0
+
+    def __contains__(self, index: int) -> bool:
+        return index >= self.first and (self.stop is None or index < self.stop)
+
+
+WHOLE = Split()
+
+
 class Unit(ABC):
     """Some rows of an input, in order. first: the index of the first of them."""
 

@@ -21,10 +21,10 @@ from guardkit.labelling.choosing import Chosen
 from guardkit.labelling.inputs import Input, sha256_of
 from guardkit.labelling.jobs import Job, Place, Settings
 from guardkit.labelling.judging import Judge
-from guardkit.labelling.labels import Label, Tally
+from guardkit.labelling.labels import Tally
 from guardkit.labelling.output import write_output
 from guardkit.labelling.progress import Block, Kept, Ranges
-from guardkit.labelling.rows import Row, batches
+from guardkit.labelling.rows import WHOLE, Row, Split, Unit, batches
 from guardkit.labelling.store import is_url
 
 BLOCK_ROWS = 4096
@@ -33,11 +33,11 @@ AHEAD = 4  # units that wait for the guard
 _T = TypeVar("_T")
 _END = object()
 
-Told = Callable[[Job, Sequence[Label]], None]
+Told = Callable[[Job, Tally], None]
 
 
 class Run:
-    """Labels inputs with a judge. told: hears of the labels of each batch; problem: of an input that could not be read
+    """Labels inputs with a judge. told: hears what was found in each batch; problem: of an input that could not be read
     or written (the others go on)."""
 
     def __init__(
@@ -68,30 +68,27 @@ class Run:
 
     def _label(self, job: Job) -> Tally:
         done = job.progress.done
-        if done is not None and not self.settings.retry_errors and _is_as_written(job, done):
+        if done is not None and not self.settings.retry_errors and is_as_written(job, done):
             return Tally.of(done["counts"])
-        with _named(job.given), job.given.local() as path:
+        with naming(job.given), job.given.local() as path:
             about = job.given.about(path)
             job.progress.begin(about)
             self.judge_rows(job, path)
-            if self.settings.retry_errors and self._retry(job, path):
+            if self.settings.retry_errors and self.retry_rows(job, path):
                 job.progress.reopen()
             return write_output(job, path, about, self.place, self._dropped, self.settings)
 
     # -- judging
 
-    def judge_rows(self, job: Job, path: Path, first: int = 0, stop: int | None = None) -> None:
-        """Judge the rows from `first` to before `stop` that have no label yet."""
+    def judge_rows(self, job: Job, path: Path, split: Split = WHOLE) -> None:
+        """Judge the rows of a range that have no label yet."""
         chosen = self.settings.sample.of(job.name) if self.settings.sample else None
-        rows = _missing(job, path, self.settings, job.progress.ranges(), chosen, first, stop)
-        self._keep(job, rows, 0)
+        self._keep(job, _missing(job, path, self.settings, job.progress.ranges(), chosen, split), 0)
 
-    def _retry(self, job: Job, path: Path) -> bool:
-        """Judge again the rows whose label is an error; whether there were any."""
-        blocks = job.progress.blocks()
-        round_ = max((b.round for b in blocks), default=0) + 1
-        rows = _failed(job, path, self.settings)
-        return self._keep(job, rows, round_) > 0
+    def retry_rows(self, job: Job, path: Path, split: Split = WHOLE) -> int:
+        """Judge again the rows of a range whose label is an error. How many there were."""
+        round_ = max((block.round for block in job.progress.blocks()), default=0) + 1
+        return self._keep(job, _failed(job, path, self.settings, split), round_)
 
     def _keep(self, job: Job, rows: Iterator[list[Row]], round_: int) -> int:
         """Judge rows and keep their labels, a block at a time. How many there were."""
@@ -116,7 +113,7 @@ class Run:
                     pending += [(row.index, row.form, data) for row, (_, data) in zip(batch, found, strict=True)]
                     n += len(batch)
                     if self._told is not None:
-                        self._told(job, [label for label, _ in found])
+                        self._told(job, Tally.over(label for label, _ in found))
                     if len(pending) >= BLOCK_ROWS or time.monotonic() - since >= BLOCK_S:
                         flush()
         except BaseException:
@@ -127,7 +124,7 @@ class Run:
         return n
 
 
-def _is_as_written(job: Job, done: dict[str, Any]) -> bool:
+def is_as_written(job: Job, done: dict[str, Any]) -> bool:
     """Whether a finished output is still there, and its input is what it was."""
     if job.progress.store.size(job.name) != done["output"]["size"]:
         return False
@@ -143,7 +140,7 @@ def _is_as_written(job: Job, done: dict[str, Any]) -> bool:
     return bool(same or sha256_of(path) == known["sha256"])
 
 
-class _named:
+class naming:
     """Errors of reading, with the input's name."""
 
     def __init__(self, given: Input):
@@ -156,38 +153,43 @@ class _named:
             raise LabelError(f"{self._given.path}: {error.strerror or error}") from error
 
 
+def _units(job: Job, path: Path, settings: Settings, split: Split) -> Iterator[Unit]:
+    """The units that have rows of a range in them."""
+    field = settings.reading.field
+    for unit in job.given.units(path, settings.column, judged=True, field=field, start=split):
+        if split.stop is not None and unit.first >= split.stop:
+            return
+        if unit.first + len(unit) > split.first:
+            yield unit
+
+
 def _missing(
-    job: Job, path: Path, settings: Settings, known: Ranges, chosen: Chosen | None, first: int, stop: int | None
+    job: Job, path: Path, settings: Settings, known: Ranges, chosen: Chosen | None, split: Split
 ) -> Iterator[list[Row]]:
     """The rows without a label, some at a time."""
-    reading = settings.reading
-    for unit in job.given.units(path, settings.column, judged=True, field=reading.field):
-        end = unit.first + len(unit)
-        if end <= first or known.covers(unit.first, end):
+    for unit in _units(job, path, settings, split):
+        if known.covers(unit.first, unit.first + len(unit)):
             continue
-        if stop is not None and unit.first >= stop:
-            return
+        indexes = range(unit.first, unit.first + len(unit))
         at = [
             i
-            for i in range(len(unit))
-            if (index := unit.first + i) >= first
-            and (stop is None or index < stop)
-            and index not in known
-            and (chosen is None or chosen(index))
+            for i, index in enumerate(indexes)
+            if index in split and index not in known and (chosen is None or chosen(index))
         ]
         if at:
-            yield unit.rows(reading, at)
+            yield unit.rows(settings.reading, at)
 
 
-def _failed(job: Job, path: Path, settings: Settings) -> Iterator[list[Row]]:
+def _failed(job: Job, path: Path, settings: Settings, split: Split) -> Iterator[list[Row]]:
     """The rows whose label is an error."""
     labels = job.progress.labels()
     kept = next(labels, None)
-    for unit in job.given.units(path, settings.column, judged=True, field=settings.reading.field):
+    for unit in _units(job, path, settings, split):
         at = []
         while kept is not None and kept[0] < unit.first + len(unit):
-            if b'"error"' in kept[2] and "error" in json.loads(kept[2]):
-                at.append(kept[0] - unit.first)
+            index, _, label = kept
+            if index >= unit.first and index in split and b'"error"' in label and "error" in json.loads(label):
+                at.append(index - unit.first)
             kept = next(labels, None)
         if at:
             yield unit.rows(settings.reading, at)

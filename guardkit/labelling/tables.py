@@ -12,7 +12,7 @@ from guardkit.errors import LabelError, MissingExtra
 from guardkit.labelling.inputs import Input
 from guardkit.labelling.labels import Label, arrow_type
 from guardkit.labelling.lines import dumped
-from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, Reading, Row, Unit, Unread, present
+from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, WHOLE, Reading, Row, Split, Unit, Unread, present
 from guardkit.labelling.writers import Labels, Writer, dumps_all
 
 GROUP_ROWS = 1 << 16
@@ -72,18 +72,18 @@ def _one(batch: Any, at: int, error: Exception) -> Any:
 
 
 def table_units(
-    form: str, path: Path, dataset: Any, column: str, field: str | None, judged: bool
+    given: Input, path: Path, column: str, field: str | None, judged: bool, start: Split
 ) -> Iterator[TableUnit]:
     """The rows of a table. judged: only the columns that may hold text, of `field` the one that it begins with. Raises
     `LabelError`."""
     pa = _arrow()
     try:
-        schema, batches, rows_at_once = _open(pa, form, path, dataset)
+        schema, batches, rows_at_once = _open(pa, given.format, path, given.dataset, start.offset)
         names = _columns(pa, path, schema, column, field, judged)
-        first = 0
+        first = start.first
         for batch in batches(names if judged else None):
-            for start in range(0, batch.num_rows, rows_at_once):
-                part = batch.slice(start, rows_at_once)
+            for at in range(0, batch.num_rows, rows_at_once):
+                part = batch.slice(at, rows_at_once)
                 if part.num_rows:
                     yield TableUnit(first, part)
                     first += part.num_rows
@@ -93,8 +93,8 @@ def table_units(
         raise LabelError(f"{path}: cannot be read: {error}") from error
 
 
-def _open(pa: Any, form: str, path: Path, dataset: Any) -> tuple[Any, Any, int]:
-    """A table's schema, a function from columns to its batches, and how many rows make a unit."""
+def _open(pa: Any, form: str, path: Path, dataset: Any, group: int = 0) -> tuple[Any, Any, int]:
+    """A table's schema, a function from columns to its batches (of Parquet from a row group on), a unit's rows."""
     if dataset is not None:
         table = dataset.with_format("arrow")
 
@@ -111,7 +111,8 @@ def _open(pa: Any, form: str, path: Path, dataset: Any) -> tuple[Any, Any, int]:
         at_once = max(1, min(UNIT_ROWS, UNIT_BYTES * max(file.metadata.num_rows, 1) // max(size, 1)))
 
         def of_parquet(names: Sequence[str] | None) -> Iterator[Any]:
-            yield from file.iter_batches(at_once, columns=None if names is None else list(names))
+            groups = range(group, file.num_row_groups)
+            yield from file.iter_batches(at_once, list(groups), None if names is None else list(names))
 
         return file.schema_arrow, of_parquet, at_once
     source = pa.memory_map(str(path)) if path.stat().st_size else pa.BufferReader(b"")
@@ -130,6 +131,16 @@ def _open(pa: Any, form: str, path: Path, dataset: Any) -> tuple[Any, Any, int]:
     return reader.schema, of_arrow, UNIT_ROWS
 
 
+def group_sizes(path: Path) -> list[int]:
+    """The rows of each row group of a Parquet file. Raises `LabelError`."""
+    pa = _arrow()
+    try:
+        found = pa.parquet.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise LabelError(f"{path}: cannot be read: {error}") from error
+    return [int(found.row_group(i).num_rows) for i in range(found.num_row_groups)]
+
+
 def schema_of(given: Input, path: Path) -> Any:
     return _open(_arrow(), given.format, path, given.dataset)[0]
 
@@ -138,13 +149,9 @@ def n_rows(given: Input, path: Path) -> int:
     """How many rows there are, without reading them where the file says it."""
     if given.dataset is not None:
         return int(given.dataset.num_rows)
-    pa = _arrow()
     if given.format == "parquet":
-        try:
-            return int(pa.parquet.read_metadata(path).num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise LabelError(f"{path}: cannot be read: {error}") from error
-    return sum(len(unit) for unit in table_units("arrow", path, None, "", None, False))
+        return sum(group_sizes(path))
+    return sum(len(unit) for unit in table_units(given, path, "", None, False, WHOLE))
 
 
 def _columns(pa: Any, path: Path, schema: Any, column: str, field: str | None, judged: bool) -> list[str]:
