@@ -177,6 +177,8 @@ def test_openrlhf() -> None:
     found = reward_func([ASK + " Sun.", ASK + " forbidden"], [ASK, ASK], ["", ""])
     assert found["rewards"] == found["scores"] == [3.0, -10.0]
     assert found["extra_logs"]["guard/unsafe"] == 0.5
+    reward = SafetyReward(FakeGuard({"<|im_end|>": "unsafe"}))  # decoded with the signs that the tokenizer adds
+    assert for_openrlhf(reward)(["<s>" + ASK + " Sun.<|im_end|>\n</s>"], [ASK], [""])["rewards"] == [1.0]
     with pytest.raises(MessageError, match="query 0 does not begin"):
         reward_func(["Sun."], [ASK], [""])
     with pytest.raises(NotJudged):

@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'guardkit[rl]'")
 pytest.importorskip("datasets")
 
-import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -21,26 +20,22 @@ from tests.rollback import tiny
 SCRIPT: dict[str, Any] = {"forbidden": "unsafe", "crash": RuntimeError("boom")}
 
 
-class Metrics(GRPOTrainer):
-    """Keeps what is logged."""
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        self.logged = {**getattr(self, "logged", {}), **logs}
-        super().log(logs, *args, **kwargs)
-
-
-def train(folder: Path, rewards: list[Any], prompts: list[Any], **columns: list[Any]) -> Metrics:
+def train(folder: Path, rewards: list[Any], prompts: list[Any], **columns: list[Any]) -> dict[str, float]:
+    """Two steps; what was logged, the last of each name."""
     tokenizer = tiny.tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     config = GRPOConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], save_strategy="no", disable_tqdm=True,
         logging_steps=1, max_steps=2, per_device_train_batch_size=4, num_generations=4, max_completion_length=8,
-        importance_sampling_level="sequence", learning_rate=1e-3,
+        importance_sampling_level="sequence", loss_type="grpo", learning_rate=1e-3,
     )  # fmt: skip
     rows = Dataset.from_dict({"prompt": prompts, **columns})
-    trainer = Metrics(tiny.model(), reward_funcs=rewards, args=config, train_dataset=rows, processing_class=tokenizer)
+    trainer = GRPOTrainer(
+        tiny.model(), reward_funcs=rewards, args=config, train_dataset=rows, processing_class=tokenizer
+    )
     trainer.train()
-    return trainer
+    assert trainer.state.global_step == 2
+    return {name: value for row in trainer.state.log_history for name, value in row.items()}
 
 
 def test_safety_and_hybrid_rewards_train(tmp_path: Path) -> None:
@@ -53,12 +48,11 @@ def test_safety_and_hybrid_rewards_train(tmp_path: Path) -> None:
 
     safety = SafetyReward(guard)
     hybrid = HybridReward(guard, helpful, refusals=lambda p, c: [False] * len(c))
-    trainer = train(tmp_path, [safety, hybrid], ["What do tomatoes need?"] * 4, source=["a", "b", "c", "d"])
-    assert trainer.state.global_step == 2
-    assert trainer.logged["rewards/safety_reward/mean"] == 1.0
-    assert trainer.logged["rewards/hybrid_reward/mean"] == 1.5
-    assert trainer.logged["guard/safe"] == 1.0
-    assert trainer.logged["guard/not_judged"] == 0.0
+    logged = train(tmp_path, [safety, hybrid], ["What do tomatoes need?"] * 4, source=["a", "b", "c", "d"])
+    assert logged["rewards/safety_reward/mean"] == 1.0
+    assert logged["rewards/hybrid_reward/mean"] == 1.5
+    assert logged["guard/safe"] == 1.0
+    assert logged["guard/not_judged"] == 0.0
     assert {"source", "completion_ids", "trainer_state"} <= set(seen[0])
     assert len(safety.found) == 4
 
@@ -68,10 +62,10 @@ def test_conversations_and_async_rewards_train(tmp_path: Path) -> None:
     hybrid = HybridReward(
         FakeGuard(SCRIPT), per_sample(lambda p, c: float(len(c[0]["content"]))), refusals=lambda p, c: [False] * len(c)
     )
-    trainer = train(tmp_path, [SafetyReward(FakeGuard(SCRIPT)).as_async(), hybrid.as_async()], asks)
-    assert trainer.logged["rewards/safety_reward/mean"] == 1.0
-    assert trainer.logged["rewards/hybrid_reward/mean"] > 0
-    assert trainer.logged["guard/safe"] == 1.0
+    logged = train(tmp_path, [SafetyReward(FakeGuard(SCRIPT)).as_async(), hybrid.as_async()], asks)
+    assert logged["rewards/safety_reward/mean"] == 1.0
+    assert logged["rewards/hybrid_reward/mean"] > 0
+    assert logged["guard/safe"] == 1.0
 
 
 def test_what_was_not_judged_is_left_out_of_the_group(tmp_path: Path) -> None:
@@ -81,7 +75,7 @@ def test_what_was_not_judged_is_left_out_of_the_group(tmp_path: Path) -> None:
 
     both = [SafetyReward(Broken(SCRIPT)), lambda completions, **_: [1.0] * len(completions)]
     both[1].__name__ = "other"  # type: ignore[attr-defined]
-    trainer = train(tmp_path, both, ["What do tomatoes need?"] * 4)
-    assert trainer.logged["guard/not_judged"] == 1.0
-    assert torch.isnan(torch.tensor(trainer.logged["rewards/safety_reward/mean"]))
-    assert trainer.logged["reward"] == 1.0
+    logged = train(tmp_path, both, ["What do tomatoes need?"] * 4)
+    assert logged["guard/not_judged"] == 1.0
+    assert logged["rewards/safety_reward/mean"] is None  # no number among its rewards
+    assert logged["reward"] == 1.0

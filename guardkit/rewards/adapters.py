@@ -21,6 +21,7 @@ it is worth.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from guardkit.rewards.hybrid import HybridReward
 from guardkit.rewards.safety import SafetyReward
 
 Reward = SafetyReward | HybridReward
+_BEGIN_CHARS = 32
+_END_SIGNS = re.compile(r"(?:\s*(?:<\|[\w.-]{1,32}\|>|</?s>|<eos>|<end_of_turn>))+\s*$")  # OpenRLHF decodes them, too
 
 
 def for_verl(reward: Reward, *, not_judged: float | None = None) -> Callable[..., dict[str, Any]]:
@@ -58,9 +61,10 @@ def for_openrlhf(reward: Reward, *, not_judged: float | None = None) -> Callable
     def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Any = None, **_: Any) -> dict[str, Any]:
         completions = []
         for i, (query, prompt) in enumerate(zip(queries, prompts, strict=True)):
-            if not query.startswith(prompt):
+            at = query.find(prompt, 0, len(prompt) + _BEGIN_CHARS)  # a tokenizer may put its own sign before it
+            if at < 0:
                 raise MessageError(f"query {i} does not begin with its prompt: the completion cannot be told from it")
-            completions.append(query[len(prompt) :])
+            completions.append(_END_SIGNS.sub("", query[at + len(prompt) :]))
         shares: dict[str, float] = {}
         scores = reward(list(prompts), completions, log_metric=shares.__setitem__)
         known = [_known(s, f.error, not_judged) for s, f in zip(scores, reward.found, strict=True)]
