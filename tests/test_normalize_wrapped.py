@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import binascii
+import codecs
 import html
 import json
 import quopri
 import time
 import urllib.parse
+import zlib
 from collections.abc import Callable
 
 import pytest
@@ -150,6 +153,117 @@ def test_a_single_disguise_comes_off(text: str, reads: str) -> None:
     ],
 )
 def test_ordinary_notation_has_no_view(line: str) -> None:
+    assert normalized_view(line) is None
+
+
+SENTENCE = "How do I repair the old red bike in our cellar?"
+MORSE_OF = dict(
+    zip(
+        "abcdefghijklmnopqrstuvwxyz",
+        ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --..".split(),  # noqa: E501, SIM905
+        strict=True,
+    )
+)
+NAMES = """
+Alfa Bravo Charlie Delta Echo Foxtrot Golf Hotel India Juliett Kilo Lima Mike November Oscar Papa Quebec Romeo
+Sierra Tango Uniform Victor Whiskey Xray Yankee Zulu
+"""
+NATO = NAMES.split()
+BRAILLE = dict(zip("abcdefghijklmnopqrstuvwxyz", "⠁⠃⠉⠙⠑⠋⠛⠓⠊⠚⠅⠇⠍⠝⠕⠏⠟⠗⠎⠞⠥⠧⠺⠭⠽⠵", strict=True))
+
+
+def of_words(letter: Callable[[str], str], between: str = " ", after: str = " / ") -> Callable[[str], str]:
+    """Each letter by `letter`, in words."""
+    return lambda t: after.join(between.join(letter(c) for c in w if c.isalpha()) for w in t.lower().split())
+
+
+def hexdump(text: str) -> str:
+    raw = text.encode()
+    return "\n".join(f"{i:08x}  {raw[i : i + 16].hex(' '):<48} |{'.' * 16}|" for i in range(0, len(raw), 16))
+
+
+APART: dict[str, Callable[[str], str]] = {
+    **{f"letters between {mark!r}": mark.join for mark in ("|", "/", "_", ",", "::", " | ", ")(", "][", "``", "🙂")},
+    "every letter in brackets": lambda t: "".join(f"[{c}]" for c in t),
+    "a JSON list of letters": lambda t: json.dumps(list(t)),
+    "a Python list of letters": lambda t: f"''.join({list(t)!r})",
+    "cells of a CSV": lambda t: ",".join(f'"{c}"' for c in t),
+    "a JSON list of words": lambda t: json.dumps(t.split()),
+    "tags between all letters": lambda t: "".join(f"{c}<b></b>" for c in t),
+    "colours of a terminal": lambda t: "".join(f"\x1b[31m{c}\x1b[0m" for c in t),
+    "CDATA": lambda t: "]]><![CDATA[".join(t),
+    "cut strings": lambda t: " + ".join(f'"{t[i : i + 3]}"' for i in range(0, len(t), 3)),
+    "struck letters": lambda t: "".join(f"{c}x\b" for c in t),
+    "TeX": lambda t: "".join(rf"\text{{{c}}}" if c != " " else "\\ " for c in t),
+    "pictures between words": lambda t: t.replace(" ", "😀"),
+    "letters twice": lambda t: "".join(c * 2 if c.isalpha() else c for c in t),
+    "letters three times": lambda t: "".join(c * 3 if c.isalpha() else c for c in t),
+    "calls": lambda t: "+".join(f"chr({ord(c)})" for c in t),
+    "calls of SQL": lambda t: "||".join(f"CHAR({ord(c)})" for c in t),
+    "_x0048_": lambda t: "".join(f"_x{ord(c):04x}_" for c in t),
+    "octal codes": lambda t: " ".join(f"{b:o}" for b in t.encode()),
+    "seven bits": lambda t: " ".join(f"{b:07b}" for b in t.encode()),
+    "a hex dump": hexdump,
+    "numbers of letters": of_words(lambda c: str(ord(c) - 96)),
+    "numbers of letters, 0 between words": lambda t: " ".join(
+        str(ord(c) - 96) if c.isalpha() else "0" for c in t.lower() if c.isalpha() or c == " "
+    ),
+    "names of letters": of_words(lambda c: NATO[ord(c) - 97]),
+    "Braille": of_words(BRAILLE.__getitem__, "", " "),
+    "Morse in signs": of_words(lambda c: MORSE_OF[c].translate({46: "·", 45: "−"})),
+    "Morse, a word a line": of_words(MORSE_OF.__getitem__, " ", "\n"),
+    "uuencode": lambda t: (
+        f"begin 644 x\n{binascii.b2a_uu(t[:40].encode()).decode()}{binascii.b2a_uu(t[40:].encode()).decode()}`\nend"
+    ),
+    "Ascii85": lambda t: base64.a85encode(t.encode(), adobe=True).decode(),
+    "base64 in groups": lambda t: " ".join(b64(t)[i : i + 4] for i in range(0, len(b64(t)), 4)),
+    "base64 backwards": lambda t: b64(t)[::-1],
+    "base64 in rot13": lambda t: codecs.encode(b64(t), "rot13"),
+    "base64, compressed": lambda t: base64.b64encode(zlib.compress(t.encode())).decode(),
+    "base32 in lower case": lambda t: base64.b32encode(t.encode()).decode().lower(),
+    "UTF-7": lambda t: "+" + base64.b64encode(t.encode("utf-16-be")).decode().rstrip("=") + "-",
+    "rot47": lambda t: "".join(chr(33 + (ord(c) + 14) % 94) if c != " " else c for c in t),
+}
+
+
+@pytest.mark.parametrize("wrapping", APART)
+def test_letters_apart_and_codes_are_read(wrapping: str) -> None:
+    view = normalized_view(APART[wrapping](SENTENCE))
+    assert view is not None
+    assert SENTENCE.rstrip("?").lower() in view.text.lower()
+    assert list(view.origin) == sorted(view.origin)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x | y | z | w | 1 | 2 | 3 | 4",
+        "| a | b | c | d | e | f | g | h |",
+        '["a", "b", "c", "d", "e", "f", "g", "h"]',
+        '"color", "size", "name", "type", "width", "height", "depth"',
+        'keys = ["id", "name", "email", "created_at", "updated_at", "role"]',
+        "f(a, b, c, d, e, f, g, h, i, j, k)",
+        "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20",
+        "scores: 8, 15, 23, 4, 15, 9, 13, 1, 11, 5, 1, 2, 15, 13, 2",
+        "chmod 644 a 755 b 600 c 700 d 640 e 750 f",
+        "total 110 157 167 143 144 157 101 102",
+        "1001000 1101111 0000000 0000001 1000000 1111111",
+        "00000010  89 50 4e 47 0d 0a 1a 0a  00 00 00 0d 49 48 44 52  |.PNG........IHDR|",
+        "this that with from have been were they when what your them",
+        "MIICIjANBgkqhkiG9w0BAQEFAAOCAg8AMIICCgKCAgEAt7bZ8Qm1dYcKf0pT2wJ5",
+        "Mike and Oscar met Juliet in November at the Golf hotel in India",
+        "bookkeeper Aaron 11 22 33 aabb",
+        "\\n\\t\\r\\n\\t\\r\\n\\t",
+        "char(10) varchar(255) nchar(20), getchar()",
+        "<~ and ~> are signs; a <~ b",
+        "begin 644 is how it starts",
+        "rUCAwEAAaOBgDB+MA8GA1UdEwEB+rUCAwEAAaOBgDB+MA8GA1UdEwEB",
+        "case`s`:case`o`:f(e,n){g(t),h(),o(),s(),c(),l(),d(),f(),p(),m()}",
+        "A[i]=A[j];A[j]=t;x=y==z?a:b;(e,t,n)=>{e(t),n(r)}",
+        "⠠⠝⠕ · a • b • c",
+    ],
+)
+def test_lists_and_tables_have_no_view(line: str) -> None:
     assert normalized_view(line) is None
 
 
@@ -344,6 +458,8 @@ ADVERSARIAL = [
         "xn--a",
         "U+0061 ",
     ),
+    *("a|", "a, ", '"a", ', '"the" ', "aabb", "x\b", "\\text{a}", "chr(99)+", "_x0061_", "1 ", "7 / ", "alfa ", "⠁"),
+    *("aGVs ", "=AAAA", "begin 644 a\n", "#0V%T\n", "<~", "+AGEA-", "101 ", "0000 00 00\n", "E96 2?5 J@F "),
     *("aGVsbG8gd29ybGQgYWdhaW4=\n", "68656c6c6f20776f726c64 ", "gur naq ", "Aa", "q=a+b+c", "eht dna "),
     "a" * 63 + "\n",
     b64(b64("how are you all " * 9)),

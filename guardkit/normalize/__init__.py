@@ -8,10 +8,12 @@ character, where it came from, so a finding in the view can be shown in the text
   ends and cut strings inside words
 - `encodings`: base64, base32, hex, binary, character codes, Morse, Punycode, where they turn into text
 - `ciphers`: shifted or mirrored Latin letters, reversed text
-- `letters`, `spelling`, `blanks`: letters hidden, foreign, set apart, replaced, drawn, repeated; blanks left out
+- `codes`: calls of chr, Braille, uuencode, Ascii85, numbers and names for letters
+- `letters`, `spelling`, `apart`, `blanks`: letters hidden, foreign, set apart, replaced, drawn, repeated; blanks left
+  out
 
-Not undone: compressed or encrypted data, base58 and base85, uuencode, UTF-7, hex dumps with offsets, ciphers of other
-alphabets than the Latin or with a key, arithmetic and code that builds a text, elements that a style sheet hides.
+Not undone: encrypted data, base58, base85 without marks, ciphers of other alphabets than the Latin or with a key,
+arithmetic and code that builds a text, elements that a style sheet hides.
 
 Both texts are judged, so a wrong change here costs a second look and never a verdict. It would still cost it on every
 log line, so each rule asks for a reason that ordinary text does not give: another script inside one word, digits
@@ -21,6 +23,8 @@ Every step is one pass of an expression that cannot backtrack (or a loop over it
 """
 
 from __future__ import annotations
+
+import re
 
 from guardkit.disguises import (
     ALPHABET,
@@ -35,11 +39,14 @@ from guardkit.disguises import (
     NOT_LETTERS,
     REPEATED,
 )
+from guardkit.normalize.apart import join_marked
 from guardkit.normalize.blanks import split_words
 from guardkit.normalize.draft import Draft, View
 from guardkit.normalize.letters import drop_hidden, fold_letters, fold_words
 from guardkit.normalize.spelling import join_spaced, read_drawn, read_leet, squeeze
 from guardkit.normalize.unwrap import unwrap
+
+STRUCK = re.compile("[^\\W\\d_]\b(?=[^\\W\\d_]| )")  # as on a terminal, a backspace takes back the letter before it
 
 __all__ = ["View", "normalized_view"]
 
@@ -48,6 +55,8 @@ def normalized_view(text: str) -> View | None:
     """The text as it reads, or None when that is the text itself (which is so for nearly all text)."""
     head = text if len(text) <= MAX_CHARS else text[:MAX_CHARS]
     draft = Draft(head)
+    if head.count("\b") > 2:
+        draft.rewrite(STRUCK, lambda _: [])
     if not head.isascii() and HIDDEN_RUN.search(head):
         drop_hidden(draft)
     unwrap(draft)
@@ -59,6 +68,7 @@ def normalized_view(text: str) -> View | None:
 def _respell(draft: Draft) -> None:
     """Undo what is done to letters one by one: hidden, foreign, set apart, replaced, repeated."""
     read_drawn(draft)
+    join_marked(draft)
     head = draft.text
     rare = bool(HINT_RARE.search(head))
     if head.isascii():

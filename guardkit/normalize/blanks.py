@@ -34,17 +34,18 @@ def split_words(draft: Draft) -> None:
 
 def _humps(match: re.Match[str]) -> Pieces | None:
     humps = [(m[0], m.start()) for m in HUMP.finditer(match.string, match.start(), match.end())]
-    return _spread(humps) if _are_words([word for word, _ in humps]) else None
+    return _spread(humps) if are_words([word for word, _ in humps]) else None
 
 
 def _joined(match: re.Match[str]) -> Pieces | None:
     words = match[0].split(match[1])
-    if not _are_words(words):
+    if not are_words(words):
         return None
     return [(" " if char == match[1] else char, match.start() + i) for i, char in enumerate(match[0])]
 
 
-def _are_words(words: list[str]) -> bool:
+def are_words(words: list[str]) -> bool:
+    """Whether so many words are common ones that together they are prose, and no list of names."""
     common = [word for word in map(str.lower, words) if word in COMMON]
     return len(set(common)) > 1 and max(map(len, common)) > 2 and 2 * len(common) >= len(words) and len(words) > 3
 

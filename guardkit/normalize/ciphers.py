@@ -25,6 +25,8 @@ FREQUENCIES = dict(
         strict=True,
     )
 )
+LINE = re.compile(r"[^\n]{6,}")
+ROT47 = {code: 33 + (code + 14) % 94 for code in range(33, 127)}  # letters, digits and signs are moved by half
 LEAST_GAIN = 7.0  # nats by which a stretch must be likelier
 DROP = 8.0  # and by which it may fall behind on the way
 HIT_GAIN = 2.0
@@ -37,6 +39,9 @@ def decipher(draft: Draft) -> bool:
     words = draft.text.lower().split()
     if len(words) < 2:
         return False
+    moved = rot47_words()
+    if not moved.isdisjoint(words) and len(moved.intersection(words)) > 2 and draft.rewrite(LINE, _read_rot47):
+        return True
     known = ciphered()
     if known.keys().isdisjoint(words):
         return False
@@ -51,6 +56,22 @@ def decipher(draft: Draft) -> bool:
         if spans:  # positions move: another layer sees the rest
             return draft.replace([(start, end, _read(draft.text, start, end, cipher)) for start, end in spans])
     return False
+
+
+@cache
+def rot47_words() -> frozenset[str]:
+    """Common words as rot47 shows them, in lower case, as the words of a text are compared."""
+    return frozenset(word.translate(ROT47).lower() for word in COMMON if len(word) > 1) - COMMON
+
+
+def _read_rot47(match: re.Match[str]) -> Pieces | None:
+    """A line that turns into common words."""
+    plain = match[0].translate(ROT47)
+    words = TOKEN.findall(plain.lower())
+    common = [word for word in words if word in COMMON and len(word) > 1]
+    if len(set(common)) < 3 or 4 * len(common) < len(words):
+        return None
+    return [(char, match.start() + i) for i, char in enumerate(plain)]
 
 
 @cache

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from guardkit.normalize.draft import Draft, Pieces
+from guardkit.normalize.words import plain_letters
 
 Unwrapped = Callable[[str], Draft]  # what a decoded text says in turn
 
@@ -30,17 +31,40 @@ LINE = re.compile(rf"(?:(?<=\\[rn])|(?<!\\)){RUN}+={{0,2}}")
 CUTS = re.compile(r"[/_-]")
 CUT = re.compile(r"[A-Za-z0-9+]{16,}+={0,2}")
 STANDARD = bytes.maketrans(b"-_", b"+/")
-BASE32 = re.compile(r"(?<![A-Z2-7a-z])[A-Z2-7]{16,}+={0,6}(?![A-Za-z0-9])")
+GROUPED64 = re.compile(  # in groups of one length
+    r"(?<![^\s\"'])(?:(?:[A-Za-z0-9+/]{4} ){5,}+[A-Za-z0-9+/]{1,4}|(?:[A-Za-z0-9+/]{8} ){3,}+[A-Za-z0-9+/]{1,8})={0,2}"
+    r"(?![^\s\"'])"
+)
+BACKWARDS64 = re.compile(r"(?<![\w=])={1,2}[A-Za-z0-9+/]{16,4000}+(?![\w=])")
+BASE32 = re.compile(
+    r"(?<![A-Z2-7a-z])(?:[A-Z2-7]{16,}+|(?=[a-z]{0,80}[2-7][a-z]{0,80}[2-7])[a-z2-7]{24,}+)={0,6}(?![A-Za-z0-9])"
+)
 HEX_RUN = re.compile(
     r"(?<!\w)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w)(?:(?:[ ,;:]{1,2}|-|\r?\n)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w))*+"
 )
 HEX_GROUP = re.compile(r"(?:0[xX](?=[0-9a-fA-F]))?([0-9a-fA-F]{2}|[^0-9a-fA-F]++)")
 BITS = re.compile(r"(?<!\w)[01]{8}(?![^\W01])(?:[ ,]{0,2}[01]{8}(?![^\W01])){3,}+")
 BYTE = re.compile("[01]{8}")
+BITS7 = re.compile(r"(?<!\w)[01]{7}(?:[ ,]{1,2}[01]{7}(?!\w)){5,}+")
+BYTE7 = re.compile("[01]{7}")
+OCTAL = re.compile(
+    r"(?<![\w.])(?:1[0-7]{2}|[4-7][0-7]|0[0-7]{2,3})(?:[ ,]{1,2}(?:1[0-7]{2}|[4-7][0-7]|0[0-7]{2,3})(?![\w.])){5,}+"
+)
+DUMP_LINE = re.compile(  # of a hex dump: an offset, bytes, and the same as letters
+    r"^[ \t]{0,4}(?:0x)?[0-9a-fA-F]{4,8}:?[ \t]{1,4}"
+    r"((?:[0-9a-fA-F]{2}){1,2}(?:[ \t]{1,2}(?:[0-9a-fA-F]{2}){1,2}(?!\w)){1,15})"
+    r"(?:[ \t]{2,60}[^\n]{0,40})?$",
+    re.M,
+)
+PAIR = re.compile("[0-9a-fA-F]{2}")
 DECIMAL = re.compile(r"(?<![\w.])(?:1[0-9]{2}|[3-9][0-9])(?:(?:, ?|;? )(?:1[0-9]{2}|[3-9][0-9])(?![\w.])){5,}+")
 CODE = re.compile(r"[0-9]+")
-MORSE = re.compile(r"(?<![^\s\"'])[.-]{1,5}(?![^\s\"'])(?:(?: | {1,3}[/|] {1,3}| {2,7})[.-]{1,5}(?![^\s\"'])){5,}+")
-MORSE_SIGN = re.compile(r"([.-]+)( {2,}| ?[/|] ?)?")
+SIGN = "[.·•∙‧_–—−-]{1,5}"
+MORSE = re.compile(
+    rf"(?<![^\s\"']){SIGN}(?![^\s\"'])(?:(?: | {{1,3}}[/|] {{1,3}}| {{2,7}}| ?\n){SIGN}(?![^\s\"'])){{5,}}+"
+)
+MORSE_SIGN = re.compile(rf"({SIGN})( {{2,}}| ?[/|\n] ?)?")
+PLAIN_SIGNS = str.maketrans("·•∙‧_–—−", "....----")
 MORSE_LETTERS = dict(
     zip(
         re.findall(
@@ -61,9 +85,10 @@ IS_HEX = bytes(
     for code in range(256)
 )
 LONG = b"a" * 16
+GROUPS_OF_4, GROUPS_OF_8 = b"aaaa " * 5, b"aaaaaaaa " * 3
 NUMBERS = (  # long runs; bytes and codes set apart by one or two signs (a date with its time has seven groups)
     *(b"h" * 12, b"h" * 8 + b" " + b"h" * 8, b"hh " * 8, b"hh  " * 8, b"hhh hhh hhh", b"hhh  hhh  hhh"),
-    *(b"hxhh hxhh hxhh", b"hxhh  hxhh  hxhh"),
+    *(b"hxhh hxhh hxhh", b"hxhh  hxhh  hxhh", b"hhhhhhh hhhhhhh", b"hhhh hhhh hhhh hhhh"),
 )
 
 
@@ -71,17 +96,24 @@ def decode(draft: Draft, unwrapped: Unwrapped) -> bool:
     """Replace runs that hold text by the text; `unwrapped` reads what a run holds. True if there were any."""
     text, changed = draft.text, False
     raw = text.encode("utf-8", "replace")
-    if LONG in raw.translate(IS_BASE64):
+    runs = raw.translate(IS_BASE64)
+    if LONG in runs:
+        changed |= draft.rewrite(BACKWARDS64, lambda m: _backwards(m, unwrapped))
         changed |= draft.rewrite(BASE64, lambda m: _base64(m, unwrapped))
         changed |= draft.rewrite(BASE32, lambda m: _base32(m, unwrapped))
     elif "=" in text:
         changed |= draft.rewrite(BASE64, lambda m: _base64(m, unwrapped))
+    if GROUPS_OF_4 in runs or GROUPS_OF_8 in runs:
+        changed |= draft.rewrite(GROUPED64, lambda m: _grouped(m, unwrapped))
     numbers = raw.translate(IS_HEX)
     if any(hint in numbers for hint in NUMBERS):
+        changed |= _dumps(draft, unwrapped)
+        changed |= draft.rewrite(BITS7, lambda m: _numbers(m, BYTE7, 2, unwrapped))
         changed |= draft.rewrite(BITS, lambda m: _numbers(m, BYTE, 2, unwrapped))
         changed |= draft.rewrite(DECIMAL, lambda m: _numbers(m, CODE, 10, unwrapped))
+        changed |= draft.rewrite(OCTAL, lambda m: _numbers(m, CODE, 8, unwrapped))
         changed |= draft.rewrite(HEX_RUN, lambda m: _hex(m, unwrapped))
-    if ".- " in text or "-. " in text:
+    if ".- " in text or "-. " in text or "·" in text or "•" in text:
         changed |= draft.rewrite(MORSE, _morse)
     if "xn--" in text:
         changed |= draft.rewrite(PUNYCODE, _punycode)
@@ -175,17 +207,58 @@ def _decode64(lines: Sequence[re.Match[str]], unwrapped: Unwrapped) -> Pieces | 
     run = "".join(line[0] for line in lines)
     short = len(run) < 16
     run = run.rstrip("=")
-    raw = run.encode().translate(STANDARD)
-    raw = raw[: len(raw) - (len(raw) % 4 == 1)]
-    raw += b"=" * (-len(raw) % 4)
-    found = binascii.a2b_base64(raw)
+    found = _from64(run)
     if short and not found.isalpha():
         return None
     if len(lines) == 1:
         start = lines[0].start()
-        return _settle(found, lambda byte: start + byte * 4 // 3, unwrapped, word=4)
+        read = _settle(found, lambda byte: start + byte * 4 // 3, unwrapped, word=4)
+        return read or _otherwise64(run, start, unwrapped)
     places = [k for line in lines for k in range(line.start(), line.end())]
     return _settle(found, lambda byte: places[byte * 4 // 3], unwrapped, word=4)
+
+
+def _backwards(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
+    """Base64 that is written from its end: all of it points at where it begins."""
+    run = match[0].lstrip("=")[::-1]
+    return _settle(_from64(run), lambda _: match.start(), unwrapped)
+
+
+def _grouped(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
+    places = [i for i in range(match.start(), match.end()) if match.string[i] not in " ="]
+    raw = _from64("".join(match.string[i] for i in places))
+    return _settle(raw, lambda byte: places[byte * 4 // 3], unwrapped)
+
+
+def _from64(run: str) -> bytes:
+    """The bytes of base64, of either alphabet, without its padding."""
+    raw = run.encode().translate(STANDARD)
+    raw = raw[: len(raw) - (len(raw) % 4 == 1)]
+    return binascii.a2b_base64(raw + b"=" * (-len(raw) % 4))
+
+
+def _otherwise64(run: str, at: int, unwrapped: Unwrapped) -> Pieces | None:
+    """Base64 in rot13, from its end, compressed, or of UTF-16 as UTF-7 has it."""
+    if len(run) < 24 or len(run) > 4000:
+        return None
+    found = _from64(run)
+    if found[:2] in (b"\x1f\x8b", b"\x78\x9c", b"\x78\xda", b"\x78\x01"):
+        import zlib
+
+        try:
+            raw = zlib.decompressobj(47).decompress(found, 8 * len(run))
+        except zlib.error:
+            return None
+    elif run[0] == "+":
+        try:
+            raw = _from64(run[1:].rstrip("-")).decode("utf-16-be").encode("ascii")
+        except UnicodeError:
+            return None
+    else:
+        raw = _from64(run.translate(plain_letters(13)))
+        if len(run) % 4 == 0 and (read := _settle(_from64(run[::-1]), lambda _: at, unwrapped)):
+            return read
+    return _settle(raw, lambda _: at, unwrapped)
 
 
 def _base32(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
@@ -194,7 +267,10 @@ def _base32(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
     run = match[0].rstrip("=")
     run = run[: len(run) - {1: 1, 3: 1, 6: 1}.get(len(run) % 8, 0)]
     return _settle(
-        base64.b32decode(run + "=" * (-len(run) % 8)), lambda byte: match.start() + byte * 8 // 5, unwrapped, word=8
+        base64.b32decode(run.upper() + "=" * (-len(run) % 8)),
+        lambda byte: match.start() + byte * 8 // 5,
+        unwrapped,
+        word=8,
     )
 
 
@@ -211,6 +287,23 @@ def _hex(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
     return _settle(bytes(value for value, _ in digits), lambda byte: digits[byte][1], unwrapped, word=8)
 
 
+def _dumps(draft: Draft, unwrapped: Unwrapped) -> bool:
+    """Replace hex dumps by what they hold: lines that follow one another."""
+    blocks: list[list[re.Match[str]]] = []
+    for line in DUMP_LINE.finditer(draft.text):
+        if blocks and line.start() - blocks[-1][-1].end() <= 2:
+            blocks[-1].append(line)
+        else:
+            blocks.append([line])
+    spans = []
+    for block in blocks:
+        bytes_ = [(int(m[0], 16), m.start()) for line in block for m in PAIR.finditer(line.string, *line.span(1))]
+        read = _settle(bytes(b for b, _ in bytes_), lambda byte: bytes_[byte][1], unwrapped)  # noqa: B023
+        if read:
+            spans.append((block[0].start(), block[-1].end(), read))
+    return draft.replace(spans)
+
+
 def _numbers(match: re.Match[str], unit: re.Pattern[str], base: int, unwrapped: Unwrapped) -> Pieces | None:
     found = [(int(m[0], base), m.start()) for m in unit.finditer(match.string, match.start(), match.end())]
     if any(value > 255 for value, _ in found):
@@ -221,7 +314,7 @@ def _numbers(match: re.Match[str], unit: re.Pattern[str], base: int, unwrapped: 
 def _morse(match: re.Match[str]) -> Pieces | None:
     pieces: Pieces = []
     for sign in MORSE_SIGN.finditer(match.string, match.start(), match.end()):
-        letter = MORSE_LETTERS.get(sign[1])
+        letter = MORSE_LETTERS.get(sign[1].translate(PLAIN_SIGNS))
         if letter is None:
             return None
         pieces.append((letter, sign.start()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from itertools import islice
 
 from guardkit.normalize.draft import Draft, Pieces
 
@@ -38,15 +39,22 @@ QUOTED_LETTER = re.compile(
     r"=[2-7C-F][0-9A-F]=[0-9A-F]{2}|[a-z]=[C-F][0-9A-F][a-z]|[\s,.][^\W\d_]{1,20}+=\r?\n[^\W\d_]"
 )
 
+LETTERS_ESCAPED = re.compile(r"(?:(?<!\\)\\[A-Za-z][ ,.'!?]{0,2}){6,}+")
+SET_APART = re.compile(r"(?:\\(?:text|math|rm|bf|it)[a-z]{0,4}\{[^{}\\]{1,3}\}(?:\\? |~){0,2}){4,}+")  # by TeX
+SET_LETTERS = re.compile(r"\{([^{}]{1,3})\}|\\? |~")
 INLINE = r"(?!/?(?:p|div|td|th|tr|li|ul|ol|dl|dt|dd|br|hr|h[1-6]|table|tbody|thead|section|article|pre|option|title)\b)"
 ATTRIBUTES = r"(?:\s++[\w:@.-]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s\"'<>=]++))?)*+"
 TAGS = re.compile(
     rf"(?<=[^\W\d_])(?:<{INLINE}(?:/?[A-Za-z][\w:-]*+{ATTRIBUTES}\s*+/?)>|<!--(?:[^<>-]|-(?!->))*+-->|\x1b\[[0-9;]*+m"
-    r"|\[/?(?:b|i|u|s|color|size|font|url)(?:=[^\[\]\s]{0,40}+)?\])++(?=[^\W\d_])"
+    r"|\[/?(?:b|i|u|s|color|size|font|url)(?:=[^\[\]\s]{0,40}+)?\]|\]\]><!\[CDATA\[)++(?=[^\W\d_])"
 )
+ANY_TAG = re.compile(TAGS.pattern.removeprefix(r"(?<=[^\W\d_])").removesuffix(r"(?=[^\W\d_])"))
 STARS = re.compile(r"(?<=[^\W\d_])(?:\*\*|__|~~)(?=[^\W\d_]{1,30}+(?:\*\*|__|~~))|(?<=[^\W\d_])(?:\*\*|~~)(?=[^\W\d_])")
 HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u00ad\u2010]\r?\n[ \t>*#/|]{0,20}+(?=[^\W\d_])")
-CUT_STRING = re.compile(r"(?<=[^\W\d_])([\"'`])[ \t\n]{0,20}+(?:\+|\.\.?|&|\|\||~)[ \t\n]{0,20}+\1(?=[^\W\d_])")
+CUT = r"([\"'`])[ \t\n]{0,20}+(?:\+|\.\.?|&|\|\||~)[ \t\n]{0,20}+\1"
+CUT_STRING = re.compile(rf"(?<=[^\W\d_]){CUT}(?=[^\W\d_])")
+ANY_CUT = re.compile(rf"(?<=[^\W\d_ ]|[ ,.'!?]){CUT}(?=[^\W\d_]|[ ,.'!?])")
+OFTEN = 4  # what cuts words so often is taken out between words, too
 HIDDEN_KINDS = ("Cf", "Mn", "Lm", "Zs")
 
 
@@ -64,13 +72,13 @@ def unescape(draft: Draft) -> bool:
     if "=" in text and QUOTED_LETTER.search(draft.text):
         changed |= draft.rewrite(QUOTED, _quoted)
     if "<" in text or "\x1b" in text or "[/" in text:
-        changed |= draft.rewrite(TAGS, _nothing)
+        changed |= _cut_out(draft, TAGS, ANY_TAG)
     if "**" in text or "~~" in text:
         changed |= draft.rewrite(STARS, _nothing)
     if "\n" in text:
         changed |= draft.rewrite(HYPHEN, _hyphen)
     if '"' in text or "'" in text or "`" in text:
-        changed |= draft.rewrite(CUT_STRING, _nothing)
+        changed |= _cut_out(draft, CUT_STRING, ANY_CUT)
     return changed
 
 
@@ -107,6 +115,12 @@ def _nothing(match: re.Match[str]) -> Pieces:
     return []
 
 
+def _cut_out(draft: Draft, inside: re.Pattern[str], anywhere: re.Pattern[str]) -> bool:
+    """Take out what stands inside words; where it does so often, take it out everywhere."""
+    often = sum(1 for _ in islice(inside.finditer(draft.text), OFTEN)) == OFTEN
+    return draft.rewrite(anywhere if often else inside, _nothing)
+
+
 def _hyphen(match: re.Match[str]) -> Pieces | None:
     return [] if match.string[match.end()].islower() or match.string[match.start() - 1].isupper() else None
 
@@ -115,7 +129,8 @@ def _hyphen(match: re.Match[str]) -> Pieces | None:
 
 
 def _backslashes(draft: Draft) -> bool:
-    changed = False
+    changed = draft.rewrite(LETTERS_ESCAPED, _bare)
+    changed |= draft.rewrite(SET_APART, _set_letters)
     bytewise = 0  # a folder may be called \\x64 or \\101
     for match in BACKSLASH.finditer(draft.text):
         bytewise += bool(match[3] or match[4])
@@ -126,6 +141,19 @@ def _backslashes(draft: Draft) -> bool:
         if ('"' in draft.text or "'" in draft.text) and LINE_SIGN.search(draft.text):
             changed = draft.rewrite(BACKSLASHES, _read_backslashes)
     return changed | draft.rewrite(STYLE_ESCAPES, _style_escapes)
+
+
+def _bare(match: re.Match[str]) -> Pieces | None:
+    """Letters that are escaped one by one; not a row of line ends and tabs."""
+    letters = {char.lower() for char in match[0] if char.isalpha()}
+    if len(letters) < 5 or not letters & set("aeiou"):
+        return None
+    return [(char, i) for i, char in enumerate(match[0], match.start()) if char != "\\"]
+
+
+def _set_letters(match: re.Match[str]) -> Pieces:
+    found = SET_LETTERS.finditer(match.string, match.start(), match.end())
+    return [(m[1] or " ", m.start()) for m in found]
 
 
 def _reveals(match: re.Match[str]) -> bool:

@@ -49,7 +49,7 @@ def _join(match: re.Match[str]) -> Pieces | None:
     longest, total = max(map(len, groups)), sum(map(len, groups))
     if longest < MIN_SPACED and not (longest == MIN_SPACED - 1 and total > MIN_SPACED):
         return None  # "A B C", "e.g."; but three letters count where more spelling follows ("h o w  t o")
-    if not _spelled("".join(char for group in groups for char, _ in group)):
+    if not is_spelled("".join(char for group in groups for char, _ in group)):
         return None
     if sep == " " and groups[0][0][0] in "aA" and len(groups[0]) > MIN_SPACED:
         # "build a b o m b", but "to a b u s e": an article where a word comes before and another can follow.
@@ -63,7 +63,7 @@ def _join(match: re.Match[str]) -> Pieces | None:
     return pieces
 
 
-def _spelled(letters: str) -> bool:
+def is_spelled(letters: str) -> bool:
     """Whether single letters spell something, rather than list (a b c d), tabulate (Y N N Y) or count."""
     alphabetic = sum(map(str.isalpha, letters))
     if alphabetic < 3 or alphabetic < 2 * (len(letters) - alphabetic) or re.search("[269]", letters):

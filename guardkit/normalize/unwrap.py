@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from guardkit.normalize.ciphers import decipher
+from guardkit.normalize.codes import read_codes
 from guardkit.normalize.draft import Draft
 from guardkit.normalize.encodings import decode
 from guardkit.normalize.escapes import unescape
@@ -17,6 +18,7 @@ def unwrap(draft: Draft, layers: int = MAX_LAYERS) -> None:
     for left in reversed(range(layers)):
         changed = decode(draft, partial(_inner, left))
         changed |= unescape(draft)
+        changed |= read_codes(draft)
         changed |= decipher(draft)
         if not changed:
             return
