@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from guardkit.guard import Guard
 
 HOLDBACK = 8
+_UNWATCHED = nullcontext()
 LARGE = 2048  # characters, or ids, of a delta: more are not read on an event loop
 BLANK = 64  # characters without a token that count as one for the hold-back
 
@@ -203,7 +204,7 @@ class StreamGuard:
 
     def _drive(self, steps: _Steps) -> list[Event]:
         try:
-            with nullcontext() if self._watch is None else self._watch.judging():
+            with _UNWATCHED if self._watch is None else self._watch.judging():
                 return lead(self._guard.model, steps, self._guard.timeout)
         except Exception:
             raise

@@ -11,11 +11,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from guardkit import Decision, telemetry
 from guardkit.telemetry.names import Metric
 from guardkit.telemetry.prometheus import Prometheus
+from guardkit_serve.together import Together
 
 RECENT = 500  # decisions that the page can look back on
 MAX_TEXT = 2000  # characters of a text that is kept
@@ -71,12 +73,13 @@ class Seen:
 
 class Observer:
     """Calls are quick, come from one event loop, and raise nothing. keep_texts: whether the newest decisions are kept
-    with the beginning of their texts."""
+    with the beginning of their texts. folder: where the workers of one server leave their metrics for each other."""
 
-    def __init__(self, keep_texts: bool = False) -> None:
+    def __init__(self, keep_texts: bool = False, folder: Path | None = None) -> None:
         self.keep_texts = keep_texts
         self.requests_open = self.streams_open = 0
         self._metrics = Prometheus(more=METRICS)
+        self._together = None if folder is None else Together(folder, self._metrics.text)
         self._recent: deque[Seen] = deque(maxlen=RECENT)
         self._number = 0
         self._categories: Counter[str] = Counter()
@@ -118,7 +121,8 @@ class Observer:
 
     def exposition(self) -> tuple[bytes, str]:
         """The body of ``/metrics``, and its content type."""
-        return self._metrics.text(), self._metrics.content_type
+        text = self._metrics.text() if self._together is None else self._together.text()
+        return text, self._metrics.content_type
 
     def recent(self, after: int, with_text: bool = False) -> list[dict[str, Any]]:
         """The newest decisions with a number above `after`, oldest first."""

@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -20,6 +22,7 @@ from guardkit import Guard, GuardkitError
 from guardkit_serve.app import create_app
 from guardkit_serve.calls import Serving
 from guardkit_serve.guards import Guards, with_policy
+from guardkit_serve.observe import Observer
 from guardkit_serve.plan import Model, Plan
 
 Load = Callable[..., Guard]
@@ -44,11 +47,19 @@ def serve(plan: Plan, load: Load, again: Callable[[], Plan], ready: Callable[[st
 class _Server(uvicorn.Server):
     """One process: its models, its event loop."""
 
-    def __init__(self, plan: Plan, load: Load, again: Callable[[], Plan], ready: Callable[[], None]):
+    def __init__(
+        self,
+        plan: Plan,
+        load: Load,
+        again: Callable[[], Plan],
+        ready: Callable[[], None],
+        folder: Path | None = None,
+    ):
         self._plan, self._load, self._again, self._ready = plan, load, again, ready
         self._guards: dict[Model, Guard] = plan.load_guards(load)
         named = {model.name: guard for model, guard in self._guards.items()}
-        self.app = create_app(named, plan.settings, policies=plan.load_policies())
+        observer = Observer(plan.settings.page_texts, folder)
+        self.app = create_app(named, plan.settings, policies=plan.load_policies(), observer=observer)
         self._interrupted = False
         super().__init__(
             uvicorn.Config(
@@ -144,6 +155,11 @@ class _Workers:
         self._n_ready = 0
 
     def run(self, listening: socket.socket) -> int:
+        with tempfile.TemporaryDirectory(prefix="guardkit-metrics-") as folder:
+            self._folder = Path(folder)
+            return self._run(listening)
+
+    def _run(self, listening: socket.socket) -> int:
         reader, writer = os.pipe()
         for _ in range(self._plan.workers):
             self._start(listening, writer)
@@ -178,7 +194,8 @@ class _Workers:
         try:
             for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(sig, signal.SIG_DFL)
-            code = _Server(self._plan, self._load, self._again, lambda: _told(writer)).work(listening)
+            server = _Server(self._plan, self._load, self._again, lambda: _told(writer), self._folder)
+            code = server.work(listening)
         except (GuardkitError, OSError) as error:
             print(f"guard: error: {error}", file=sys.stderr, flush=True)
         finally:

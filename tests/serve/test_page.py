@@ -106,6 +106,23 @@ def test_another_name_for_this_machine_is_turned_away(path: str) -> None:
     assert http.get(path, headers={"host": "localhost:8642"}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/page/state", "/page/recent"])
+def test_a_page_that_is_open_to_others_answers_by_address(path: str) -> None:
+    http = client(host="0.0.0.0", hosts=("guard.internal",))
+    for name in ("10.0.0.7:8642", "[2001:db8::1]:8642", "guard.internal"):
+        assert http.get(path, headers={"host": name}).status_code == 200
+    refused = http.get(path, headers={"host": "evil.example:8642"})
+    assert refused.status_code == 403
+    assert "--allow-host" in refused.json()["error"]["message"]
+    told = {"host": "10.0.0.7:8642", "origin": "http://evil.example"}
+    assert http.post("/page/stream", json={"prompt": "x"}, headers=told).status_code == 403
+    assert http.post("/page/stream", json={"prompt": "x"}, headers={"host": "evil.example"}).status_code == 403
+    assert http.post("/v1/check", json={"text": "x"}, headers={"host": "evil.example"}).status_code == 200
+    digest = hashlib.sha256(b"secret").hexdigest()
+    keyed = client(host="0.0.0.0", keys=(Key("team", digest),))
+    assert keyed.get(path, headers={"host": "any.example", "x-api-key": "secret"}).status_code == 200
+
+
 def test_with_keys_only_the_files_are_open() -> None:
     digest = hashlib.sha256(b"secret").hexdigest()
     http = client(

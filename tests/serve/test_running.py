@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,18 @@ def test_streams_under_way_come_to_their_end(serve: Callable[..., Serving], tmp_
     assert b"shutting_down" in bodies["endless"]
     assert bodies["endless"].endswith(b"data: [DONE]\n\n")
     assert bodies["short"] in (b"".join(events), bodies["endless"])
+
+
+def test_several_workers_count_together(serve: Callable[..., Serving]) -> None:
+    server = serve("--workers", "2", "--no-access-log")
+    for _ in range(12):  # a connection each, so that both workers get some
+        httpx.post(f"{server.address}/v1/check", json={"text": "BAD"})
+    counted = 'guardkit_serve_requests_total{action="block",route="/v1/check",status="200"} 12.0'
+    end = time.monotonic() + 30
+    while counted not in httpx.get(f"{server.address}/metrics").text:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert server.end() == 0
 
 
 def test_several_workers_share_an_address(serve: Callable[..., Serving]) -> None:

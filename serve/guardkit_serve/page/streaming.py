@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 from guardkit import AsyncStreamGuard, Decision, Guard, Message, Stage, StreamGuard
 from guardkit.models.base import Scores, StreamModel, Tokens
 from guardkit.verdict import SEVERITIES
-from guardkit_serve.calls import Call, body_of, call_of
+from guardkit_serve.calls import Call, body_of
 from guardkit_serve.errors import HttpError
 from guardkit_serve.judging import decide, item_of
 
@@ -41,8 +41,8 @@ class _Asked:
     pace_ms: int
 
 
-async def stream(request: Request) -> Response:
-    call, body = call_of(request), await body_of(request)
+async def stream(request: Request, call: Call) -> Response:
+    body = await body_of(request)
     if not isinstance(body, Mapping) or set(body) - set(_KEYS):
         raise HttpError(400, f"the body must be a JSON object with the keys {', '.join(_KEYS)}")
     asked = _Asked(
