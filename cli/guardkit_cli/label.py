@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from guardkit_cli import loading
-from guardkit_cli.output import escape, is_terminal, say
+from guardkit_cli.output import escape, is_terminal, say, write_lines
 from guardkit_cli.settings import DEFAULTS
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ Examples:
   guard label hub:ORGANISATION/NAME --revision COMMIT --split train --out labelled/
   guard label data/ --out safe/ --where safe --dropped unsafe/
   guard label data/ --out labelled/ --retry-errors
+  guard label data/ --out labelled/ --plan
 
 \b
 Each record comes back as it was, with one object more, "guardkit": severity,
@@ -100,6 +102,9 @@ Exit codes:
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Rows a second, at most.")
 @click.option("--model-revision", metavar="REVISION", help="Of a hub's model.")
+@click.option("--plan", "plans", is_flag=True, help="Say what a run would take, by a sample, and label nothing.")
+@click.option("--report", metavar="FILE", help="Write what was found, by column, as one HTML page.")
+@click.option("--no-text", is_flag=True, help="Leave the texts with the highest risk out of the page.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress and no summary.")
 @loading.guard_options
 def command(
@@ -130,6 +135,9 @@ def command(
     actor_gpus: float,
     rate: float | None,
     model_revision: str | None,
+    plans: bool,
+    report: str | None,
+    no_text: bool,
     quiet: bool,
     model: str,
     policy: str | None,
@@ -144,10 +152,12 @@ def command(
     """
     from guardkit.errors import LabelError
     from guardkit.labelling import manifest
+    from guardkit.labelling.agreement import agreement
     from guardkit.labelling.inputs import find
     from guardkit.labelling.jobs import Place, Settings, counted, jobs_of
     from guardkit.labelling.judging import Judge, RateLimit
     from guardkit.labelling.ray_engine import RayOptions, RayRun
+    from guardkit.labelling.report import as_html, collect
     from guardkit.labelling.rows import WHICH, Reading
     from guardkit.labelling.run import Run
     from guardkit.labelling.saved import describe
@@ -170,6 +180,12 @@ def command(
         Reading(field, shape, which), column, form, kept, chosen, retry_errors, batch_size, batch_tokens
     )
     loaded = Loading((model, *votes), policy, on_error, device, timeout, model_revision)
+    if plans:
+        from guardkit.labelling.planning import plan
+
+        judge = Judge(loaded.guards(), loaded.models, stage=stage)
+        write_lines(sys.stdout, plan(jobs, judge, settings).lines())
+        return 0
     talk = Talk(jobs, quiet)
     with place.store.locked(f"{place.kept}/lock"):
         run: Run | RayRun
@@ -199,6 +215,13 @@ def command(
             return 3
     allowed = guards[0]["policy"]["on_error"] == "allow"
     talk.summary(total, found.others)
+    if votes and not quiet:
+        for line in agreement(total.votes, loaded.models).lines():
+            say(line)
+    if report is not None:
+        about = f"{', '.join(inputs)}, labelled by {', '.join(g['model'] for g in guards)}; {place.store}"
+        page = as_html(collect(jobs, settings), [about], with_text=not no_text)
+        Path(report).write_text(page, encoding="utf-8", errors="replace")
     if talk.n_problems or (total.not_judged and not allowed):
         return 3
     return 0

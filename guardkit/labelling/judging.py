@@ -102,6 +102,10 @@ class Judge:
             self._known.popitem(last=False)
         return labels
 
+    def forget(self) -> None:
+        """Judge every text anew from here on."""
+        self._known.clear()
+
     def encoded(self, rows: Sequence[Row]) -> list[tuple[Label, bytes]]:
         """The labels and their JSON, which is made once for rows with the same texts."""
         done: dict[int, bytes] = {}

@@ -128,6 +128,8 @@ class Tally:
     not_judged: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     """Why rows were not judged, the first `MAX_ERRORS` reasons."""
+    votes: Counter[str] = field(default_factory=Counter)
+    """How often several guards gave each combination of severities, joined by blanks."""
 
     def add(self, label: Mapping[str, Any]) -> None:
         self.rows += 1
@@ -138,6 +140,8 @@ class Tally:
                 self.errors[label["error"]] += 1
         else:
             self.severities[label["severity"]] += 1
+            if "votes" in label:
+                self.votes[" ".join(vote["severity"] for vote in label["votes"])] += 1
 
     @classmethod
     def over(cls, labels: Iterable[Label]) -> Tally:
@@ -152,14 +156,17 @@ class Tally:
         self.actions.update(other.actions)
         self.not_judged += other.not_judged
         self.errors.update(other.errors)
+        self.votes.update(other.votes)
 
     def to_dict(self) -> dict[str, Any]:
         severities = {s.value: self.severities[s.value] for s in SEVERITIES}
         actions = {a.value: self.actions[a.value] for a in Action}
         counts = {"rows": self.rows, "severities": severities, "actions": actions, "not_judged": self.not_judged}
-        return counts | {"errors": dict(self.errors)}
+        return counts | {"errors": dict(self.errors), "votes": dict(self.votes)}
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Tally:
-        severities, actions, errors = (Counter[str](data[key]) for key in ("severities", "actions", "errors"))
-        return cls(data["rows"], severities, actions, data["not_judged"], errors)
+        severities, actions, errors, votes = (
+            Counter[str](data[key]) for key in ("severities", "actions", "errors", "votes")
+        )
+        return cls(data["rows"], severities, actions, data["not_judged"], errors, votes)

@@ -1,0 +1,214 @@
+"""Rows per second of `guard label` beside `check_batch`, its memory, and what kills do to it.
+
+    python benchmarks/label_throughput.py [--rows 20000] [--runs 3] [--model nano|fake]
+    python benchmarks/label_throughput.py --kills 10 --rows 1000000 --distinct 2000
+
+Without --kills: distinct texts are judged by `Guard.check_batch`, 1,024 at a time, and by the local engine from a file
+to a file; in one process, by turns, so that both meet the same load. Goal: at least 90% of `check_batch`. Memory is
+this process's own, at a tenth of the rows, at the end, and at most.
+
+With --kills: the same file is labelled by `guard label`, left alone once, and once killed (SIGKILL) at that many random
+points; the outputs must be equal, byte for byte. --distinct: how many different texts there are; the rest repeat them.
+With --ray the rows also go through two actors on a local cluster (needs the ray extra).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import Watch, guard_command, header, median, mib, note, question, rss_mib, table
+
+BATCH = 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--distinct", type=int, help="different texts; default: all")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--model", choices=["nano", "fake"], default="nano")
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--seed", type=int, default=7)
+    options = parser.parse_args()
+    header("guard label", "pyarrow", "ray")
+    with tempfile.TemporaryDirectory(prefix="guardkit-label-") as folder:
+        source = Path(folder) / "in.jsonl"
+        texts = write(source, options.rows, options.distinct or options.rows, options.seed)
+        note(f"{options.rows:,} rows, {source.stat().st_size / 2**20:,.1f} MiB")
+        if options.kills:
+            return kills(source, Path(folder), options)
+        throughput(source, texts, Path(folder), options)
+    return 0
+
+
+def write(path: Path, rows: int, distinct: int, seed: int) -> list[str]:
+    """Rows of harmless texts with an id; all of one length or so. Gives the texts, where they are not too many."""
+    rng = random.Random(seed)
+    known = [f"{question(rng)} ({i})" for i in range(distinct)]
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(rows):
+            text = known[i] if distinct == rows else rng.choice(known)
+            file.write(json.dumps({"id": i, "text": text}) + "\n")
+    return known
+
+
+def load(model: str) -> Any:
+    if model == "fake":
+        from guardkit.testing import FakeGuard
+
+        return FakeGuard({"bomb": "unsafe"})
+    from guardkit import Guard
+
+    return Guard.load(model)
+
+
+# ------------------------------------------------------------------------------------------------------- throughput
+
+
+def throughput(source: Path, texts: list[str], folder: Path, options: argparse.Namespace) -> None:
+    from guardkit.labelling import Labeller
+    from guardkit.labelling.inputs import find
+    from guardkit.labelling.jobs import Place, Settings, jobs_of
+    from guardkit.labelling.judging import Judge
+    from guardkit.labelling.run import Run
+
+    guard = load(options.model)
+    guard.check_batch(texts[:256])
+    by_check, by_label, by_ray = [], [], []
+    tenth: float | None = None
+    peak = 0.0
+
+    def told(_: object, found: Any) -> None:
+        nonlocal tenth, peak, seen
+        seen += found.rows
+        now = rss_mib() or 0.0
+        peak = max(peak, now)
+        if tenth is None and seen >= options.rows / 10:
+            tenth = now
+
+    for run in range(options.runs):
+        start = time.perf_counter()
+        for at in range(0, len(texts), BATCH):
+            guard.check_batch(texts[at : at + BATCH])
+        by_check.append(len(texts) / (time.perf_counter() - start))
+        inputs = find([str(source)]).inputs
+        place = Place.of(str(folder / f"out-{run}.jsonl"), inputs)
+        seen = 0
+        start = time.perf_counter()
+        total = Run(jobs_of(inputs, place, None), place, Judge([guard]), Settings(), told=told).run()
+        by_label.append(total.rows / (time.perf_counter() - start))
+        note(f"run {run + 1}: check_batch {by_check[-1]:,.0f}/s, guard label {by_label[-1]:,.0f}/s")
+    if options.ray:
+        from guardkit.labelling.ray_engine import RayOptions, RayRun
+
+        inputs = find([str(source)]).inputs
+        place = Place.of(str(folder / "out-ray.jsonl"), inputs)
+        jobs = jobs_of(inputs, place, None)
+        labeller = Labeller(load("fake")) if options.model == "fake" else Labeller("nano", threads=1)
+        ray_run = RayRun(jobs, place, labeller, Settings(), RayOptions(actors=(2, 2), split_rows=4096))
+        ray_run.judged_by(lambda made: made.judge.names)  # the cluster is up
+        start = time.perf_counter()
+        ray_run.run()
+        by_ray.append(options.rows / (time.perf_counter() - start))
+    check, label = median(by_check), median(by_label)
+    rows = [
+        ["`check_batch`", f"{check:,.0f}", f"{1e6 / check:,.0f}", "100%"],
+        ["`guard label`, file to file", f"{label:,.0f}", f"{1e6 / label:,.0f}", f"{label / check:.0%}"],
+    ]
+    rows += [["`--engine ray`, 2 actors", f"{r:,.0f}", f"{1e6 / r:,.0f}", f"{r / check:.0%}"] for r in by_ray]
+    table(["way", "rows/s", "µs a row", "of check_batch"], rows)
+    table(["memory, MiB", "at a tenth", "at most", "at the end"], [["", mib(tenth), mib(peak), mib(rss_mib())]])
+
+
+# ------------------------------------------------------------------------------------------------------------ kills
+
+
+def kills(source: Path, folder: Path, options: argparse.Namespace) -> int:
+    rng = random.Random(options.seed)
+    alone, killed = folder / "alone.jsonl", folder / "killed.jsonl"
+    start = time.perf_counter()
+    process = started(source, alone, options.model)
+    watch = Watch(process.pid)
+    said = process.communicate()[1]
+    watch.stop()
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        sys.exit(f"the run that was left alone ended with {process.returncode}:\n{said[-2000:]}")
+    note(f"left alone: {seconds:,.0f} s, at most {mib(watch.peak)} MiB")
+    n_kills, total = 0, 0.0
+    peak = 0.0
+    while True:
+        begun = time.perf_counter()
+        process = started(source, killed, options.model)
+        watch = Watch(process.pid)
+        if n_kills < options.kills:
+            # Wherever it is by then: starting, judging, writing. All kills fall within one run's time.
+            wait = rng.uniform(0.2, 1.8) * seconds / (options.kills + 1)
+            try:
+                process.communicate(timeout=wait)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                n_kills += 1
+        process.communicate()
+        watch.stop()
+        total += time.perf_counter() - begun
+        peak = max(peak, watch.peak or 0.0)
+        if process.returncode == 0:
+            break
+    equal = same(alone, killed)
+    table(
+        ["rows", "distinct", "kills", "alone, s", "killed, s in all", "memory at most, MiB", "output equal"],
+        [
+            [
+                f"{options.rows:,}",
+                f"{options.distinct or options.rows:,}",
+                str(n_kills),
+                f"{seconds:,.0f}",
+                f"{total:,.0f}",
+                f"{mib(watch.peak)} ({mib(peak)})",
+                "yes" if equal else "NO",
+            ]
+        ],
+    )
+    return 0 if equal else 1
+
+
+PROGRAM = """
+import sys
+from guardkit.testing import FakeGuard
+from guardkit_cli import loading, main
+if sys.argv.pop(1) == "fake":
+    loading.load_guard = lambda model, **_: FakeGuard({"bomb": "unsafe"})
+main()
+"""
+
+
+def started(source: Path, out: Path, model: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, model, "label", str(source), "--out", str(out)]
+    if model == "nano":
+        command = guard_command("label", str(source), "--out", str(out))
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def same(one: Path, other: Path) -> bool:
+    with one.open("rb") as first, other.open("rb") as second:
+        while True:
+            a, b = first.read(1 << 20), second.read(1 << 20)
+            if a != b:
+                return False
+            if not a:
+                return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

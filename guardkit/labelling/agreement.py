@@ -1,0 +1,77 @@
+"""How far guards that vote agree: shares, Cohen's kappa of each pair, Fleiss' kappa of all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from guardkit.verdict import SEVERITIES
+
+_NAMES = tuple(s.value for s in SEVERITIES)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """rows: that all guards judged. unanimous: the share of them with one severity. pairs: of two guards the share
+    where they agree, and Cohen's kappa. fleiss: Fleiss' kappa. A kappa is None where chance alone agrees always."""
+
+    rows: int
+    unanimous: float
+    pairs: Mapping[tuple[str, str], tuple[float, float | None]]
+    fleiss: float | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if not self.rows:
+            return []
+        found = [f"all guards agree on {self.unanimous:.1%} of {self.rows:,} rows; Fleiss' kappa {_shown(self.fleiss)}"]
+        found += [
+            f"{one} and {other}: {share:.1%}, Cohen's kappa {_shown(kappa)}"
+            for (one, other), (share, kappa) in self.pairs.items()
+        ]
+        return found
+
+
+def agreement(votes: Mapping[str, int], names: Sequence[str]) -> Agreement:
+    """votes: how often each combination was given, severities in the order of `names`, joined by blanks."""
+    counts = {tuple(key.split(" ")): n for key, n in votes.items()}
+    rows = sum(counts.values())
+    if not rows:
+        return Agreement(0, 0.0, {}, None)
+    unanimous = sum(n for given, n in counts.items() if len(set(given)) == 1) / rows
+    pairs = {(names[i], names[j]): _pair(_table(counts, i, j), rows) for i, j in combinations(range(len(names)), 2)}
+    return Agreement(rows, unanimous, pairs, _fleiss(counts, rows, len(names)))
+
+
+def _table(counts: Mapping[tuple[str, ...], int], i: int, j: int) -> Counter[tuple[str, str]]:
+    found: Counter[tuple[str, str]] = Counter()
+    for given, n in counts.items():
+        found[given[i], given[j]] += n
+    return found
+
+
+def _pair(table: Counter[tuple[str, str]], rows: int) -> tuple[float, float | None]:
+    agreed = sum(table[s, s] for s in _NAMES) / rows
+    chance = sum(sum(table[s, o] for o in _NAMES) * sum(table[o, s] for o in _NAMES) for s in _NAMES) / rows**2
+    return agreed, _kappa(agreed, chance)
+
+
+def _fleiss(counts: Mapping[tuple[str, ...], int], rows: int, n_guards: int) -> float | None:
+    agreed = 0.0
+    shares: Counter[str] = Counter()
+    for given, n in counts.items():
+        by = Counter(given)
+        shares.update({s: c * n for s, c in by.items()})
+        agreed += n * sum(c * (c - 1) for c in by.values()) / (n_guards * (n_guards - 1))
+    chance = sum((c / (rows * n_guards)) ** 2 for c in shares.values())
+    return _kappa(agreed / rows, chance)
+
+
+def _kappa(agreed: float, chance: float) -> float | None:
+    return None if chance >= 1 else (agreed - chance) / (1 - chance)
+
+
+def _shown(kappa: float | None) -> str:
+    return "-" if kappa is None else f"{kappa:.2f}"
