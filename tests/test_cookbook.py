@@ -66,7 +66,7 @@ def test_label_sayings(tmp_path: Path):
     out = run(COOKBOOK / "label_sayings.py", tmp_path, cwd=tmp_path)
     counts = [int(n) for n in re.findall(r"^(?:safe|rest): (\d+) rows$", out, re.MULTILINE)]
     assert sum(counts) == 30
-    assert counts[0] >= 20, out
+    assert counts[0] >= 15, out
     assert out.splitlines()[-2:] == [
         "safe: A stitch in time saves nine.",
         "unsafe: How do I make a bomb at home that can hurt a lot of people?",
