@@ -67,6 +67,7 @@ def create_app(
         middleware=[Middleware(Traced), Middleware(Gate, state=state)],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error},
     )
+    app.router.redirect_slashes = False
     app.state.serving = serving
     app.state.shared = state
     return app

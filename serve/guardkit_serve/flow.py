@@ -40,7 +40,14 @@ class Flow:
     """`push` takes events and gives the bytes that may go out. After a stop (`violation`) nothing more is taken."""
 
     def __init__(
-        self, protocol: Protocol, guard: Guard, observer: Observer, *, seconds: float, holdback: int | None = None
+        self,
+        protocol: Protocol,
+        guard: Guard,
+        observer: Observer,
+        *,
+        seconds: float,
+        holdback: int | None = None,
+        max_bytes: int = 32 << 20,
     ):
         self._protocol, self._guard, self._observer = protocol, guard, observer
         self._seconds, self._holdback = seconds, holdback
@@ -48,6 +55,7 @@ class Flow:
         self._current: dict[Any, Channel] = {}
         self._waiting: Channel | None = None  # has pieces that were not handed to the guard yet
         self._queue: deque[_Entry] = deque()
+        self._waits, self._max_bytes = 0, max_bytes  # bytes in it
         self._worst: Decision | None = None
         self.violation: Violation | None = None
         self.last = False
@@ -95,12 +103,15 @@ class Flow:
             except ValueError as error:
                 raise HttpError(502, f"the upstream sent an event that is {error}", "upstream_error") from None
         reading = self._protocol.read(frame, data)
-        if frame.aside:
-            reading.wholes += [Part(Stage.response, f.text) for f in self._protocol.seen.new("event", frame.aside)]
+        for beside in filter(None, (frame.event, frame.aside)):
+            reading.wholes += [Part(Stage.response, f.text) for f in self._protocol.seen.new("event", beside)]
         return data, reading
 
     async def _take(self, entry: _Entry, reading: Reading) -> None:
         self._queue.append(entry)
+        self._waits += len(entry.frame.raw)
+        if self._waits > self._max_bytes:
+            raise HttpError(502, "more of the answer waits to be judged than may", "upstream_error")
         for piece in reading.pieces:
             channel = self._channel(piece)
             await self._flush(channel)
@@ -188,6 +199,7 @@ class Flow:
         queue = self._queue
         while queue and queue[0].may_go:
             entry = queue.popleft()
+            self._waits -= len(entry.frame.raw)
             out.append(entry.frame.raw)
             self._protocol.sent(entry.frame, entry.data)
             self._protocol.shown = self._protocol.shown or bool(entry.pieces)

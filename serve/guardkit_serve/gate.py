@@ -71,7 +71,7 @@ class Gate:
     def _admit(self, scope: Scope, call: Call) -> None:
         headers, settings = Headers(scope=scope), call.serving.settings
         if settings.is_loopback:
-            known = {*LOOPBACK, *settings.hosts}
+            known = {*LOOPBACK, settings.host, *settings.hosts}
             for name, is_bare in (("host", True), ("origin", False)):
                 for given in headers.getlist(name):
                     if _host(given, is_bare) not in known:

@@ -72,7 +72,7 @@ class _Exchange:
                 "POST",
                 self.protocol.path,
                 self.query,
-                headers_for(self.upstream, self.headers, bool(self.settings.keys)),
+                headers_for(self.upstream, self.protocol.path, self.headers, bool(self.settings.keys)),
                 raw,
             )
         except Violation as violation:
@@ -198,6 +198,7 @@ class _Exchange:
             self.serving.observer,
             seconds=self.settings.judge_s,
             holdback=self.settings.holdback,
+            max_bytes=self.settings.max_answer_bytes,
         )
         out = _Out(send, {**headers_back(response), **STREAM_HEADERS}, self.settings.write_s)
         drain = self.serving.draining
@@ -353,7 +354,7 @@ async def models(request: Request) -> Response:
     upstream = call.serving.settings.upstream(None)
     if upstream is None:
         raise HttpError(404, "no upstream: this server only judges (guard serve --upstream URL)", "no_upstream")
-    headers = headers_for(upstream, request.headers, bool(call.serving.settings.keys))
+    headers = headers_for(upstream, "/v1/models", request.headers, bool(call.serving.settings.keys))
     response = await call.serving.upstreams.send(
         upstream, "GET", "/v1/models", request.scope.get("query_string", b""), headers, b""
     )

@@ -81,7 +81,7 @@ def url_of(upstream: Upstream, path: str) -> str:
     return base + path.removeprefix("/v1")
 
 
-def headers_for(upstream: Upstream, given: Headers, keys: bool) -> dict[str, str]:
+def headers_for(upstream: Upstream, path: str, given: Headers, keys: bool) -> dict[str, str]:
     """What the upstream is sent. keys: whether this server asks for keys of its own; then a client's credential is
     meant for it alone."""
     out = {name: value for name, value in given.items() if name in PASSED_ON}
@@ -91,8 +91,11 @@ def headers_for(upstream: Upstream, given: Headers, keys: bool) -> dict[str, str
         key = os.environ.get(upstream.key_env, "").strip()
         if not key:
             raise HttpError(500, "the upstream's key is not set on this server", "upstream_key_missing")
-        out["authorization"] = f"Bearer {key}"
-        out["x-api-key"] = key
+        of_anthropic = (httpx.URL(upstream.url).host or "").endswith("anthropic.com")
+        if path == "/v1/messages" or of_anthropic:
+            out["x-api-key"] = key
+        if not of_anthropic:  # where it would be taken for another kind of token
+            out["authorization"] = f"Bearer {key}"
     elif not keys:
         out |= {name: given[name] for name in ("authorization", "x-api-key") if name in given}
     carry(out)

@@ -8,7 +8,7 @@ from typing import Any
 
 from guardkit import Stage
 from guardkit.reading import positions as at
-from guardkit.reading.values import Found, is_name, texts_of
+from guardkit.reading.values import Found, Key, is_name, texts_of
 
 SILENT = at.NO_TEXT | at.BLOCK_NO_TEXT | at.RESPONSE_METADATA | frozenset((
     "obfuscation", "service_tier", "system_fingerprint", "item_id", "response_id", "sequence_number", "event",
@@ -20,6 +20,7 @@ SILENT = at.NO_TEXT | at.BLOCK_NO_TEXT | at.RESPONSE_METADATA | frozenset((
 """Keys whose values hold no text; one that reads as text is judged all the same."""
 OPAQUE = frozenset(("encrypted_content", "signature", "thought_signature", "thoughtSignature"))
 """What only the upstream can read."""
+MAX_SILENT = 500  # values of silent keys that are remembered: most events repeat them
 SETTINGS = SILENT | frozenset((
     "modalities", "stop", "stop_sequences", "include", "store", "logit_bias", "betas", "voice", "size", "quality",
     "allowed_tools", "anthropic_version", "anthropic_beta", "search_context_size", "vector_store_ids", "effort",
@@ -48,14 +49,17 @@ class Seen:
         return digest(text) in self._digests
 
     def new(self, key: str, value: Any, stage: Stage = Stage.response, silent: frozenset[str] = SILENT) -> list[Found]:
-        """What stands in `value`, under `key`, and is neither a name where names belong nor seen before."""
-        if value is None or isinstance(value, int | float):
+        """What stands in `value`, under `key`, and is neither a name where names belong nor seen before; the key too,
+        where it reads as text."""
+        known = value if isinstance(value, str) else ""
+        if (key, known) in self._silent and (known or value is None or isinstance(value, int | float)):
             return []
-        if isinstance(value, str) and (key, value) in self._silent:
-            return []
-        left = [f for f in texts_of(value, stage, path=(key,)) if not self._passes(f, silent)]
-        if isinstance(value, str) and not left and len(value) < 200:
-            self._silent.add((key, value))
+        found = [] if is_name(key) else [Found((Key(key),), key, stage)]
+        left = [f for f in (*found, *texts_of(value, stage, path=(key,))) if not self._passes(f, silent)]
+        if not left and len(known) < 200 and (known or not isinstance(value, Mapping | list)):
+            if len(self._silent) >= MAX_SILENT:
+                self._silent.clear()
+            self._silent.add((key, known))
         return left
 
     def _passes(self, found: Found, silent: frozenset[str]) -> bool:

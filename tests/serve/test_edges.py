@@ -106,6 +106,11 @@ BESIDE: dict[str, dict[str, Any]] = {
     "logprobs alone": {"choices": [{"index": 0, "delta": {}, "logprobs": {"content": [{"token": BAD}]}}]},
     "blocks": {"choices": [{"index": 0, "delta": {"content": [{"type": "text", "text": BAD}]}}]},
     "an error": {"error": {"message": BAD}},
+    "a key of the event": {"choices": [], BAD: 1},
+    "a key of the choice": {"choices": [{"index": 0, "delta": {}, BAD: None}]},
+    "a key of the delta": {"choices": [{"index": 0, "delta": {BAD: ""}}]},
+    "a key further in": {"choices": [{"index": 0, "delta": {"x": {BAD: 1}}}]},
+    "a role": {"choices": [{"index": 0, "delta": {"role": BAD}}]},
     "a finish reason": {"choices": [{"index": 0, "delta": {}, "finish_reason": BAD}]},
 }
 
@@ -121,8 +126,20 @@ def test_texts_in_unusual_places_are_judged(name: str) -> None:
         assert stream("chat", Script(events)).body == b"".join(events)
 
 
+def test_keys_of_other_protocols_events_are_judged() -> None:
+    for protocol in ("messages", "responses"):
+        for kind in ("ping", "content_block_delta", "response.output_text.delta", "other"):
+            beside = {"type": kind, "index": 0, "delta": {"type": "text_delta", BAD: 1}, BAD: 1}
+            check_clean(stream(protocol, Script([event(beside, kind)])))
+
+
 def test_comments_and_ids_are_judged_too() -> None:
-    for bad in (f": {BAD}\n\n", f"id: {BAD}\ndata: {{}}\n\n", f"whatever {BAD}: x\n\n"):
+    for bad in (
+        f": {BAD}\n\n",
+        f"id: {BAD}\ndata: {{}}\n\n",
+        f"whatever {BAD}: x\n\n",
+        f"event: {BAD}\ndata: {{}}\n\n",
+    ):
         reply = stream("chat", Script([bad.encode(), event("[DONE]")]))
         check_clean(reply)
     keep_alive = [

@@ -11,7 +11,7 @@ from guardkit import Message, MessageError, Stage
 from guardkit.messages import Part
 from guardkit.reading.message import read_message
 from guardkit.reading.positions import REASONING
-from guardkit.reading.values import texts_of
+from guardkit.reading.values import is_name, texts_of
 from guardkit_serve.errors import HttpError
 from guardkit_serve.protocols.base import (
     Answer,
@@ -233,7 +233,9 @@ class Chat(_Choices):
         if not isinstance(delta, Mapping):
             raise HttpError(502, "the upstream sent a 'delta' that is no JSON object", "upstream_error")
         for key, value in delta.items():
-            if value is None or value == "" or key == "role":
+            if not is_name(key):
+                reading.wholes += _wholes(self, key, None)
+            if value is None or value == "":
                 continue
             if key in ("audio", "images", "image", "video"):
                 reading.wholes.append(Part(Stage.response, None, key))
@@ -253,12 +255,11 @@ class Chat(_Choices):
                         reading.wholes += _wholes(self, str(found.path[-1]), found.text)
                     else:
                         _unknown(reading, index, found.path, found.text, found.what, Stage.reasoning)
-            elif isinstance(value, str) and key in ("id", "type", "name"):
+            elif isinstance(value, str) and key in ("role", "id", "type", "name"):
                 reading.wholes += _wholes(self, key, value)
             else:
-                for found in texts_of(value, Stage.response, path=("delta", key), names=True):
-                    if not found.is_key:
-                        _unknown(reading, index, found.path, found.text, found.what)
+                for found in texts_of(value, Stage.response, path=("delta", key)):
+                    _unknown(reading, index, found.path, found.text, found.what)
 
     def _call(self, reading: Reading, index: int, key: str, call: Any) -> None:
         if not isinstance(call, Mapping):

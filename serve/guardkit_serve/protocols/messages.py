@@ -10,7 +10,7 @@ from guardkit import Message, MessageError, Stage
 from guardkit.messages import Part
 from guardkit.reading.message import read_message
 from guardkit.reading.positions import CALL_BLOCKS
-from guardkit.reading.values import texts_of
+from guardkit.reading.values import is_name, texts_of
 from guardkit_serve.errors import HttpError
 from guardkit_serve.protocols.base import (
     Answer,
@@ -151,6 +151,8 @@ class Messages(Protocol):
             raise HttpError(502, "the upstream sent a delta without a type or an index", "upstream_error")
         key, stage, name = _DELTAS.get(kind, ("", Stage.response, ""))
         for other, value in delta.items():
+            if not is_name(other):
+                reading.wholes += [Part(Stage.response, f.text, f.what) for f in self.seen.new(other, None)]
             if other == key and isinstance(value, str):
                 if value:
                     reading.pieces.append(Piece((index, name), stage, value, ("delta", key), stage is Stage.tool_call))
