@@ -27,8 +27,8 @@ def run(*args: str | Path, cwd: Path) -> str:
 
 def test_every_program_has_a_test():
     programs = {path.stem for path in COOKBOOK.glob("*.py") if not path.stem.startswith("serve_")}  # tests/serve
-    langchain = {f"langchain_{name}" for name in ("agent", "chain", "rag", "reasoning", "streaming")}
-    llama_index = {f"llama_index_{name}" for name in ("agent", "chat", "ingestion", "rag")}
+    langchain = {f"langchain_{name}" for name in ("agent", "chain", "graph", "rag", "reasoning", "streaming")}
+    llama_index = {f"llama_index_{name}" for name in ("agent", "chat", "ingestion", "rag", "screened")}
     assert (
         programs
         == {
@@ -45,6 +45,20 @@ def test_every_program_has_a_test():
         | llama_index
     )
     assert programs <= {name.removeprefix("test_") for name in globals()}
+
+
+def test_langchain_graph(tmp_path: Path):
+    out = run(COOKBOOK / "langchain_graph.py", cwd=tmp_path)
+    assert "the threat is in a checkpoint: False" in out
+    assert out.count("[withheld: prompt]") == 2
+    assert out.count("Let us talk about the garden.") == 2
+
+
+def test_llama_index_screened(tmp_path: Path):
+    out = run(COOKBOOK / "llama_index_screened.py", cwd=tmp_path).splitlines()
+    assert out[0] == "indexed: ['manual'], stored: ['manual']"
+    assert "withheld" in out[1]
+    assert "withheld" not in out[2]
 
 
 def test_check_log(tmp_path: Path):

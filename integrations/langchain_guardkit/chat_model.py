@@ -20,6 +20,7 @@ from langchain_guardkit.binding import around, is_dynamic, repair_request, resol
 from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior
 from langchain_guardkit.messages import MessageGuard
 from langchain_guardkit.results import aiter_of, as_chunk, as_chunks, counts, result_of
+from langchain_guardkit.sequence import once
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks, guard_chunks
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved, without_own_callbacks
 
@@ -348,6 +349,12 @@ class GuardedChatModel(BaseChatModel):
         """As the wrapped model's. A violation is raised as a `GuardViolation` whatever the exit behaviour is, since a
         violation message is no answer of that shape; with `include_raw` it is the ``parsing_error``."""
         return self._bound("with_structured_output", schema, include_raw=include_raw, **kwargs)
+
+    def __or__(self, other: Any) -> Any:
+        return once(super().__or__(other))
+
+    def __ror__(self, other: Any) -> Any:
+        return once(super().__ror__(other))
 
     def with_retry(self, **settings: Any) -> Runnable[LanguageModelInput, Any]:
         """As any model's, but for violations: asking again is what `repair` is for."""

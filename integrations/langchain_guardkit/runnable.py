@@ -20,6 +20,7 @@ from langchain_guardkit.enforcing import (
     ViolationMessage,
 )
 from langchain_guardkit.runs import arun_of, run_of
+from langchain_guardkit.sequence import guarded_sequence, is_graph, once
 from langchain_guardkit.settling import Settlement, fields_of, settlements, stage_of
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved
 from langchain_guardkit.value_flow import NOTHING, ValueFlow, achained, ajudged, chained, judged
@@ -90,8 +91,6 @@ class GuardRunnable(Runnable[Any, Any]):
 
     def __or__(self, other: Any) -> Any:
         """A chain whose input is judged before any run of it begins; a graph becomes a guarded graph."""
-        from langchain_guardkit.sequence import guarded_sequence, is_graph
-
         if self.runnable is None and is_graph(other):
             from langchain_guardkit.guarded_graph import guard_graph
 
@@ -105,6 +104,9 @@ class GuardRunnable(Runnable[Any, Any]):
             )
         plain = super().__or__(other)
         return guarded_sequence(plain.steps) if hasattr(plain, "steps") else plain
+
+    def __ror__(self, other: Any) -> Any:
+        return once(super().__ror__(other))
 
     def with_retry(self, **settings: Any) -> Runnable[Any, Any]:
         """As any runnable's, but for violations, which are no faults to try again."""

@@ -1,4 +1,5 @@
-"""`guard | chain`: a chain whose input is judged before any run of it begins, so no tracer or event shows it raw."""
+"""Chains that begin with a guarded part: `guard | chain` is judged before any run of it begins, so that no tracer or
+event shows it raw; none of them is tried again because of a violation."""
 
 from __future__ import annotations
 
@@ -9,20 +10,28 @@ from typing import Any, cast
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 
 
-class GuardedSequence(RunnableSequence[Any, Any]):
-    """A sequence that begins with a `GuardRunnable`."""
+class OnceSequence(RunnableSequence[Any, Any]):
+    """A sequence whose `with_retry` leaves violations alone. Saved, it is a sequence like any other."""
 
-    @property
-    def _guard(self) -> Any:
-        return self.first
+    @classmethod
+    def lc_id(cls) -> list[str]:
+        return RunnableSequence.lc_id()
 
     def __or__(self, other: Any) -> Any:
-        return guarded_sequence(cast(Any, super().__or__(other)).steps)
+        return cast(Any, type(self))(*cast(Any, super().__or__(other)).steps)
 
     def with_retry(self, **settings: Any) -> Runnable[Any, Any]:
         from langchain_guardkit.binding import without_violations
 
         return super().with_retry(**without_violations(settings))
+
+
+class GuardedSequence(OnceSequence):
+    """A sequence that begins with a `GuardRunnable`."""
+
+    @property
+    def _guard(self) -> Any:
+        return self.first
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         shown = self._guard.settle(input, config)
@@ -70,6 +79,11 @@ class GuardedSequence(RunnableSequence[Any, Any]):
 
 def guarded_sequence(steps: Sequence[Any]) -> GuardedSequence:
     return cast(Any, GuardedSequence)(*steps)  # type: ignore[no-any-return]
+
+
+def once(sequence: Any) -> Any:
+    """A sequence of guarded parts, such that a violation does not run it again."""
+    return cast(Any, OnceSequence)(*sequence.steps) if type(sequence) is RunnableSequence else sequence
 
 
 def is_graph(value: Any) -> bool:

@@ -25,6 +25,7 @@ from langchain_guardkit.enforcing import (
     ViolationMessage,
     digest,
 )
+from langchain_guardkit.sequence import once
 from langchain_guardkit.unobserved import Scrub, Unobserved, without_observers, without_own_callbacks
 from langchain_guardkit.values import Leaf, decide_leaves, leaves_of, scrubbed
 
@@ -160,6 +161,12 @@ class GuardedTool(BaseTool):
         self._output = output or OutputGuard(
             Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
         )
+
+    def __or__(self, other: Any) -> Any:
+        return once(super().__or__(other))
+
+    def __ror__(self, other: Any) -> Any:
+        return once(super().__ror__(other))
 
     def with_retry(self, **settings: Any) -> Any:
         """As any tool's, but for violations: a tool runs once, whatever the guard says of its output."""

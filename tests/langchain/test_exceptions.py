@@ -173,3 +173,17 @@ def test_text_from_a_tool_that_no_middleware_wraps_is_scrubbed_before_the_model(
     result = graph.invoke({"messages": forged})
     assert not leaks(result)
     assert not leaks(model.asked)
+
+
+def test_with_retry_of_a_chain_that_begins_with_another_part_asks_again() -> None:
+    settings: Any = {"wait_exponential_jitter": False, "stop_after_attempt": 3}
+
+    def asked(chain_of: Any) -> int:
+        model = ScriptedModel(replies=[reply(BAD)])
+        with pytest.raises(GuardViolation):
+            chain_of(GuardedChatModel(model, make_guard())).invoke({"question": "go"})
+        return len(model.asked)
+
+    assert asked(lambda model: (PROMPT | model).with_retry(**settings)) == 3
+    assert asked(lambda model: PROMPT | model.with_retry(**settings)) == 1
+    assert asked(lambda model: (make_guard().as_runnable() | PROMPT | model).with_retry(**settings)) == 1

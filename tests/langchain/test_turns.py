@@ -11,6 +11,8 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware, ToolRetryMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import RunnableLambda, RunnableSequence
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -160,6 +162,42 @@ def test_a_model_is_not_asked_again_because_of_a_violation(behavior: Any) -> Non
     except GuardViolation:
         assert behavior == "error"
     assert len(model.asked) == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    "chain_of",
+    [
+        lambda model: model | StrOutputParser(),
+        lambda model: model | StrOutputParser() | str.upper,
+        lambda model: (lambda said: said) | model | StrOutputParser(),
+        lambda model: {"said": lambda said: said} | (RunnableLambda(lambda d: d["said"]) | model.with_retry()),
+        lambda model: (model | StrOutputParser()).with_config(tags=["x"]),
+        lambda model: model.bind(stop=["x"]),
+        lambda model: make_guard().as_runnable() | (RunnableLambda(lambda said: said) | model),
+    ],
+)
+def test_a_chain_is_not_run_again_because_of_a_violation(chain_of: Any, asynchronous: bool) -> None:
+    model = ScriptedModel(replies=[reply(BAD)])
+    chain = chain_of(GuardedChatModel(model, make_guard()))
+    if type(chain) is not RunnableSequence:
+        chain = chain.with_retry(wait_exponential_jitter=False, stop_after_attempt=3)
+    with pytest.raises(GuardViolation):
+        asyncio.run(chain.ainvoke("go")) if asynchronous else chain.invoke("go")
+    assert len(model.asked) == 1
+
+
+def test_other_faults_are_still_tried_again() -> None:
+    calls = []
+
+    def fail(said: str) -> str:
+        calls.append(said)
+        raise ValueError("not now")
+
+    model = GuardedChatModel(ScriptedModel(replies=[reply(SAFE)]), make_guard())
+    with pytest.raises(ValueError, match="not now"):
+        (model | StrOutputParser() | fail).with_retry(wait_exponential_jitter=False).invoke("go")
+    assert len(calls) == 3
 
 
 def test_a_guarded_tool_is_not_tried_again() -> None:
