@@ -24,7 +24,8 @@ from guardkit_serve.guards import Guards
 from guardkit_serve.litellm import litellm
 from guardkit_serve.moderations import moderations
 from guardkit_serve.observe import Observer
-from guardkit_serve.protocols.chat import Chat, Completions
+from guardkit_serve.protocols.chat import Chat
+from guardkit_serve.protocols.completions import Completions
 from guardkit_serve.protocols.messages import Messages
 from guardkit_serve.protocols.responses import Responses
 from guardkit_serve.proxy import Proxy, models

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import httpx
 from starlette.requests import Request
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guardkit import Action, Guard, MessageError, Stage
+from guardkit_serve.answering import Early, Out, drained, json_response, never, until_gone
 from guardkit_serve.asking import judge_request
 from guardkit_serve.calls import Call, call_of, json_of, raw_body_of
 from guardkit_serve.errors import HttpError, overloaded
@@ -127,7 +127,7 @@ class _Exchange:
             return violation.error().response(self.protocol.path)
         if self.streams:
             return Response(self.protocol.ended(violation, self._replaces), headers=STREAM_HEADERS)
-        return _json(self.protocol.refused(violation, self._replaces))
+        return json_response(self.protocol.refused(violation, self._replaces))
 
     # ---------------------------------------------------------------------------------------------- whole answers
 
@@ -160,14 +160,14 @@ class _Exchange:
             self._note(violation)
             if self.settings.on_violation == "error":
                 return violation.error().response(self.protocol.path)
-            return _json(self.protocol.refused(violation, self._replaces))
+            return json_response(self.protocol.refused(violation, self._replaces))
         except MessageError:
             raise HttpError(502, "the upstream's answer is not of this protocol", "upstream_error") from None
         self.call.action = max(Action(self.call.action), action).value
         if new.stopped and self.settings.on_violation == "error":
             self._note(new.stopped)
             return new.stopped.error().response(self.protocol.path)
-        return Response(raw, headers=headers) if new.data is data else _json(new.data, headers)
+        return Response(raw, headers=headers) if new.data is data else json_response(new.data, headers)
 
     async def _error(self, response: httpx.Response) -> Response:
         """An upstream's error, as it is where it can be read and passes; else one that only names its status."""
@@ -200,7 +200,7 @@ class _Exchange:
             holdback=self.settings.holdback,
             max_bytes=self.settings.max_answer_bytes,
         )
-        out = _Out(send, {**headers_back(response), **STREAM_HEADERS}, self.settings.write_s)
+        out = Out(send, {**headers_back(response), **STREAM_HEADERS}, self.settings.write_s)
         drain = self.serving.draining
         try:
             with drain.registered():
@@ -212,9 +212,9 @@ class _Exchange:
         except TimeoutError:
             self.call.stage = self.call.stage or "unread"  # the client reads no more: its connection is given up
             raise HttpError(408, f"the client did not read for {self.settings.write_s:g} s") from None
-        except _Early as early:
+        except Early as early:
             self._worst(flow)
-            await early.error.response(self.protocol.path)({"type": "http"}, _never, send)
+            await early.error.response(self.protocol.path)({"type": "http"}, never, send)
         finally:
             flow.close()
 
@@ -223,13 +223,15 @@ class _Exchange:
         protocol, started = self.protocol, False
         observer, first = self.serving.observer, True
         error: HttpError | None = None
-        parser = Parser(self.settings.max_event_bytes)
+        parser, pieces = Parser(self.settings.max_event_bytes), response.aiter_bytes()
         try:
-            async for piece in response.aiter_bytes():
+            async for piece in pieces:
                 start = time.perf_counter()
                 data = await flow.push(parser.feed(piece))
                 observer.forwarded(first, time.perf_counter() - start)
                 first, started = False, started or bool(data)
+                if flow.violation is not None:
+                    await asyncio.shield(response.aclose())
                 if data:
                     yield data
                 if flow.violation is not None or flow.last:
@@ -253,99 +255,37 @@ class _Exchange:
         except Exception as problem:  # of this server's own: the stream must still come to an end
             told(problem, protocol.path)
             error = HttpError(500, "a fault in the server")
-        await asyncio.shield(response.aclose())
         if flow.violation is None:
             data = await flow.finish()
             started = started or bool(data)
             yield data
+        if flow.violation is not None or error is not None:
+            await asyncio.shield(response.aclose())
         if flow.violation is not None:
             violation = flow.violation
             self._note(violation)
             if violation.decision.overloaded and not started:
-                raise _Early(overloaded("the guard has no room for more; try again"))
+                raise Early(overloaded("the guard has no room for more; try again"))
             if self.settings.on_violation == "error":
                 if not started:
-                    raise _Early(violation.error())
+                    raise Early(violation.error())
                 yield protocol.failed(violation.error())
             else:
                 yield protocol.ended(violation, self._replaces)
         elif error is None and protocol.is_complete:
             yield protocol.closing()
+            await drained(pieces)
         else:
             error = error or HttpError(502, "the upstream ended before its answer did", "upstream_error")
             if not started:
-                raise _Early(error)
+                raise Early(error)
             yield protocol.failed(error)
-
-
-class _Early(Exception):
-    """An end before the first byte: it can be told as an HTTP error."""
-
-    def __init__(self, error: HttpError):
-        self.error = error
-        super().__init__(error.message)
-
-
-class _Out:
-    """The answer's body; its head goes out with the first byte. seconds: that a client may take to read on."""
-
-    def __init__(self, send: Send, headers: dict[str, str], seconds: float):
-        self._send, self._headers, self._seconds = send, headers, seconds
-        self.started = False
-
-    async def write(self, data: bytes) -> None:
-        async with asyncio.timeout(self._seconds):
-            await self._write(data)
-
-    async def _write(self, data: bytes) -> None:
-        if not self.started:
-            self.started = True
-            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
-            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self) -> None:
-        await self.write(b"")
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def until_gone(receive: Receive, work: Awaitable[None]) -> None:
-    """Do the work, and drop it at once when the client goes away."""
-
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-        await task
-    except asyncio.CancelledError:
-        if not task.cancelled():
-            raise
-    finally:
-        watch.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
 
 
 def _upstream_error(problem: httpx.HTTPError) -> HttpError:
     if isinstance(problem, httpx.TimeoutException):
         return HttpError(504, "the upstream fell silent", "upstream_timeout")
     return HttpError(502, "the upstream broke off", "upstream_error")
-
-
-def _json(data: Any, headers: dict[str, str] | None = None) -> Response:
-    raw = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-    return Response(raw, headers={**(headers or {}), "content-type": "application/json"})
-
-
-async def _never() -> Any:
-    return {"type": "http.disconnect"}
 
 
 async def models(request: Request) -> Response:

@@ -37,7 +37,7 @@ class Upstreams:
     @property
     def client(self) -> httpx.AsyncClient:
         if self._client is None:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=200, keepalive_expiry=30.0)
             # No proxies, netrc or certificates out of the environment: where requests go stands in the settings.
             self._client = httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=False)
         return self._client

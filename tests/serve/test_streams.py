@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.serve import scripted
 from tests.serve.scripted import ASKS, PATHS, PROTOCOLS, STAGES, Reply, Script, ask, make_app, run, texts
 
 HOLDBACK = 8
+CUTTINGS = int(os.environ.get("GUARDKIT_CUTTINGS", "20"))
+"""Of each protocol and stage; 200 make two thousand in all."""
 CASES = [(protocol, stage) for protocol in PROTOCOLS for stage in STAGES[protocol]]
 
 
@@ -94,7 +97,7 @@ def test_random_cuttings_leak_nothing(protocol: str, stage: str) -> None:
     """However upstream cuts its texts into events and its events into pieces, the client gets the same text."""
     chance = random.Random(f"{protocol} {stage}")
     seen = set()
-    for _ in range(20):
+    for _ in range(CUTTINGS):
         ending = chance.choice(("end", "error"))
         sent = b"".join(scripted.events(protocol, randomly(chance, BAD, 1, 40), stage))
         reply = stream(protocol, Script(randomly(chance, sent, 1, 400)), on_violation=ending)
