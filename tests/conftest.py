@@ -73,6 +73,12 @@ class Visit:
             assert time.monotonic() < end, f"never: {expression}"
             time.sleep(0.02)
 
+    def barriers(self) -> list[str]:
+        """What axe finds that keeps people out: WCAG 2.1 A and AA, and its best practices."""
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: pip install the dev extra")
+        found = axe.Axe().run(self.page).response["violations"]
+        return [f"{each['id']}: {each['help']} {[node['target'] for node in each['nodes']]}" for each in found]
+
     def __enter__(self) -> Visit:
         return self
 

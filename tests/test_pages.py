@@ -123,6 +123,7 @@ def test_a_page_in_a_browser(made: dict[str, Path], name: str, scheme: str, widt
         assert seen.overflow == 0
         assert seen.complaints == []
         assert seen.requests == [made[name].as_uri()]
+        assert seen.barriers() == []
         ink, paper = page.evaluate(
             "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
         )

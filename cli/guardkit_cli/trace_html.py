@@ -55,9 +55,9 @@ class Page:
             note = "<p class='warn'>Interrupted: not all traces are on this page.</p>" if kind is not None else ""
             out.write(pages.head("Reasoning traces", style=OWN))
             out.write(pages.header("Reasoning traces", Html(f"{self._facts}{len(self._index):,} on this page.")))
-            out.write(note + _LEGEND + _TABLE_HEAD)
+            out.write(f"<main>{note}{_LEGEND}{_TABLE_HEAD}")
             out.writelines(self._index)
-            out.write("</tbody></table></div></nav><main>\n")
+            out.write("</tbody></table></div></nav>\n")
             body.seek(0)
             while piece := body.read(1 << 20):
                 out.write(piece)

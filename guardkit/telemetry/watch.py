@@ -129,7 +129,8 @@ class Check:
         if error is not None:  # interrupted, cancelled, closed: nothing is known of any item
             guard = self._guard
             labels = {"stage": "unknown", "action": guard.policy.on_error.value, "model": guard.model.name}
-            self._emitter.add(names.NOT_JUDGED, len(self._items), labels | {"error": error})
+            n = 1 if isinstance(self._items, str) else len(self._items)
+            self._emitter.add(names.NOT_JUDGED, n, labels | {"error": error})
         if self._span is not None:
             self._span.leave()
             if error is not None:

@@ -314,6 +314,7 @@ def test_judging_in_a_browser(address: str, visit, width: int, scheme: str) -> N
         page.keyboard.press("Control+Enter")
         seen.until("document.querySelector('#answer-result .mark') !== null")
         assert page.title() == "guardkit"  # nothing of the text ran
+        assert seen.barriers() == []
         assert page.locator("#try img, #try script").count() == 0
         shown = page.inner_text("#prompt-result .text")
         assert shown == HOSTILE.replace("\u202e", "U+202E")
@@ -356,12 +357,14 @@ def test_the_views_by_keyboard(address: str, visit, tmp_path: Path) -> None:
         assert page.is_hidden("#try")
         page.check("#texts")
         assert seen.overflow == 0
+        assert seen.barriers() == []
         page.focus("#tab-live")
         page.keyboard.press("ArrowRight")
         page.set_input_files("#file", str(file))
         seen.until("document.querySelector('#traces .r4') !== null")
         assert page.inner_text("#traces .text") == text.replace("\u202e", "U+202E")
         assert page.inner_text("#traces .r4.f-unsafe").startswith("bad")
+        assert seen.barriers() == []
         file.write_text("no json")
         page.set_input_files("#file", str(file))
         seen.until("!document.getElementById('problem').hidden")

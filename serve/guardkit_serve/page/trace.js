@@ -4,7 +4,7 @@ import { $, badge, make, name, problem, shade, titled, write } from "./page.js";
 
 const MOST = 200; // traces that are shown
 
-function part(found) {
+function part(found, i, of) {
   const head = make("h3", {}, titled(found.stage), " ", badge(found.severity));
   if (found.categories?.length) head.append(` · ${found.categories.map(name).join(", ")}`);
   const about = make("p", { className: "note", textContent: `${found.n_tokens ?? "?"} tokens, highest risk ${(found.risk ?? 0).toFixed(2)}` });
@@ -13,7 +13,7 @@ function part(found) {
     return make("section", {}, head, about, make("p", { textContent: rows.join(" · ") || "The file has no texts: add --text." }));
   }
   const text = [...found.text]; // offsets count characters, not UTF-16 units
-  const node = make("div", { className: "text", a: { dir: "auto", tabindex: "0", role: "region", "aria-label": name(found.stage) } });
+  const node = make("div", { className: "text", a: { dir: "auto", tabindex: "0", role: "region", "aria-label": `${of}, part ${i + 1}: ${name(found.stage)}` } });
   let at = 0;
   for (const span of found.tokens ?? found.sentences ?? []) {
     const risk = span.risk ?? (span.scores ? 1 - (span.scores.safe ?? span.scores[0]) : 0);
@@ -28,12 +28,13 @@ function part(found) {
 }
 
 function card(found, i) {
-  const head = make("h2", {}, `Trace ${(found.index ?? i) + 1}`);
+  const title = `Trace ${(found.index ?? i) + 1}`;
+  const head = make("h2", {}, title);
   if (found.action) head.append(badge(found.action));
   const about = { safe: "Nothing was flagged.", reasoning_only: "The reasoning is not safe.", answer_only: "The answer is not safe.", both: "Neither the reasoning nor the answer is safe.", not_judged: "Not all of it was judged: nothing here counts as safe." };
   const node = make("article", { className: "card" }, head, make("p", { className: "sum", textContent: about[found.outcome] ?? "" }));
   if (found.error) node.append(write(make("p", { className: "warn" }), `Not judged: ${found.error}`));
-  node.append(...(found.parts ?? []).map(part));
+  node.append(...(found.parts ?? []).map((each, n) => part(each, n, title)));
   return node;
 }
 
