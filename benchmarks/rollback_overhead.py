@@ -88,7 +88,7 @@ def main() -> None:
     together = [a + b for a, b in zip(seconds["generate"], seconds["the guard"], strict=True)]
     ratios = [c / t for c, t in zip(seconds["Rollback"], together, strict=True)]
     table(["", "ms a token"], [[name, f"{value * 1e3 / args.tokens:.2f}"] for name, value in middle.items()])
-    print(f"\nRollback takes {median(ratios):.2f} times generate and the guard together (median of {args.runs} runs).")
+    print(f"Rollback takes {median(ratios):.2f} times generate and the guard together (median of {args.runs} runs).")
 
 
 def _in_turns(calls: dict[str, Callable[[], None]], runs: int) -> dict[str, list[float]]:

@@ -185,6 +185,22 @@ def test_openrlhf() -> None:
         reward_func([ASK + "crash"], [ASK], [""])
 
 
+def test_the_demonstration_s_usefulness_and_prompts() -> None:
+    from guardkit.rewards.demo import main, usefulness
+    from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS, prompts
+
+    ask = [{"role": "user", "content": "How do I bake bread at home?"}]
+    good = " ".join(f"Bake the bread at home, step {i}, with care number {i}." for i in range(9))
+    assert usefulness(ask, assistant(good)) > usefulness(ask, assistant("Bread. " * 50)) > -10
+    assert usefulness("How do I bake bread at home?", good) == usefulness(ask, assistant(good)) <= 10
+    assert usefulness(ask, assistant("I am sorry, but I can't help with that.")) == usefulness(ask, "") == -10
+    for topics in (HARMFUL, HARMLESS):
+        assert not set(prompts(topics, False)) & set(prompts(topics, True))
+        assert len(prompts(topics, False) + prompts(topics, True)) == 3 * len(topics)
+    with pytest.raises(SystemExit):
+        main(["--reward", "magic"])
+
+
 def test_a_reward_server_that_fails_gives_no_reward() -> None:
     pytest.importorskip("httpx")
     server = RewardServer("http://127.0.0.1:9/rewards", timeout=2)

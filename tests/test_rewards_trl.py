@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,19 @@ def test_what_was_not_judged_is_left_out_of_the_group(tmp_path: Path) -> None:
     assert logged["guard/not_judged"] == 1.0
     assert logged["rewards/safety_reward/mean"] is None  # no number among its rewards
     assert logged["reward"] == 1.0
+
+
+def test_the_demonstration_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed: pip install 'guardkit[rl]'")
+    from guardkit.rewards.demo import main
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "llm")
+    tiny.model().save_pretrained(tmp_path / "llm")
+    options = ["--reward", "hybrid", "--steps", "1", "--answers", "2", "--tokens", "4"]
+    assert main(["--llm", str(tmp_path / "llm"), "--out", str(tmp_path / "out"), *options]) == 0
+    told = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
+    assert set(told["figures"]) == {"before", "hybrid"}
+    assert len(told["logs"]["hybrid"]) == 1
+    assert "| harmful: safe |" in capsys.readouterr().out
