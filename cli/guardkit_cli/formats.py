@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from guardkit.reading.encodings import COMPRESSED
+from guardkit.reading.encodings import COMPRESSED, MAX_RECORD, TOO_LONG
 from guardkit_cli.records import Record
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ def _values(reader: Reader, texts: Iterable[str], name: str) -> Iterator[list[Re
     chat: list[str] | None = None  # for traces, the messages of one chat are one record
     for text in texts:
         found = values.feed(text)
+        if values.n_held > MAX_RECORD:
+            raise OSError(f"a JSON value is {TOO_LONG}")
         if chat is None and found and reader.outputs and _MESSAGE.match(found[0][1]):
             chat = []
         if chat is None:
@@ -203,6 +205,7 @@ class _Lines:
         self._texts = iter(texts)
         self._lines: Iterator[str] = iter(())
         self._head: list[str] = []
+        self._n_head = 0
 
     def __iter__(self) -> _Lines:
         return self
@@ -211,9 +214,12 @@ class _Lines:
         while True:
             for line in self._lines:
                 if line.endswith("\n"):
-                    line, self._head = "".join((*self._head, line)), []
+                    line, self._head, self._n_head = "".join((*self._head, line)), [], 0
                     return line
                 self._head.append(line)
+                self._n_head += len(line)
+                if self._n_head > MAX_RECORD:
+                    raise OSError(f"a line is {TOO_LONG}")
             text = next(self._texts, None)
             if text is None:
                 line, self._head = "".join(self._head), []

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,9 +19,14 @@ Item = str | list["Message"]
 CHUNK_BYTES = 1 << 18
 MAX_IGNORED = 100  # different paths that are counted
 UNKNOWN_ENCODING = "not UTF-8, and too many other bytes to be windows-1252; --encoding NAME says what it is"
+SHOWN_OF_LONG = 1024  # bytes of a line that is not read
 _ODD = re.compile("[\udc80-\udcff]")
 _INDEX = re.compile(r"\[[\d.]+\]")
 _BOM = b"\xef\xbb\xbf"
+
+
+class TooLong(bytes):
+    """The beginning of a line that is too long to be held."""
 
 
 @dataclass(slots=True)
@@ -160,26 +165,34 @@ class Source:
 
     def lines(self) -> Iterator[list[bytes]]:
         """The complete lines of each read, in order; a last line without its newline counts, also where the input
-        breaks off."""
+        breaks off. Of a line that is longer than `MAX_RECORD` only the beginning is there, as a `TooLong`."""
+        from guardkit.reading.encodings import MAX_RECORD
+
         head = bytearray()
+        is_cut = False
         try:
             for data in self.chunks():
                 end = data.find(b"\n")
                 if end < 0:
-                    head += data
+                    if not is_cut:
+                        head += data
+                        if len(head) > MAX_RECORD:
+                            head, is_cut = head[:SHOWN_OF_LONG].rstrip(b"\r"), True
                     continue
                 parts = data.split(b"\n")
-                if head:
+                if is_cut:
+                    parts[0] = TooLong(head)
+                elif head:
                     head += parts[0]
                     parts[0] = bytes(head) if len(head) < CHUNK_BYTES else head  # type: ignore[assignment]
-                head = bytearray(parts.pop())
+                head, is_cut = bytearray(parts.pop()), False
                 yield parts
         except OSError:
             if head:
-                yield [bytes(head)]
+                yield [TooLong(head) if is_cut else bytes(head)]
             raise
         if head:
-            yield [head]  # type: ignore[list-item]
+            yield [TooLong(head) if is_cut else head]  # type: ignore[list-item]
 
     def close(self) -> None:
         if self.name != "-":
@@ -220,7 +233,7 @@ class Reader:
     def read(self, source: Source) -> Iterator[list[Record]]:
         """The records of each read, as they come."""
         if self.whole:
-            raw = b"".join(source.chunks())
+            raw = b"".join(_held(source.chunks()))
             raw = raw.removesuffix(b"\n").removesuffix(b"\r")
             yield [self.text(1, raw, source.name)]
         elif self.format == "text" and not self.join:
@@ -241,6 +254,10 @@ class Reader:
             yield records
 
     def text(self, number: int, raw: bytes, name: str) -> Record:
+        if isinstance(raw, TooLong):
+            from guardkit.reading.encodings import TOO_LONG
+
+            return Record(number, None, self.decoder.decode(raw), name, TOO_LONG)
         n_before = self.decoder.fallback_lines
         text = self.decoder.decode(raw)
         if self.decoder.fallback_lines > n_before:
@@ -281,6 +298,18 @@ class Reader:
             if path in self.ignored or len(self.ignored) < MAX_IGNORED:
                 self.ignored[path] = self.ignored.get(path, 0) + 1
         return record
+
+
+def _held(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks of one record. Raises OSError for more than can be held."""
+    from guardkit.reading.encodings import MAX_RECORD, TOO_LONG
+
+    n_bytes = 0
+    for data in chunks:
+        n_bytes += len(data)
+        if n_bytes > MAX_RECORD:
+            raise OSError(TOO_LONG)
+        yield data
 
 
 def _shown(item: Item) -> str:

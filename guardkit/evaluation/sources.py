@@ -14,7 +14,7 @@ from typing import IO, Any
 from guardkit.errors import EvaluationError, MissingExtra
 from guardkit.evaluation.rows import Row, dig, plain, row_of
 from guardkit.evaluation.specs import DatasetSpec, Fields
-from guardkit.reading.encodings import COMPRESSED, NotText, text_chunks
+from guardkit.reading.encodings import COMPRESSED, MAX_RECORD, TOO_LONG, NotText, text_chunks
 from guardkit.reading.json_values import JsonValues
 from guardkit.reading.jsontext import parse
 
@@ -172,14 +172,18 @@ def _open(path: Path) -> IO[bytes]:
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file with their ends, whatever its compression and Unicode encoding."""
     head: list[bytes] = []
+    n_head = 0
     with _open(path) as file:
         for data in text_chunks(iter(functools.partial(file.read, 1 << 16), b"")):
             first, *lines = data.split(b"\n")
             head.append(first)
+            n_head += len(first)
+            if n_head > MAX_RECORD:
+                raise NotText(f"a line is {TOO_LONG}")
             if lines:
                 for line in (b"".join(head), *lines[:-1]):
                     yield f"{line.decode('utf-8', 'replace')}\n"
-                head = [lines[-1]]
+                head, n_head = [lines[-1]], len(lines[-1])
     if last := b"".join(head):
         yield last.decode("utf-8", "replace")
 

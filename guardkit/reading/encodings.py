@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+MAX_RECORD = 1 << 26  # bytes of one line, value or text that is held; what is longer is said not to be read
+TOO_LONG = f"longer than {MAX_RECORD >> 20} MiB: nothing of it was judged; cut it into records"
 SAMPLE = 1 << 14  # bytes of the beginning that decide
 MAX_OUT = 1 << 16  # decompressed at once
 BOM = b"\xef\xbb\xbf"

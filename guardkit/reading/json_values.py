@@ -17,6 +17,8 @@ class JsonValues:
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
+        self.n_held = 0
+        """Characters of the value that is under way."""
         self._depth = 0
         self._in_string = self._escaped = self._in_array = False
         self._line = 1  # of the end of what is held
@@ -57,6 +59,7 @@ class JsonValues:
                 start = self._skip(text, self._cut(text, start, token.start(), found), at)
         if start < len(text):
             self._pieces.append(text[start:])
+            self.n_held += len(text) - start
             self._line += text.count("\n", start)
         return found
 
@@ -87,7 +90,7 @@ class JsonValues:
         if value.strip():
             lead = len(value) - len(value.lstrip())
             found.append((line - value.count("\n", lead), value.strip()))
-        self._pieces, self._line = [], line
+        self._pieces, self._line, self.n_held = [], line, 0
         return end
 
     def _skip(self, text: str, start: int, end: int) -> int:

@@ -7,6 +7,8 @@ import random
 
 import pytest
 
+from guardkit.reading import encodings
+from guardkit_cli import formats
 from guardkit_cli.records import Decoder, Reader, Source
 
 CONTROLS = bytes([*range(9), *range(14, 32)])  # with many of them it is no text
@@ -83,3 +85,30 @@ def test_line_numbers_go_on_across_reads():
 
 def test_a_long_line_in_many_pieces():
     assert [len(t) for t in texts([b"ab" * 5000] * 1000)] == [10_000_000]
+
+
+@pytest.fixture
+def least(monkeypatch):
+    """The longest record that is held, made short, so that the test is."""
+    for module in (encodings, formats):
+        monkeypatch.setattr(module, "MAX_RECORD", 1 << 18)
+    return 1 << 20
+
+
+def test_a_line_that_is_too_long_to_hold_is_said_not_to_be_read(cli, tmp_path, least):
+    path = tmp_path / "a.log"
+    path.write_bytes(b"fine\n" + b"is BAD " * (least // 7) + b"\r\n" + b"so BAD\nfine")
+    result = cli("check", "--json", "--input", str(path))
+    assert (result.code, [row["action"] for row in result.rows]) == (3, ["allow", "block", "block", "allow"])
+    assert result.rows[1]["error"] == encodings.TOO_LONG
+    assert cli("check", "--whole", "--input", str(path)).code == 3
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.jsonl"])
+def test_a_value_that_is_too_long_to_hold_is_said_not_to_be_read(cli, tmp_path, name, least):
+    path = tmp_path / name
+    begun = {"a.json": b'[{"text": "', "a.csv": b'text\n"', "a.jsonl": b'{"text": "'}[name]
+    path.write_bytes(begun + b"is BAD " * (least // 7))
+    result = cli("check", "--input", str(path))
+    assert result.code == 3
+    assert "longer than 64 MiB" in result.out + result.err
