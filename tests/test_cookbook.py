@@ -39,6 +39,7 @@ def test_every_program_has_a_test():
             "reasoning",
             "rollback",
             "stream_answer",
+            "telemetry",
             "trace_reasoning",
         }
         | langchain
@@ -132,6 +133,16 @@ def test_trace_reasoning(tmp_path: Path):
     assert re.search(r"reasoning turns unsafe in sentence [2-4] of 5", out)
     assert re.search(r"answer turns unsafe in sentence [12] of 2", out)
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<article") == 3
+
+
+def test_telemetry(tmp_path: Path) -> None:
+    spans, counts = run(COOKBOOK / "telemetry.py", cwd=tmp_path).strip().split("\n\n")
+    assert spans.splitlines() == [
+        "answer a customer",
+        "  run_guardrail guardkit/nano  prompt, block, gen_ai.evaluation.result unsafe",
+        "  run_guardrail guardkit/nano  response, allow, gen_ai.evaluation.result safe",
+    ]
+    assert counts.count("guardkit_verdicts_total{") == 2
 
 
 def test_audit(tmp_path: Path):

@@ -116,7 +116,7 @@ def forget(recorder: Recorder) -> None:
 def batch(loop: str, rows: int) -> None:
     """`rows` texts or pieces went through a model of `loop` in one forward pass."""
     if (emitter := active()) is not None:
-        emitter.batch(loop, rows)
+        emitter.observe(names.BATCH, rows, {"loop": loop})
 
 
 def readings() -> Iterator[tuple[Metric, dict[str, str], float]]:

@@ -45,14 +45,12 @@ class Emitter:
     def __init__(self, otel: Otel | None, recorders: Sequence[telemetry.Recorder]):
         self.otel, self.recorders = otel, tuple(recorders)
 
+    @quietly
     def add(self, metric: Metric, amount: float, labels: Mapping[str, str]) -> None:
         for recorder in self.recorders:
             recorder.add(metric, amount, labels)
 
     @quietly
-    def batch(self, loop: str, rows: int) -> None:
-        self.observe(names.BATCH, rows, {"loop": loop})
-
     def observe(self, metric: Metric, value: float, labels: Mapping[str, str], times: int = 1) -> None:
         for recorder in self.recorders:
             recorder.observe(metric, value, labels, times)

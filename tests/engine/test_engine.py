@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from guardkit import Overloaded
+from guardkit import Overloaded, telemetry
 from guardkit.engine.cache import Cache, ContiguousCache, PagedCache
 from guardkit.engine.engine import Engine, Limits
 from guardkit.engine.qwen3 import Qwen3
+from guardkit.telemetry.prometheus import Prometheus
 from tests.asking import eventually
 from tests.engine.checkpoints import reference_logits
 
@@ -209,6 +210,29 @@ def test_closing_cancels_what_waits_and_frees_the_slot(model: Any) -> None:
     assert eventually(lambda: (engine.cache.used, engine.open_sequences) == (0, 0))
     with pytest.raises(ValueError, match="over"):
         engine.submit(sequences[0], [1])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_metrics_read_the_cache_and_what_waits(model: Any, cache: type[Cache]) -> None:
+    def read() -> dict[str, float]:
+        found = telemetry.readings()
+        return {metric.name: value for metric, labels, value in found if labels == {"loop": "engine"}}
+
+    before = read()
+    metrics = Prometheus()
+    engine = engine_of(model, cache, capacity=4096)
+    sequence = engine.open()
+    engine.submit(sequence, ids_of(1, 100), "response").result()
+    held = read()
+    assert held["guardkit.cache.used"] - before["guardkit.cache.used"] == 128  # in steps of 64 tokens
+    assert held["guardkit.cache.room"] - before["guardkit.cache.room"] == 4096
+    assert held["guardkit.queue.depth"] == 0
+    engine.close(sequence)
+    eventually(lambda: read()["guardkit.cache.used"] == before["guardkit.cache.used"])
+    assert b'guardkit_batch_rows_count{loop="engine"}' in metrics.text()
+    engine.shut("over")
+    assert read()["guardkit.cache.room"] == before["guardkit.cache.room"]
+    metrics.close()
 
 
 def test_a_cancelled_future_does_not_stop_the_sequence(model: Any, text: Any) -> None:
