@@ -102,6 +102,7 @@ class Guard:
         threads: int | None = None,
         cache_gib: float | None = None,
         max_streams: int | None = None,
+        gpu_share: float | None = None,
         quantize: str | None = None,
         then: str | Path | None = None,
         **settings: Any,
@@ -110,13 +111,15 @@ class Guard:
 
         These go to the model, where it takes them: `device`, `dtype`, `revision` (of a hub's repository), `model` (a
         server's model name), `threads` (CPU), `cache_gib` (memory for keys and values), `max_streams` (open at once),
+        `gpu_share` (of a GPU's memory, at most, for this model),
         `quantize` ("int8": Qwen3Guard's weights in 8 bits).
         `then` names a second model (see `Guard`): all of these then go to it, `threads` to both. The rest are the
         settings of `Guard`. Raises a `ModelError` or `PolicyError`.
         """
         options = {
             "device": device, "dtype": dtype, "revision": revision, "model": model, "threads": threads,
-            "cache_gib": cache_gib, "max_streams": max_streams, "quantize": quantize,
+            "cache_gib": cache_gib, "max_streams": max_streams, "gpu_share": gpu_share,
+            "quantize": quantize,
         }  # fmt: skip
         given = {k: v for k, v in options.items() if v is not None}
         if then is None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,3 +93,61 @@ def test_soak_leaves_nothing_behind(run: Run) -> None:
     outcomes = {name: int(count) for name, count in tables["What became of the streams"]}
     assert sum(outcomes.values()) == 80
     assert {"finished", "left", "cancelled", "stopped"} <= outcomes.keys()
+
+
+def test_the_gpu_benchmark_says_that_there_is_no_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu.py")], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 2
+    assert "no CUDA device" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_small_and_writes_one_section(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if MISSING:
+        pytest.skip(MISSING)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    docs = tmp_path / "performance.md"
+    docs.write_text("# Performance\n\n## Streams\n\ntext\n\n## Not measured yet\n\nmuch\n")
+    options = ["--device", "cpu", "--small", "--dtype", "float32", "--write", str(docs)]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *options])
+        with pytest.raises(SystemExit) as ended:
+            gpu.main()
+        assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    rows = re.findall(r"^\| (.*) \| (.*) \| (.*) \|$", shown, flags=re.MULTILINE)
+    assert any(what.startswith("verdicts unlike") and found.startswith("0 of") for what, found, _ in rows)
+    assert {"Gen, one prompt", "Gen, one response"} <= {what for what, _, _ in rows}
+    sections = docs.read_text().split("\n## ")
+    assert [part.partition("\n")[0] for part in sections[1:]] == ["Streams", "On a GPU: cpu", "Not measured yet"]
+    assert "| Gen, one prompt |" in sections[2]
+
+
+def test_the_gpu_benchmark_leaves_out_what_there_is_no_time_for_and_tells_what_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if MISSING:
+        pytest.skip(MISSING)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    report = gpu.Report(time.monotonic() + 5)
+    report.part("long", 60, lambda: pytest.fail("there was no time for it"))
+    report.part("broken", 0, lambda: 1 / 0)
+    assert report.left_out == ["long"]
+    assert not report.right
+    made = gpu.section("A card", "bfloat16", "command", report, "0.6B")
+    assert "| broken | failed: ZeroDivisionError: division by zero |" in made
+    assert "Left out, since the time was up: long." in made
+    assert gpu.put("# T\n\n## A\n\na\n", made).count("## On a GPU: A card") == 1

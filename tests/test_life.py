@@ -340,6 +340,25 @@ def _end_of(ticket: Ticket[None]) -> Any:
         return type(error)
 
 
+def test_what_is_remembered_says_nothing_of_the_speed() -> None:
+    model = Guard.load(threads=3).model
+    scheduler = NanoScheduler(model)  # type: ignore[arg-type]
+
+    def judge(text: str) -> float:
+        ticket: Ticket[Any] = Ticket(Query(text), None, model)
+        scheduler.take(ticket)
+        while scheduler.step():
+            pass
+        assert ticket.result(0)
+        return scheduler._chars_per_s
+
+    text = TEXT * 12
+    speed = judge(text)
+    assert speed > 0
+    assert [judge(text) for _ in range(5)] == [speed] * 5
+    assert judge(f"{text}!") != speed
+
+
 class _Stuck:
     """A scheduler that keeps what it takes."""
 

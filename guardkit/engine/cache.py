@@ -4,7 +4,8 @@ A cache holds the keys and values of many sequences. A step names its `Run`s, th
 `attend` then stores their keys and values layer by layer and lets each token see its own sequence up to itself.
 Rolling back is a length change: what lies behind a sequence's length is overwritten, never read.
 
-* `ContiguousCache` (CPU): one growing buffer a sequence. Attention reads it in place.
+* `ContiguousCache` (CPU): one growing buffer a sequence. Attention reads it in place. `AlignedCache` (its own
+  module): the same for weights in 8 bits.
 * `PagedCache` (GPU): one pool of pages, a page table a sequence; no memory is lost to growth.
 """
 
@@ -21,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guardkit.engine.config import Qwen3Config
+from guardkit.engine.qwen3 import Fused
+from guardkit.engine.staging import Staging
 
 GROW = 64  # tokens; the smallest buffer, and what buffers are rounded up to
 PAGE = 64  # tokens
@@ -28,11 +31,15 @@ PAGE = 64  # tokens
 
 @dataclass(eq=False)
 class Slot:
-    """One sequence's place in the cache. `held`: tokens that memory is reserved for."""
+    """One sequence's place in the cache. held: tokens that memory is reserved for; kept: whether its sequence is closed
+    and only others may want it."""
 
     held: int = 0
+    kept: bool = False
     buffer: Tensor | None = None
     pages: list[int] = field(default_factory=list)
+    row: int = -1  # of the page tables on the device; -1: none yet
+    known: int = 0  # pages of it that stand there
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,12 @@ class Run:
 
 
 class Cache(ABC):
-    """Room for `capacity` tokens (of all sequences together)."""
+    """Room for `capacity` tokens (of all sequences together). used: what open sequences take of it; kept: what closed
+    ones do."""
 
     def __init__(self, config: Qwen3Config, dtype: torch.dtype, device: torch.device, capacity: int):
         self.config, self.dtype, self.device, self.capacity = config, dtype, device, capacity
-        self.used = 0
+        self.used = self.kept = 0
         self._runs: Sequence[Run] = ()
         self._masks: list[Tensor | None] = []
 
@@ -63,16 +71,22 @@ class Cache(ABC):
         return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * int(dtype.itemsize)
 
     @abstractmethod
-    def reserve(self, slot: Slot, n_tokens: int) -> bool:
-        """Make room for the first `n_tokens` tokens of a sequence. False, and nothing changed, where it is full."""
+    def reserve(self, slot: Slot, n_tokens: int, write_from: int | None = None) -> bool:
+        """Make room for the first `n_tokens` tokens of a sequence, of which those from `write_from` on will be written
+        (None: only what is new). False, and nothing changed, where it is full."""
 
     @abstractmethod
     def release(self, slot: Slot) -> None:
         """Give a slot's memory back. Safe to call twice."""
 
     @abstractmethod
+    def keep(self, slot: Slot) -> None:
+        """The slot's sequence is closed: what it holds no longer counts as used, until it is released."""
+
+    @abstractmethod
     def share(self, source: Slot, slot: Slot, n_tokens: int) -> int:
-        """Let an empty slot start with another's first tokens; how many of `n_tokens` it has then (0 if full)."""
+        """Let an empty slot start with another's first tokens; how many of `n_tokens` it has then (0 if full). What is
+        kept may be moved instead, and the source be empty then."""
 
     def save(self, slot: Slot, n_tokens: int) -> Callable[[], None] | None:
         """Copy a sequence to host memory. Gives what puts it back once room is reserved; None where a copy would save
@@ -82,6 +96,11 @@ class Cache(ABC):
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store and attend for the current step, see `qwen3.Attend`."""
+
+    @property
+    def fused(self) -> Fused | None:
+        """`attend` for queries, keys and values as the product gives them, where there are kernels for it."""
+        return None
 
     def begin(self, runs: Sequence[Run]) -> None:
         """Start a step. Room for every run must be reserved."""
@@ -112,28 +131,46 @@ def _causal_mask(run: Run, groups: int, dtype: torch.dtype, device: torch.device
 class ContiguousCache(Cache):
     """A buffer [layers, 2, kv_heads, held, D] for each sequence, grown by halves."""
 
-    def reserve(self, slot: Slot, n_tokens: int) -> bool:
+    def reserve(self, slot: Slot, n_tokens: int, write_from: int | None = None) -> bool:
         if n_tokens <= slot.held:
             return True
         wanted = -(-max(n_tokens, min(slot.held * 3 // 2, self.config.max_position_embeddings)) // GROW) * GROW
-        if self.used + wanted - slot.held > self.capacity:
+        free = self.capacity - self.used - self.kept + slot.held
+        if wanted > free:
             wanted = -(-n_tokens // GROW) * GROW  # room to grow is a convenience, room for the tokens is not
-            if self.used + wanted - slot.held > self.capacity:
+            if wanted > free:
                 return False
         c = self.config
         shape = (c.num_hidden_layers, 2, c.num_key_value_heads, wanted, c.head_dim)
-        buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
+        buffer = self._new(shape)
         if slot.buffer is not None:
             buffer[:, :, :, : slot.held] = slot.buffer
         self.used += wanted - slot.held
         slot.buffer, slot.held = buffer, wanted
         return True
 
+    def _new(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
     def release(self, slot: Slot) -> None:
+        if slot.kept:
+            self.kept -= slot.held
+        else:
+            self.used -= slot.held
+        slot.buffer, slot.held, slot.kept = None, 0, False
+
+    def keep(self, slot: Slot) -> None:
         self.used -= slot.held
-        slot.buffer, slot.held = None, 0
+        self.kept += slot.held
+        slot.kept = True
 
     def share(self, source: Slot, slot: Slot, n_tokens: int) -> int:
+        if source.kept and source.held <= n_tokens * 3 // 2:  # nearly all of it goes on, and nobody else is in it
+            buffer, held = source.buffer, source.held
+            self.release(source)
+            slot.buffer, slot.held = buffer, held
+            self.used += held
+            return n_tokens
         # A copy: attention wants one buffer, and a few megabytes cost a CPU less than a token does.
         if source.buffer is None or not self.reserve(slot, n_tokens) or slot.buffer is None:
             return 0
@@ -160,38 +197,86 @@ class PagedCache(Cache):
         shape = (config.num_hidden_layers, 2, capacity // PAGE, PAGE, config.num_key_value_heads, config.head_dim)
         self.pool = torch.empty(shape, dtype=dtype, device=device)
         self._free = list(range(capacity // PAGE))[::-1]
-        self._holders = [0] * (capacity // PAGE)  # slots that have a page in their table
+        self._holders = [0] * (capacity // PAGE)  # slots of open sequences that have a page in their table
+        self._keepers = [0] * (capacity // PAGE)  # and kept ones
         self._tables: list[Tensor] = []
         self._rows: Tensor | None = None
-        self._kernel = _load_kernel(device, config.head_dim)
+        self._kernel = _load("paged_attention", device, config.head_dim)
+        self._fused = _load("kernels", device, config.head_dim)
+        self._device_tables: Tensor | None = None  # [slots, pages]: of each slot that was in a step
+        self._free_rows: list[int] = []
+        self._staging = Staging(device)
         self._plan: Any = None
 
-    def reserve(self, slot: Slot, n_tokens: int) -> bool:
-        missing = -(-n_tokens // PAGE) - len(slot.pages)
-        if missing > len(self._free):
+    def reserve(self, slot: Slot, n_tokens: int, write_from: int | None = None) -> bool:
+        missing = max(-(-n_tokens // PAGE) - len(slot.pages), 0)
+        first = len(slot.pages) if write_from is None else write_from // PAGE
+        shared = [i for i in range(first, len(slot.pages)) if self._is_shared(slot.pages[i])]
+        if missing + len(shared) > len(self._free):
             return False
-        for _ in range(missing):
-            slot.pages.append(self._free.pop())
-            self._holders[slot.pages[-1]] = 1
+        for i in shared:  # others read what would be written over: a page of its own
+            page, own = slot.pages[i], self._take()
+            if i == first:
+                self.pool[:, :, own] = self.pool[:, :, page]
+            slot.pages[i] = own
+            slot.known = min(slot.known, i)
+            self._let_go(page)
+        slot.pages += [self._take() for _ in range(missing)]
         slot.held = len(slot.pages) * PAGE
-        self.used = self.capacity - len(self._free) * PAGE
         return True
+
+    def _is_shared(self, page: int) -> bool:
+        return self._holders[page] + self._keepers[page] > 1
+
+    def _take(self) -> int:
+        page = self._free.pop()
+        self._hold(page)
+        return page
+
+    def _hold(self, page: int) -> None:
+        self.used += 0 if self._holders[page] else PAGE
+        self._holders[page] += 1
+
+    def _let_go(self, page: int) -> None:
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            self.used -= PAGE
+            if not self._keepers[page]:
+                self._free.append(page)
 
     def release(self, slot: Slot) -> None:
         for page in slot.pages:
-            self._holders[page] -= 1
-            if not self._holders[page]:
-                self._free.append(page)
-        slot.pages, slot.held = [], 0
-        self.used = self.capacity - len(self._free) * PAGE
+            if not slot.kept:
+                self._let_go(page)
+                continue
+            self._keepers[page] -= 1
+            if not self._keepers[page]:
+                self.kept -= PAGE
+                if not self._holders[page]:
+                    self._free.append(page)
+        slot.pages, slot.held, slot.kept = [], 0, False
+        self._give_row_back(slot)
+
+    def _give_row_back(self, slot: Slot) -> None:
+        if slot.row >= 0:
+            self._free_rows.append(slot.row)
+        slot.row, slot.known = -1, 0
+
+    def keep(self, slot: Slot) -> None:
+        slot.kept = True
+        self._give_row_back(slot)
+        for page in slot.pages:
+            self.kept += 0 if self._keepers[page] else PAGE
+            self._keepers[page] += 1
+            self._let_go(page)
 
     def share(self, source: Slot, slot: Slot, n_tokens: int) -> int:
-        # Whole pages, in place: nobody writes behind the start of what is his own.
-        slot.pages = source.pages[: n_tokens // PAGE]
+        # In place; whoever writes into a page that others have gets one of his own first.
+        slot.pages = source.pages[: -(-n_tokens // PAGE)]
         for page in slot.pages:
-            self._holders[page] += 1
+            self._hold(page)
         slot.held = len(slot.pages) * PAGE
-        return slot.held
+        return n_tokens
 
     def save(self, slot: Slot, n_tokens: int) -> Callable[[], None]:
         pages = torch.tensor(slot.pages[: -(-n_tokens // PAGE)], device=self.device)
@@ -204,17 +289,78 @@ class PagedCache(Cache):
         return put_back
 
     def begin(self, runs: Sequence[Run]) -> None:
-        rows = [run.slot.pages[at // PAGE] * PAGE + at % PAGE for run in runs for at in range(run.start, run.end)]
-        self._rows = torch.tensor(rows, device=self.device)  # [N]: where each token's keys go in the pool
-        if self._kernel is not None:
-            self._runs = runs
-            c = self.config
-            self._plan = self._kernel.plan(
-                runs, c.num_attention_heads, c.num_key_value_heads, c.head_dim, PAGE, self.device
-            )
+        rows = self._places(runs)
+        if self._kernel is None:
+            self._rows = torch.tensor(rows, device=self.device)  # [N]: where each token's keys go in the pool
+            super().begin(runs)
+            self._tables = [torch.tensor(run.slot.pages[: -(-run.end // PAGE)], device=self.device) for run in runs]
             return
-        super().begin(runs)
-        self._tables = [torch.tensor(run.slot.pages[: -(-run.end // PAGE)], device=self.device) for run in runs]
+        c, kernel = self.config, self._kernel
+        tables = self._table_of(runs)
+        height, tiles = kernel.tiles_of(runs, c.num_attention_heads // c.num_key_value_heads)
+        self._rows, flat = self._staging.put(rows, [number for tile in tiles for number in tile])
+        splits = kernel.splits_for(len(tiles), c.num_key_value_heads, max(run.end for run in runs))
+        self._plan = kernel.Plan.of(
+            height, flat.view(-1, 4), tables, splits, len(rows), c.num_attention_heads, c.head_dim
+        )  # fmt: skip
+
+    def _places(self, runs: Sequence[Run]) -> list[int]:
+        return [run.slot.pages[at // PAGE] * PAGE + at % PAGE for run in runs for at in range(run.start, run.end)]
+
+    def _table_of(self, runs: Sequence[Run]) -> Tensor:
+        """The page tables on the device, with what they lack of these runs."""
+        if self._device_tables is None:
+            n_slots = len(self._holders)  # each has a page at least
+            width = -(-self.config.max_position_embeddings // PAGE)
+            self._device_tables = torch.zeros((n_slots, width), dtype=torch.int64, device=self.device)
+            self._free_rows = list(range(n_slots))[::-1]
+        width = self._device_tables.shape[1]
+        places: list[int] = []
+        pages: list[int] = []
+        for slot in (run.slot for run in runs):
+            if slot.row < 0:
+                slot.row, slot.known = self._free_rows.pop(), 0
+            places += range(slot.row * width + slot.known, slot.row * width + len(slot.pages))
+            pages += slot.pages[slot.known :]
+            slot.known = len(slot.pages)
+        if places:
+            where, what = self._staging.put(places, pages)
+            self._device_tables.view(-1).index_copy_(0, where, what)
+        return self._device_tables
+
+    def place(self, runs: Sequence[Run], n: int) -> list[int]:
+        """For a recorded step of `n` tokens: where each token's keys go, and the tiles, both padded."""
+        c, kernel = self.config, self._kernel
+        self._table_of(runs)
+        rows = self._places(runs)
+        tiles = kernel.few_tiles(runs, self._few_rows // (c.num_attention_heads // c.num_key_value_heads))
+        flat = [number for tile in tiles for number in tile]
+        return [*rows, *[-1] * (n - len(rows)), *flat, *[0] * (4 * n - len(flat))]
+
+    def set_place(self, rows: Tensor, tiles: Tensor) -> None:
+        """The next forward pass reads these tensors: rows [n], tiles [n, 4] as `place` gives them."""
+        c, n = self.config, len(rows)
+        splits = self._kernel.splits_for(n, c.num_key_value_heads, c.max_position_embeddings)
+        self._rows = rows
+        self._plan = self._kernel.Plan.of(
+            self._few_rows, tiles, self._table_of(()), splits, n, c.num_attention_heads, c.head_dim
+        )
+
+    @property
+    def _few_rows(self) -> int:
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        return max(int(self._kernel.FEW_ROWS), 1 << (groups - 1).bit_length())
+
+    @property
+    def fused(self) -> Fused | None:
+        return self._attend_fused if self._fused is not None and self._kernel is not None else None
+
+    def _attend_fused(
+        self, layer: int, qkv: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, eps: float
+    ) -> Tensor:
+        keys, values = self.pool[layer]
+        q = self._fused.store(qkv, norm, cos, sin, positions, self._rows, keys, values, eps)
+        return self._kernel.attend(self._plan, q, keys, values)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.pool[layer]
@@ -230,11 +376,11 @@ class PagedCache(Cache):
         return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _load_kernel(device: torch.device, head_dim: int) -> Any:
-    """The Triton kernel for ragged paged attention, where there is a CUDA device and Triton."""
+def _load(name: str, device: torch.device, head_dim: int) -> Any:
+    """A module of Triton kernels, where there is a CUDA device and Triton."""
     if device.type != "cuda" or head_dim & (head_dim - 1):
         return None
     try:
-        return importlib.import_module("guardkit.engine.paged_attention")
+        return importlib.import_module(f"guardkit.engine.{name}")
     except ImportError:
         return None

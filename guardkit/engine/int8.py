@@ -4,9 +4,11 @@ Each row of a matrix is cut into blocks of `BLOCK` weights that share a scale. N
 checkpoint can be loaded like this.
 
 * On a CPU, ONNX Runtime's `MatMulNBits` multiplies; it rounds each row's activations to 8 bits block by block, so that
-  a row's result does not depend on the rows beside it. The two halves of a layer, before and after attention, are one
-  graph each: norms, products, rotary positions and the gate run without a way back to Python. Activations, keys and
-  values are float32.
+  a row's result does not depend on the rows beside it. Yet what differs in the last bit may be rounded to another of
+  256 steps, which later layers carry on: so rows are computed in pairs (the last one of an odd number is summed in
+  another order), and attention in blocks that lie still (`AlignedCache`). The two halves of a layer, before and after
+  attention, are one graph each: norms, products, rotary positions and the gate run without a way back to Python.
+  Activations, keys and values are float32.
 * Elsewhere only the weights are rounded, a scale a row, and torch's own kernel multiplies where there is one.
 
 Embeddings are kept a scale a row. Heads stay as they are: they are small, and verdicts are read off them.
@@ -141,12 +143,18 @@ class OnnxLayer:
         self._after = after.session({x: [c.hidden_size]}, threads)
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        qk, v = self._before.run(None, {"x": x.numpy(), "cos": cos.numpy(), "sin": sin.numpy()})
-        return torch.from_numpy(qk), torch.from_numpy(v)
+        qk, v = self._before.run(None, {"x": _even(x), "cos": _even(cos), "sin": _even(sin)})
+        return torch.from_numpy(qk)[: len(x)], torch.from_numpy(v)[: len(x)]
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        (out,) = self._after.run(None, {"x": x.numpy(), "attended": attended.contiguous().numpy()})
-        return torch.from_numpy(out)
+        (out,) = self._after.run(None, {"x": _even(x), "attended": _even(attended)})
+        return torch.from_numpy(out)[: len(x)]
+
+
+def _even(rows: Tensor) -> Any:
+    """With a row of zeros behind an odd number of rows."""
+    odd = len(rows) % 2
+    return (torch.cat([rows, rows.new_zeros((1, *rows.shape[1:]))]) if odd else rows.contiguous()).numpy()
 
 
 class _Graph:

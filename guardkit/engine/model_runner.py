@@ -9,15 +9,22 @@ import torch
 from torch import Tensor
 
 from guardkit.engine.cache import Cache, Run
+from guardkit.engine.graphs import Graphs
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.sequence import Rows, Sequence
+from guardkit.engine.staging import Staging
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states [n, hidden_size] -> what is read off them, [n, c]."""
 
 
 def run_step(
-    model: Qwen3, heads: Mapping[str, Head], cache: Cache, plan: list[tuple[Sequence, int]]
+    model: Qwen3,
+    heads: Mapping[str, Head],
+    cache: Cache,
+    plan: list[tuple[Sequence, int]],
+    staging: Staging,
+    graphs: Graphs | None = None,
 ) -> list[Rows | None]:
     """One forward pass; for each sequence of the plan what was read at its tokens."""
     runs: list[Run] = []
@@ -38,14 +45,16 @@ def run_step(
     found: list[Rows | None] = [None] * len(plan)
     if not ids:
         return found
-    device = model.device
     with torch.inference_mode():
-        cache.begin(runs)
-        hidden = model.forward(torch.tensor(ids, device=device), torch.tensor(positions, device=device), cache.attend)
+        hidden = graphs.forward(ids, positions, runs) if graphs is not None else None
+        if hidden is None:
+            cache.begin(runs)
+            there = staging.put(ids, positions)
+            hidden = model.forward(there[0], there[1], cache.attend, cache.fused)
         outputs = []
         for head, items in reads.items():
             rows = [row for _, span in items for row in span]
-            chosen = hidden if len(rows) == len(ids) else hidden[torch.tensor(rows, device=device)]
+            chosen = hidden if len(rows) == len(ids) else hidden[staging.put(rows)[0]]
             outputs.append(heads[head](chosen).float())
         # One transfer for all heads: it waits for the device.
         flat = torch.cat([o.flatten() for o in outputs]).cpu().numpy() if outputs else np.zeros(0, np.float32)

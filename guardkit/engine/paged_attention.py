@@ -1,8 +1,9 @@
 """A Triton kernel for ragged paged attention: any number of sequences, each with any number of new tokens.
 
 A program handles one tile of one sequence's new tokens under one key head, with the query heads that share it folded
-into its rows, and walks the sequence's pages with a running softmax (Dao et al., FlashAttention-2). Long contexts of
-few sequences are split among programs, whose parts a second kernel joins, so that a GPU is busy with one stream too.
+into its rows, and walks the sequence's pages with a running softmax (Dao et al., FlashAttention-2). Long contexts are
+split among programs, each sequence's by its own length, so that a GPU is busy with one stream too; a second kernel
+joins the parts. Tiles without tokens cost next to nothing, so a launch may be padded to a fixed size.
 """
 
 from __future__ import annotations
@@ -22,69 +23,80 @@ if TYPE_CHECKING:
 FEW_ROWS, MANY_ROWS = 16, 64  # of a tile: query heads of one key head x new tokens; while decoding, and in prefills
 PROGRAMS = 512  # enough to fill a large GPU; below, contexts are split
 SPLIT = 512  # the fewest tokens of a context worth a program of their own
+MOST_SPLITS = 32
+
+Tile = tuple[int, int, int, int]
+"""First row, tokens, position of the first, row of the page tables."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step's layers share. tile_rows: rows of a tile; tiles [t, 4]: first row, tokens, position of the first,
-    index of the page table; tables [sequences, pages]; splits: programs that share a context; parts, sums: scratch."""
+    """What a step's layers share. tile_rows: rows of a tile; tiles [t, 4]: see `Tile`; tables [rows, pages]; splits:
+    the most programs that share a context, a power of two; parts, sums: scratch for them, None where it is 1."""
 
     tile_rows: int
     tiles: Tensor
     tables: Tensor
     splits: int
-    parts: Tensor
-    sums: Tensor
+    parts: Tensor | None
+    sums: Tensor | None
+
+    @classmethod
+    def of(
+        cls, tile_rows: int, tiles: Tensor, tables: Tensor, splits: int, rows: int, heads: int, dim: int
+    ) -> Plan:  # fmt: skip
+        if splits == 1:
+            return cls(tile_rows, tiles, tables, 1, None, None)
+        parts = torch.empty((splits, rows, heads, dim), dtype=torch.float32, device=tiles.device)
+        sums = torch.empty((splits, rows, heads), dtype=torch.float32, device=tiles.device)
+        return cls(tile_rows, tiles, tables, splits, parts, sums)
 
 
-def plan(runs: Sequence[Run], heads: int, kv_heads: int, dim: int, page: int, device: torch.device) -> Plan:
-    """Cut a step into tiles."""
-    groups = heads // kv_heads
-    tile_rows = FEW_ROWS if max(run.n for run in runs) * groups <= FEW_ROWS else MANY_ROWS
-    tile_rows = max(tile_rows, triton.next_power_of_2(groups))
-    per_tile = tile_rows // groups
-    tiles = [
-        (run.row + at, min(per_tile, run.n - at), run.start + at, index)
-        for index, run in enumerate(runs)
+def tiles_of(runs: Sequence[Run], groups: int) -> tuple[int, list[Tile]]:
+    """Cut a step into tiles; their rows first."""
+    rows = FEW_ROWS if max(run.n for run in runs) * groups <= FEW_ROWS else MANY_ROWS
+    rows = max(rows, triton.next_power_of_2(groups))
+    return rows, few_tiles(runs, rows // groups)
+
+
+def few_tiles(runs: Sequence[Run], per_tile: int) -> list[Tile]:
+    """Tiles of at most `per_tile` tokens."""
+    return [
+        (run.row + at, min(per_tile, run.n - at), run.start + at, run.slot.row)
+        for run in runs
         for at in range(0, run.n, per_tile)
     ]
-    width = max(-(-run.end // page) for run in runs)
-    tables = [run.slot.pages[: -(-run.end // page)] for run in runs]
-    filled = [table + [0] * (width - len(table)) for table in tables]
-    longest = max(run.end for run in runs)
-    splits = max(1, min(PROGRAMS // (len(tiles) * kv_heads), longest // SPLIT))
-    rows = sum(run.n for run in runs)
-    return Plan(
-        tile_rows,
-        torch.tensor(tiles, dtype=torch.int32, device=device),
-        torch.tensor(filled, dtype=torch.int32, device=device),
-        splits,
-        torch.empty((splits, rows, heads, dim), dtype=torch.float32, device=device),
-        torch.empty((splits, rows, heads), dtype=torch.float32, device=device),
-    )
+
+
+def splits_for(tiles: int, kv_heads: int, longest: int) -> int:
+    """How many programs may share a context of `longest` tokens, where so many tiles are launched."""
+    wanted = max(1, min(PROGRAMS // (tiles * kv_heads), longest // SPLIT, MOST_SPLITS))
+    return int(triton.next_power_of_2(wanted))
 
 
 def attend(plan: Plan, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """q [N, heads, D]; keys, values [pages, PAGE, kv_heads, D] of one layer -> [N, heads * D]."""
     rows, heads, dim = q.shape
     kv_heads, page = keys.shape[2], keys.shape[1]
-    grid = (plan.tiles.shape[0], kv_heads, plan.splits)
-    _attend[grid](
-        q, keys, values, plan.tiles, plan.tables, plan.parts, plan.sums,
-        dim**-0.5, q.stride(0), q.stride(1), plan.tables.stride(0), rows, heads, plan.splits,
-        GROUPS=heads // kv_heads, ROWS=plan.tile_rows, PAGE=page, DIM=dim, KV_HEADS=kv_heads,
+    out = torch.empty((rows, heads * dim), dtype=q.dtype, device=q.device)
+    parts, sums = (out, out) if plan.parts is None or plan.sums is None else (plan.parts, plan.sums)
+    _attend[(plan.tiles.shape[0], kv_heads, plan.splits)](
+        q, keys, values, plan.tiles, plan.tables, parts, sums,
+        dim**-0.5, q.stride(0), q.stride(1), plan.tables.stride(0), rows, heads, SPLIT,
+        GROUPS=heads // kv_heads, ROWS=plan.tile_rows, PAGE=page, DIM=dim, KV_HEADS=kv_heads, SPLITS=plan.splits,
+        PRECISION="ieee" if q.dtype is torch.float32 else "tf32",
     )  # fmt: skip
-    if plan.splits == 1:
-        return plan.parts[0].to(q.dtype).view(rows, heads * dim)
-    weights = torch.softmax(plan.sums, dim=0).unsqueeze(-1)
-    return (plan.parts * weights).sum(0).to(q.dtype).view(rows, heads * dim)
+    if plan.splits > 1:
+        _join[(rows, heads)](parts, sums, out, rows, heads, SPLITS=plan.splits, DIM=dim)
+    return out
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["q_row", "q_head", "table_row", "rows", "heads", "least"])  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, tiles, tables, parts, sums,
-    scale, q_row, q_head, table_row, rows, heads, splits,
+    scale, q_row, q_head, table_row, rows, heads, least,
     GROUPS: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr, KV_HEADS: tl.constexpr,
+    SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -107,8 +119,9 @@ def _attend(  # type: ignore[no-untyped-def]
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     found = tl.zeros([ROWS, DIM], tl.float32)
-    pages = (start + n + PAGE - 1) // PAGE
-    share = (pages + splits - 1) // splits
+    pages = tl.where(n > 0, (start + n + PAGE - 1) // PAGE, 0)
+    used = tl.minimum(SPLITS, tl.maximum(1, (start + n) // least))  # programs that share this sequence's context
+    share = (pages + used - 1) // used
     inside = tl.arange(0, PAGE)
     for at in range(split * share, tl.minimum((split + 1) * share, pages)):
         slot = tl.load(table + at).to(tl.int64) * PAGE + inside
@@ -116,17 +129,41 @@ def _attend(  # type: ignore[no-untyped-def]
         known = at * PAGE + inside < start + n
         key = tl.load(keys + where, mask=known[:, None], other=0.0)
         value = tl.load(values + where, mask=known[:, None], other=0.0)
-        score = tl.dot(query, tl.trans(key)) * scale
+        score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         score = tl.where((at * PAGE + inside)[None, :] <= sees[:, None], score, float("-inf"))
         new_best = tl.maximum(best, tl.max(score, 1))
         shift = tl.where(new_best == float("-inf"), 0.0, new_best)  # a row that sees nothing of this part
         weight = tl.exp(score - shift[:, None])
         fade = tl.exp(best - shift)
         total = total * fade + tl.sum(weight, 1)
-        found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value)
+        found = found * fade[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
         best = new_best
     empty = total == 0.0
     found = found / tl.where(empty, 1.0, total)[:, None]
-    out = (split * rows + first + token) * heads + head
-    tl.store(parts + out[:, None] * DIM + dims[None, :], found, mask=real[:, None])
-    tl.store(sums + out, tl.where(empty, float("-inf"), best + tl.log(tl.where(empty, 1.0, total))), mask=real)
+    out = (split.to(tl.int64) * rows + first + token) * heads + head
+    there = real if SPLITS == 1 else real & (total > 0.0)
+    tl.store(parts + out[:, None] * DIM + dims[None, :], found.to(parts.dtype.element_ty), mask=there[:, None])
+    if SPLITS > 1:
+        tl.store(sums + out, tl.where(empty, float("-inf"), best + tl.log(tl.where(empty, 1.0, total))), mask=real)
+
+
+@triton.jit(do_not_specialize=["rows", "heads"])  # type: ignore[untyped-decorator]
+def _join(  # type: ignore[no-untyped-def]
+    parts, sums, out, rows, heads, SPLITS: tl.constexpr, DIM: tl.constexpr
+):  # fmt: skip
+    place = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
+    dims = tl.arange(0, DIM)
+    best = tl.full([1], float("-inf"), tl.float32)
+    for split in tl.static_range(SPLITS):
+        best = tl.maximum(best, tl.load(sums + split * rows * heads + place))
+    best = tl.where(best == float("-inf"), 0.0, best)  # a padded row
+    total = tl.zeros([1], tl.float32)
+    found = tl.zeros([DIM], tl.float32)
+    for split in tl.static_range(SPLITS):
+        at = split * rows * heads + place
+        weight = tl.exp(tl.load(sums + at) - best)
+        total += weight
+        part = tl.load(parts + at * DIM + dims, mask=dims < tl.where(weight > 0.0, DIM, 0), other=0.0)
+        found += weight * part
+    found = found / tl.where(total == 0.0, 1.0, total)
+    tl.store(out + place * DIM + dims, found.to(out.dtype.element_ty))

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from guardkit.engine.config import Qwen3Config
 
+Fused = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""(layer, qkv [N, (heads + 2 kv_heads) * D], norms [heads + kv_heads, D], cos and sin [positions, D], positions [N],
+eps) -> [N, heads * D]: norms and turns queries and keys too."""
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [N, heads, D], k and v [N, kv_heads, D]) -> [N, heads * D]: stores k and v, and attends."""
 
@@ -70,8 +73,16 @@ class Layer(Protocol):
         """x [N, hidden_size] and attention's output [N, heads * D] -> the next layer's x."""
 
 
+def gated(both: Tensor) -> Tensor:
+    """[N, 2 I], gate and up side by side -> SiLU(gate) * up, [N, I]."""
+    gate, up = both.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
 class FloatLayer:
-    """A layer in the dtype of its weights. linear: how its products are computed."""
+    """A layer in the dtype of its weights. linear: how its products are computed; gate: see `gated`."""
+
+    gate: Callable[[Tensor], Tensor] = staticmethod(gated)
 
     def __init__(self, config: Qwen3Config, take: Callable[[str], Tensor], linear: Callable[[Tensor], Linear] = Linear):
         self._config = config
@@ -83,17 +94,21 @@ class FloatLayer:
         self.gate_up = linear(torch.cat([take("mlp.gate_proj.weight"), take("mlp.up_proj.weight")]))
         self.down = linear(take("mlp.down_proj.weight"))
 
+    def project(self, x: Tensor) -> Tensor:
+        """x [N, hidden_size] -> queries, keys and values side by side, neither normed nor turned."""
+        return self.qkv(rms_norm(x, self.input_norm, self._config.rms_norm_eps))
+
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         c = self._config
-        qkv = self.qkv(rms_norm(x, self.input_norm, c.rms_norm_eps)).view(len(x), -1, c.head_dim)
+        qkv = self.project(x).view(len(x), -1, c.head_dim)
         turned = c.num_attention_heads + c.num_key_value_heads
         qk = rms_norm(qkv[:, :turned], None, c.rms_norm_eps) * self.qk_norm
         return qk * cos + _rotate_half(qk) * sin, qkv[:, turned:]
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.out(attended)
-        gate, up = self.gate_up(rms_norm(x, self.post_norm, self._config.rms_norm_eps)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        both = self.gate_up(rms_norm(x, self.post_norm, self._config.rms_norm_eps))
+        return x + self.down(self.gate(both))
 
 
 def qk_norm(config: Qwen3Config, take: Callable[[str], Tensor]) -> Tensor:
@@ -152,8 +167,18 @@ class Qwen3:
             found |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
         return found | {"model.norm.weight": (c.hidden_size,)}
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """ids, positions [N] -> hidden states [N, hidden_size] after the final norm."""
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, fused: Fused | None = None) -> Tensor:
+        """ids, positions [N] -> hidden states [N, hidden_size] after the final norm. fused: in place of `attend`, for
+        layers that can."""
+        if fused is not None:
+            x = self.embed(ids)
+            for i, layer in enumerate(self.layers):
+                assert isinstance(layer, FloatLayer)
+                attended = fused(
+                    i, layer.project(x), layer.qk_norm, self.cos, self.sin, positions, self.config.rms_norm_eps
+                )
+                x = layer.after(x, attended)
+            return rms_norm(x, self.norm, self.config.rms_norm_eps)
         wide = self.config.num_attention_heads
         cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [N, 1, D]
         x = self.embed(ids)

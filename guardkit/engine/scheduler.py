@@ -17,9 +17,12 @@ import torch
 
 from guardkit import telemetry
 from guardkit.engine.cache import GROW, Cache
+from guardkit.engine.graphs import Graphs
 from guardkit.engine.model_runner import Head, run_step
+from guardkit.engine.prefixes import WAIT, Prefixes, common
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
+from guardkit.engine.staging import Staging
 from guardkit.loop import Load, Loop
 
 NOTHING = np.zeros((0, 0), np.float32)
@@ -30,21 +33,24 @@ SHORT = 16  # a piece of at most this many tokens goes before longer ones
 class Limits:
     """step_tokens: the most tokens of one step. mixed_tokens: the most tokens of long texts in a step that has short
     pieces too, which would otherwise wait for them. max_sequences: open at a time. host_tokens: evicted tokens whose
-    keys and values are kept in host memory. threads: CPU threads, None for torch's own choice."""
+    keys and values are kept in host memory. kept_tokens: of closed sequences, that stay in the cache for others that
+    begin alike (0: only pinned beginnings are shared). threads: CPU threads, None for torch's own choice."""
 
     step_tokens: int
     mixed_tokens: int
     max_sequences: int = 4096
     host_tokens: int = 0
+    kept_tokens: int = 0
     threads: int | None = None
 
 
 @dataclass
 class Counters:
-    """What was done so far, for benchmarks and tests."""
+    """What was done so far, for benchmarks and tests. tokens: computed; shared: that another sequence had computed."""
 
     steps: int = 0
     tokens: int = 0
+    shared: int = 0
     evicted: int = 0
     restored: int = 0
     recomputed_tokens: int = 0
@@ -62,6 +68,9 @@ class Scheduler:
         self._open = 0
         self._counted = 0
         self._saved_tokens = 0
+        self._staging = Staging(cache.device)
+        self.graphs: Graphs | None = None
+        self._prefixes = Prefixes(cache, limits.kept_tokens)
         self._ready: deque[Sequence] = deque()  # those with requests, in the order of arrival
         self._holding: set[Sequence] = set()  # those with a place in the cache, or a copy of one
         self._thread = 0  # the one that is set up for steps
@@ -76,7 +85,7 @@ class Scheduler:
         if isinstance(message, Close):
             for request in sequence.requests:
                 request.future.cancel()
-            self._free(sequence)
+            self._free(sequence, keep=True)
         elif isinstance(message, Truncate):
             while sequence.requests:  # all of them given up
                 self._drop(sequence)
@@ -139,6 +148,7 @@ class Scheduler:
                 torch.cuda.set_device(self.model.device)
 
     def _cut(self, sequence: Sequence, n_tokens: int) -> None:
+        self._prefixes.cut(sequence, n_tokens)
         del sequence.ids[n_tokens:]
         sequence.cached = min(sequence.cached, n_tokens)
         if sequence.saved is not None and sequence.saved[1] > n_tokens:
@@ -175,6 +185,8 @@ class Scheduler:
             for sequence in group:
                 if budget <= 0:
                     break
+                if self._is_worth_waiting(sequence, plan):
+                    continue
                 taken.add(sequence)
                 if not self._make_room(sequence, budget, taken):
                     taken.discard(sequence)
@@ -199,17 +211,47 @@ class Scheduler:
             sequence.cached, sequence.saved = n, None
             self._saved_tokens -= n
             self.counters.restored += 1
-        prefix = sequence.prefix
-        if prefix is not None and not sequence.cached and prefix.cached:
-            sequence.cached = self.cache.share(prefix.slot, sequence.slot, prefix.cached)
+        if not sequence.cached and not sequence.slot.held:
+            self._begin_with_others(sequence)
         return self._reserve(sequence, min(sequence.cached + budget, len(sequence.ids)), taken)
+
+    def _begin_with_others(self, sequence: Sequence) -> None:
+        """Start with the longest beginning that another sequence has in the cache, up to what is to be read."""
+        request, prefix = sequence.requests[0], sequence.prefix
+        most = len(sequence.ids) if request.head is None else min(request.read, len(sequence.ids))
+        found = self._prefixes.find(sequence.ids, most)
+        if prefix is not None and prefix.cached > (found[1] if found else 0):
+            found = prefix, prefix.cached
+        if found is not None:
+            source, n = found
+            sequence.cached = self.cache.share(source.slot, sequence.slot, n)
+            self._prefixes.took(source)
+            sequence.source = source
+            self.counters.shared += sequence.cached
+
+    def _is_worth_waiting(self, sequence: Sequence, plan: list[tuple[Sequence, int]]) -> bool:
+        """Whether a sequence that is under way is yet to compute what this one begins with."""
+        if not self.limits.kept_tokens or sequence.cached or sequence.slot.held:
+            return False
+        start = sequence.ids[:WAIT]
+        known = None
+        for other in (*self._ready, *(planned for planned, _ in plan)):
+            if other.slot.held and len(start) == WAIT and other.ids[:WAIT] == start:
+                if known is None:
+                    found = self._prefixes.find(sequence.ids, len(sequence.ids))
+                    known = found[1] if found else 0
+                if common(sequence.ids, other.ids) - known >= WAIT:
+                    return True
+        return False
 
     def _reserve(self, sequence: Sequence, n_tokens: int, taken: set[Sequence]) -> bool:
         # At the expense of idle ones, and of those that came later: two that take turns at evicting each other in the
         # middle of their texts would never end.
         number = sequence.requests[0].number
         self._holding.add(sequence)
-        while not self.cache.reserve(sequence.slot, n_tokens):
+        while not self.cache.reserve(sequence.slot, n_tokens, sequence.cached):
+            if self._prefixes.drop_oldest():
+                continue
             idle = [
                 s
                 for s in self._holding
@@ -233,11 +275,12 @@ class Scheduler:
         if sequence.saved is None:
             self.counters.recomputed_tokens += n
         self.cache.release(sequence.slot)
+        self._prefixes.cut(sequence, 0)
         sequence.cached = 0
         self.counters.evicted += 1
 
     def _compute(self, plan: list[tuple[Sequence, int]]) -> list[Rows | None]:
-        found = run_step(self.model, self.heads, self.cache, plan)
+        found = run_step(self.model, self.heads, self.cache, plan, self._staging, self.graphs)
         if tokens := sum(n for _, n in plan):
             self.counters.steps += 1
             telemetry.batch("engine", len(plan))
@@ -254,6 +297,8 @@ class Scheduler:
             if rows is not None:
                 request.found.append(rows)
                 request.read = sequence.cached
+            if request.keep:
+                self._prefixes.add(sequence)
             if sequence.cached < len(sequence.ids):
                 continue
             sequence.requests.popleft()
@@ -285,15 +330,18 @@ class Scheduler:
         for request in requests:  # last, since it runs the callers' callbacks
             request.future.fail(error)
 
-    def _free(self, sequence: Sequence) -> None:
+    def _free(self, sequence: Sequence, keep: bool = False) -> None:
+        """keep: whether what it has in the cache may be of use to others."""
         sequence.requests.clear()
         self._ready = deque(s for s in self._ready if s is not sequence)
         self._holding.discard(sequence)
         if sequence.saved is not None:
             self._saved_tokens -= sequence.saved[1]
             sequence.saved = None
-        self.cache.release(sequence.slot)
-        sequence.ids, sequence.cached = [], 0
+        if not (keep and sequence.broken is None and self._prefixes.keep(sequence)):
+            self._prefixes.cut(sequence, 0)
+            self.cache.release(sequence.slot)
+            sequence.ids, sequence.cached, sequence.source = [], 0, None
 
     # -- its end
 
@@ -315,3 +363,5 @@ class Scheduler:
     def reset(self, error: BaseException) -> None:
         for sequence in {*self._ready, *(s for s in self._holding if self._loop.closed)}:
             self._break(sequence, error)
+        if self._loop.closed:
+            self._prefixes.clear()

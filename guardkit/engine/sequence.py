@@ -30,6 +30,8 @@ class Sequence:
     ids: list[int] = field(default_factory=list)
     cached: int = 0  # of `ids`, in the cache now
     slot: Slot = field(default_factory=Slot)
+    source: Sequence | None = None  # whose beginning it shares
+    keys: list[int] = field(default_factory=list)  # hashes of the blocks that others can find, see `prefixes.py`
     saved: tuple[Callable[[], None], int] | None = None  # while evicted: what puts a copy back, and its tokens
     requests: deque[Request] = field(default_factory=deque)
     last_step: int = 0

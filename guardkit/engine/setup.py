@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ import torch
 from torch import Tensor
 
 from guardkit.engine import int8
+from guardkit.engine.aligned_cache import AlignedCache
 from guardkit.engine.cache import GROW, Cache, ContiguousCache, PagedCache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Limits
-from guardkit.engine.qwen3 import Embedding, Qwen3
+from guardkit.engine.graphs import recorded
+from guardkit.engine.qwen3 import Embedding, FloatLayer, Qwen3
 from guardkit.errors import GuardkitError, ModelLoadError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GIB = 1 << 30
+KEPT = GIB  # bytes of closed sequences that a cache in host memory keeps for others that begin alike
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Options:
     dtype: "bfloat16", "float16" or "float32"; None: bfloat16 where the device computes in it, else float32.
     cache_gib: memory for keys and values, in GiB; None: most of what a GPU has left, a third of the free host memory.
     max_streams: streams that may be open at a time. threads: CPU threads; None: torch's own choice.
+    gpu_share: the most of a GPU's memory for this model, weights and cache together, so that another fits beside it.
     quantize: "int8" keeps the weights in 8 bits (`int8.py`); None: as `dtype` says.
     """
 
@@ -37,6 +42,7 @@ class Options:
     max_streams: int = 4096
     threads: int | None = None
     quantize: str | None = None
+    gpu_share: float = 1.0
 
 
 def build(
@@ -47,6 +53,9 @@ def build(
 ) -> Engine:
     """Load the backbone and the tensors of `shapes`; `heads` makes the heads of them and of the embeddings."""
     device = pick_device(options.device)
+    if not 0 < options.gpu_share <= 1:
+        raise GuardkitError(f"gpu_share must be above 0 and at most 1, not {options.gpu_share}")
+    others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if options.quantize is None:
         dtype = pick_dtype(options.dtype, device)
         tensors = checkpoint.load({**Qwen3.shapes(checkpoint.config), **shapes}, dtype=dtype, device=device)
@@ -57,16 +66,38 @@ def build(
         own = checkpoint.load(shapes, dtype=dtype, device=device)
         model = int8.load(checkpoint, dtype, device, options.threads)
     made = heads(own, model.embed)
-    cache = _cache(checkpoint, dtype, device, options.cache_gib)
-    on_gpu = device.type == "cuda"
+    cache = _cache(checkpoint, dtype, device, options, others)
+    on_gpu, size = device.type == "cuda", cache.bytes_per_token(checkpoint.config, dtype)
     limits = Limits(
         step_tokens=8192 if on_gpu else 512,
         mixed_tokens=512 if on_gpu else 64,
         max_sequences=options.max_streams,
-        host_tokens=_free_host_memory() // 4 // cache.bytes_per_token(checkpoint.config, dtype) if on_gpu else 0,
+        # A pool is there anyway; on a CPU what is kept is memory that others could have.
+        kept_tokens=cache.capacity if on_gpu else min(cache.capacity // 4, KEPT // size),
+        host_tokens=_free_host_memory() // 4 // size if on_gpu else 0,
         threads=options.threads,
     )
-    return Engine(model, made, cache, limits)
+    engine = Engine(model, made, cache, limits)
+    if on_gpu:
+        _warm_up(engine, model, cache)
+    return engine
+
+
+def _warm_up(engine: Engine, model: Qwen3, cache: Cache) -> None:
+    """Compile the kernels and record the steps now: the first text should not wait for it."""
+    if model.dtype is torch.float32:
+        torch.set_float32_matmul_precision("highest")  # TF32 keeps 10 bits: scores would not be those of float32
+    if isinstance(cache, PagedCache) and cache.fused is not None:
+        kernels = importlib.import_module("guardkit.engine.kernels")
+        for layer in model.layers:
+            if isinstance(layer, FloatLayer):
+                layer.gate = kernels.gate
+        engine.graphs = recorded(model, cache)
+    sequence = engine.open(counted=False)
+    for n in (64, 1, 1024, 5):
+        if sequence.length + n <= engine.max_tokens:
+            engine.submit(sequence, [1] * n, next(iter(engine.heads)), read_from=n - 1).result()
+    engine.close(sequence)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -108,13 +139,20 @@ def _cpu_has_bfloat16() -> bool:
     return bool(probe and probe())
 
 
-def _cache(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, gib: float | None) -> Cache:
-    config = checkpoint.config
-    kind = PagedCache if device.type == "cuda" else ContiguousCache
+def _cache(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, options: Options, others: int) -> Cache:
+    """others: bytes that this process had on the device before."""
+    config, gib = checkpoint.config, options.cache_gib
+    kind: type[Cache] = PagedCache if device.type == "cuda" else ContiguousCache
+    if device.type == "cpu" and options.quantize is not None:
+        kind = AlignedCache
     if gib is not None:
         free = int(gib * GIB)
     elif device.type == "cuda":
-        free = max(0, int(torch.cuda.mem_get_info(device)[0] * 0.9) - 2 * GIB)  # a step's activations need room too
+        torch.cuda.empty_cache()  # what loading left behind
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_allocated(device) - others
+        # A step's activations, and the recorded steps, need room too.
+        free = max(0, min(int(free * 0.9), int(total * options.gpu_share) - own) - 2 * GIB)
     else:
         free = _free_host_memory() // 3
     capacity = free // kind.bytes_per_token(config, dtype) // GROW * GROW

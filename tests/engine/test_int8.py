@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from guardkit import Guard, GuardkitError
 from guardkit.engine.int8 import Int8Embedding, Int8Linear
+from guardkit.verdict import SAME_SCORE
 from tests.engine.checkpoints import built, write_gen, write_stream
 from tests.engine.test_stream_model import ANSWER, ASK
 
@@ -69,9 +70,7 @@ def test_scores_are_close_to_full_precision(exact: Guard, small: Guard) -> None:
 def test_a_token_scores_the_same_in_any_pieces(small: Guard, sizes: list[int]) -> None:
     ids = small.model.tokenizer.encode(ANSWER * 2)[0]  # type: ignore[attr-defined]
     whole, pieces = (torch.tensor(rows(small.model, ids, n))[:, :3].softmax(1) for n in ([len(ids)], sizes))
-    # Attention's float sums may turn the rounding of an activation; nothing else may differ.
-    assert (whole - pieces).abs().max() < 0.05  # random weights are sharp: each such turn is carried on
-    assert (whole - pieces).abs().median() < 1e-3
+    assert (whole - pieces).abs().max() < SAME_SCORE / 100  # the heads are float sums
 
 
 def test_a_batch_equals_one_by_one(small: Guard) -> None:

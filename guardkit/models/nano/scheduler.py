@@ -60,6 +60,8 @@ class NanoScheduler:
         self._clear()
         self._chars_per_s = 0.0  # measured; 0: not yet
         self._busy_s = 0.0  # since the last text ended
+        self._new_chars = 0  # that this step judged; what is remembered costs nothing, and says nothing of the speed
+        self._is_new = False  # whether it judged any
 
     def _clear(self) -> None:
         self._short: deque[_Asked] = deque()
@@ -103,7 +105,8 @@ class NanoScheduler:
     # -- one step
 
     def step(self) -> bool:
-        start, before = time.perf_counter(), self._waiting_chars
+        start = time.perf_counter()
+        self._new_chars, self._is_new = 0, False
         if not self._fed_passes and self._fed:
             self._plan_fed()
         if self._fed_passes:
@@ -112,7 +115,8 @@ class NanoScheduler:
             self._plan_asked()
         if self._asked_passes:
             self._run_asked(self._asked_passes.popleft())
-        self._measure(before - self._waiting_chars, time.perf_counter() - start)
+        if self._is_new:
+            self._measure(self._new_chars, time.perf_counter() - start)
         return self.busy
 
     @property
@@ -120,7 +124,7 @@ class NanoScheduler:
         return bool(self._fed or self._fed_passes or self._short or self._long or self._asked_passes)
 
     def _measure(self, chars: int, seconds: float) -> None:
-        """How fast texts are judged, as a moving mean over those that ended."""
+        """How fast texts that are new are judged, as a moving mean."""
         self._busy_s += seconds
         if chars > 0 and self._busy_s > 0:
             rate, self._busy_s = chars / self._busy_s, 0.0
@@ -170,8 +174,11 @@ class NanoScheduler:
 
     def _run_asked(self, batch: list[tuple[list[int], list[tuple[_Asked, Window]]]]) -> None:
         wanted = [entry for entry in batch if any(asked.ticket.wanted for asked, _ in entry[1])]
+        new = [entry for entry in wanted if not self._model.remembers(self._model.key(entry[0]))]
         try:
             found = self._model.judge_windows([ids for ids, _ in wanted]) if wanted else ()
+            self._new_chars += sum(_span(*askers[0]) for _, askers in new)
+            self._is_new = self._is_new or bool(new)
         except Exception as error:
             if len(wanted) > 1:
                 for entry in wanted:
@@ -247,6 +254,7 @@ class NanoScheduler:
             batch[0][0].ticket.fail(error)
             self._end(batch[0][0].ticket)
             return
+        self._is_new = True
         for (fed, _), scores in zip(batch, found, strict=True):
             fed.parts.append(scores)
             fed.ids = fed.ids[fed.session.last_taken :]
@@ -254,6 +262,7 @@ class NanoScheduler:
                 self._fed.appendleft(fed)  # before later pieces of its session
             else:
                 fed.ticket.give(Scores.join(fed.parts))
+                self._new_chars += _chars(fed.ticket.work)
                 self._end(fed.ticket)
 
     # -- the end
@@ -285,6 +294,12 @@ class NanoScheduler:
 def _chars(work: Work) -> int:
     """About how many characters a piece of work is."""
     return len(work.text) if isinstance(work, Query) else len(work.tokens.text) or 4 * len(work.tokens)
+
+
+def _span(asked: _Asked, window: Window) -> int:
+    """The characters of a window."""
+    _, start, end = window
+    return (len(asked.query.text) if end is None else end) - (start or 0)
 
 
 def _padded(ordered: Sequence[tuple[int, _T]]) -> Iterator[list[_T]]:

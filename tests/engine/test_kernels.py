@@ -1,0 +1,137 @@
+"""The GPU's way through a model, on a CPU: Triton's interpreter runs the kernels, steps are padded and replayed as they
+would be recorded, and all must equal plain torch. And the kernels compile for the GPUs that are supported, without one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("triton", reason="the GPU kernels' tests need triton: pip install triton (Linux)")
+
+PROGRAM = """
+import random, sys, torch
+from guardkit.engine import graphs, kernels, paged_attention
+from guardkit.engine.cache import ContiguousCache, PagedCache
+from guardkit.engine.config import Qwen3Config
+from guardkit.engine.engine import Engine, Limits
+from guardkit.engine.qwen3 import FloatLayer, Qwen3
+
+heads, kv_heads, dim, least = map(int, sys.argv[1:])
+torch.manual_seed(0)
+paged_attention.SPLIT = least
+config = Qwen3Config(32, 48, 2, heads, kv_heads, 500, 1e6, 1024, head_dim=dim)
+tensors = {
+    name: 1 + 0.1 * torch.randn(shape) if len(shape) == 1 else torch.randn(shape) * shape[1] ** -0.5
+    for name, shape in Qwen3.shapes(config).items()
+}
+head = torch.randn(32, 11)
+CPU = torch.device("cpu")
+
+def engine_of(kind, fused):
+    model = Qwen3.of(config, dict(tensors))
+    cache = kind(config, torch.float32, CPU, 4096)
+    if fused:
+        cache._kernel, cache._fused = paged_attention, kernels
+        for layer in model.layers:
+            layer.gate = kernels.gate
+    engine = Engine(model, {"response": lambda hidden: hidden @ head}, cache, Limits(256, 64, kept_tokens=2048))
+    if fused:
+        with torch.inference_mode():
+            engine.graphs = graphs.Graphs(model, cache, lambda launch: launch, sizes=(1, 4, 8))
+            assert engine.graphs.agree()
+    return engine
+
+plain, gpu = engine_of(ContiguousCache, False), engine_of(PagedCache, True)
+replayed, forward = 0, gpu.graphs.forward
+def counted(*args):
+    global replayed
+    found = forward(*args)
+    replayed += found is not None
+    return found
+gpu.graphs.forward = counted
+rng = random.Random(0)
+ids = [[rng.randrange(500) for _ in range(90)] for _ in range(3)]
+ids[1][:70] = ids[0][:70]  # a common beginning, shared in pages and copied on writing
+pairs = [(plain.open(), gpu.open()) for _ in ids]
+at = [0, 0, 0]
+for step, sizes in enumerate([(70, 40, 9), (1, 1, 1), (2, 1, 3), (6, 29, 0), (1, 2, 1), (5, 1, 20), (1, 1, 2)]):
+    found = []
+    for engine, which in ((plain, 0), (gpu, 1)):
+        with engine._loop.turn():
+            found.append([
+                engine.submit(pair[which], own[a : a + n], "response", keep=step != 4)
+                for pair, own, a, n in zip(pairs, ids, at, sizes) if n
+            ])
+    for a, b in zip(*found):
+        torch.testing.assert_close(torch.tensor(b.result()), torch.tensor(a.result()), rtol=1e-3, atol=1e-4)
+    if step == 2:
+        for engine, which in ((plain, 0), (gpu, 1)):
+            engine.truncate(pairs[0][which], 60)
+        at[0] = 60 - sizes[0]
+    if step != 4:
+        at = [a + n for a, n in zip(at, sizes)]
+assert replayed >= 3, replayed
+late = gpu.open()  # its beginning is in others' pages
+rows = gpu.submit(late, ids[0][:80], "response", read_from=70).result()
+again = plain.submit(plain.open(), ids[0][:80], "response", read_from=70).result()
+torch.testing.assert_close(torch.tensor(rows), torch.tensor(again), rtol=1e-3, atol=1e-4)
+assert gpu.counters.shared
+print(replayed)
+"""
+
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton
+from guardkit.engine import kernels, paged_attention as pa
+
+capability, dtype = int(sys.argv[1]), sys.argv[2]
+data, whole, float32 = f"*{dtype}", "*i64", "*fp32"
+heads = dict(GROUPS=2, PAGE=64, DIM=128, KV_HEADS=8, PRECISION="tf32")
+jobs = [
+    (kernels._store, dict(HEADS=16, KV_HEADS=8, DIM=128), dict(positions=whole, rows=whole, eps="fp32")),
+    (kernels._gate, dict(BLOCK=kernels.GATE_BLOCK), dict(width="i32")),
+    (pa._join, dict(SPLITS=4, DIM=128), dict(parts=float32, sums=float32, rows="i32", heads="i32")),
+]
+attention = dict(tiles=whole, tables=whole, parts=float32, sums=float32, scale="fp32")
+attention |= dict.fromkeys(("q_row", "q_head", "table_row", "rows", "heads", "least"), "i32")
+jobs += [(pa._attend, dict(ROWS=rows, SPLITS=4, **heads), attention) for rows in (pa.FEW_ROWS, pa.MANY_ROWS)]
+for kernel, constants, types in jobs:
+    signature = {n: "constexpr" if n in constants else types.get(n, data) for n in kernel.arg_names}
+    fixed = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert made.metadata.shared <= 99 * 1024, (kernel.__name__, made.metadata.shared)
+"""
+
+
+def run(program: str, *arguments: str, **environment: str) -> str:
+    paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": paths, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("shape", ["4 2 16 512", "8 1 16 32"], ids=["one part", "split contexts"])
+def test_the_gpus_way_equals_plain_torch(shape: str) -> None:
+    """Ragged steps, padded and replayed ones, tokens on trial, cut-back sequences, shared and copied pages."""
+    assert int(run(PROGRAM, *shape.split(), TRITON_INTERPRET="1")) >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(70, "fp16"), (75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (90, "bf16")]
+)
+def test_kernels_compile_without_a_device(capability: int, dtype: str, tmp_path: Path) -> None:
+    """For V100, T4, A100, RTX 3090, RTX 4090 and L4, H100; in the shared memory that the smallest has."""
+    run(COMPILE, str(capability), dtype, TRITON_CACHE_DIR=str(tmp_path))
