@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -134,6 +134,12 @@ class QueryScores:
     start: int | None = None
     end: int | None = None
     windowed: bool = False
+
+
+def windows(n: int, room: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """How `n` tokens or characters are cut where `room` fit: begin and end of windows that share `overlap`."""
+    for begin in range(0, max(n - overlap, 1), room - overlap):
+        yield begin, min(begin + room, n)
 
 
 @dataclass(frozen=True)

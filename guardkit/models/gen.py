@@ -32,7 +32,7 @@ from guardkit.engine.template import ChatTemplate, Layout
 from guardkit.errors import ModelLoadError
 from guardkit.loop import Turn
 from guardkit.messages import Message
-from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
+from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work, windows
 from guardkit.models.gen_messages import ALONE, content_of, render
 from guardkit.models.gen_walk import CATEGORIES, RESPONSE_CATEGORIES, Answer, Grammar, Walker
 from guardkit.models.qwen_tokenizer import QwenTokenizer
@@ -165,11 +165,10 @@ class Qwen3GuardGen(StreamModel):
         frame = self.frame(replace(query, context=()))
         own, starts = self.tokenizer.encode(query.text)
         room = self.limit - len(self.encode(frame, "")) - CUT
-        step = room - self.limit // OVERLAP
-        if step <= 0:
+        overlap = self.limit // OVERLAP
+        if room <= overlap:
             raise ModelLoadError(f"{self.name}: room for {self.engine.max_tokens} tokens only")
-        for first in range(0, max(len(own) - (room - step), 1), step):
-            end = first + room
+        for first, end in windows(len(own), room, overlap):
             stop = starts[end] if end < len(own) else len(query.text)
             ids = self.encode(frame, query.text[starts[first] : stop])
             yield frame, ids, QueryScores(nothing, starts[first], stop, True)

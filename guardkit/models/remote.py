@@ -21,7 +21,7 @@ import numpy as np
 
 from guardkit.errors import GuardkitError, ModelLoadError
 from guardkit.messages import Message
-from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens, Work
+from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens, Work, windows
 from guardkit.models.gen_grammar import Unparsable, gbnf, regex
 from guardkit.models.gen_messages import render, shortened
 from guardkit.models.remote_answer import CATEGORIES, Judged, read
@@ -171,9 +171,8 @@ class RemoteGen(StreamModel):
     async def _windows(self, query: Query, start: int, end: int, size: int) -> list[QueryScores]:
         """Judge the characters from `start` to `end` in windows of `size`; one that is still too long, in halves."""
         size = max(size, MIN_WINDOW)
-        step = size - size // OVERLAP
-        spans = [(at, min(at + size, end)) for at in range(start, max(end - size // OVERLAP, start + 1), step)]
-        found = await asyncio.gather(*(self._window(query, *span) for span in spans))
+        spans = windows(end - start, size, size // OVERLAP)
+        found = await asyncio.gather(*(self._window(query, start + a, start + b) for a, b in spans))
         return [row for rows in found for row in rows]
 
     async def _window(self, query: Query, start: int, end: int) -> list[QueryScores]:

@@ -44,6 +44,7 @@ from guardkit.models.base import (
     Tokens,
     Work,
     are_finite,
+    windows,
 )
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.ticket import Pending
@@ -243,9 +244,7 @@ class Qwen3GuardStream(StreamModel):
         if context and len(own) <= room:
             yield self.frames.newest_query(context, query.text, limit), QueryScores(nothing, windowed=True)
             return
-        step = room - limit // OVERLAP
-        for first in range(0, max(len(own) - (room - step), 1), step):
-            end = min(first + room, len(own))
+        for first, end in windows(len(own), room, limit // OVERLAP):
             stop = starts[end] if end < len(own) else len(query.text)
             yield [*self._before, *own[first:end], *self._after], QueryScores(nothing, starts[first], stop, True)
 
