@@ -11,6 +11,7 @@ from guardkit.errors import GuardkitError, MissingExtra
 from guardkit.messages import Message
 from guardkit.rollback.detokenizer import Detokenizer
 from guardkit.rollback.result import FinishReason
+from guardkit.verdict import Stage
 
 MAX_NEW_TOKENS = 512  # where neither the call nor the model's generation config says
 _OWN = (
@@ -111,6 +112,12 @@ class LocalModel:
         self._text = Detokenizer(lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
         self._tried: dict[int, set[int]] = {}  # tokens that a greedy answer did not get on with, by place
         self._end: FinishReason | None = None
+
+    @property
+    def stage(self) -> Stage:
+        """Reasoning where the prompt leaves the answer inside of it."""
+        end = str(self._tokenizer.decode(self._prompt[-8:], skip_special_tokens=False)).rstrip()
+        return Stage.reasoning if end.endswith("<think>") else Stage.response
 
     def reason(self) -> FinishReason:
         """Why the text ended."""

@@ -16,6 +16,7 @@ from guardkit.rollback.result import Dropped, RollbackResult
 from guardkit.rollback.server import ServerModel
 from guardkit.rollback.steps import Answer, Call, Settings, Steps
 from guardkit.rollback.words import words_for
+from guardkit.verdict import Stage
 
 BUFFER = 40
 RETRIES = 5
@@ -87,21 +88,24 @@ class Rollback:
         settings = self.settings
         hidden = 0 if settings.show_introspection else settings.retries * (settings.introspection_tokens + 16)
         source = LocalModel(model, tokenizer, messages, options, least=hidden if settings.introspect else 0)
-        return RollbackIterator(self._answer(messages, options.stops), source)
+        return RollbackIterator(self._answer(messages, options.stops, source.stage), source)
 
-    def stream(self, client: Any, messages: Item, **options: Any) -> RollbackStream:
+    def stream(
+        self, client: Any, messages: Item, *, stage: Stage | str = Stage.response, **options: Any
+    ) -> RollbackStream:
         """Answer `messages` with an OpenAI-compatible server: an async iterator over the text that may be shown, or,
         awaited, the `RollbackResult`. Nothing is sent before it is iterated over or awaited.
 
-        client: an `AsyncOpenAI`, an `httpx.AsyncClient` with its `base_url`, or a server's address. options: those of
-        `ServerModel`. Raises `ServerError` for a server that fails or continues no assistant message.
+        client: an `AsyncOpenAI`, an `httpx.AsyncClient` with its `base_url`, or a server's address. stage: "reasoning"
+        where the template leaves the answer inside its reasoning. options: those of `ServerModel`. Raises
+        `ServerError` for a server that fails or continues no assistant message.
         """
         source = ServerModel(client, messages, **options)
-        return RollbackStream(self._answer(messages, source.stops), source)
+        return RollbackStream(self._answer(messages, source.stops, Stage(stage)), source)
 
-    def _answer(self, messages: Item, stops: tuple[str, ...]) -> Answer:
+    def _answer(self, messages: Item, stops: tuple[str, ...], stage: Stage) -> Answer:
         context = [Message("user", messages)] if isinstance(messages, str) else read_messages(messages)
-        return Answer(self.guard, self.settings, words_for(context, self.refusal), context, stops)
+        return Answer(self.guard, self.settings, words_for(context, self.refusal), context, stops, stage)
 
 
 class _UnderWay:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 from guardkit.errors import NotJudged
 from guardkit.events import Mark
 from guardkit.guard import Guard
-from guardkit.messages import Message
+from guardkit.messages import REASONING_TAG, Message
 from guardkit.rollback.draft import Draft
 from guardkit.rollback.result import Dropped, FinishReason, RollbackResult
 from guardkit.rollback.words import Words
 from guardkit.stream import StreamGuard
-from guardkit.verdict import Verdict
+from guardkit.verdict import Stage, Verdict
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,20 @@ Steps = Generator["Call | str", Any, None]
 
 
 class Answer:
-    """One answer under way. `steps` leads it to its end; the rest tells how it stands."""
+    """One answer under way. `steps` leads it to its end; the rest tells how it stands. stage: reasoning for a text that
+    begins inside of it."""
 
     def __init__(
-        self, guard: Guard, settings: Settings, words: Words, context: Sequence[Message], stops: Sequence[str] = ()
+        self,
+        guard: Guard,
+        settings: Settings,
+        words: Words,
+        context: Sequence[Message],
+        stops: Sequence[str] = (),
+        stage: Stage = Stage.response,
     ):
         self._guard, self._settings, self._words, self._context = guard, settings, words, tuple(context)
+        self._stage = stage
         self._draft = Draft(stops)
         self.stream: StreamGuard | None = None
         self._marks: list[Mark] = []  # places that the guard can go back to, oldest first
@@ -127,7 +135,7 @@ class Answer:
         least = max(self._guard.debounce - 1, 1)  # the buffer is the hold-back
         self._fed, self._checked, self._marks = 0, 0, []
         try:
-            self.stream = self._guard.stream(self._context, holdback=least)
+            self.stream = self._guard.stream(self._context, stage=self._stage, holdback=least)
             return self._is_judged() and self._mark()
         except NotJudged as error:
             self.error = str(error)
@@ -249,6 +257,9 @@ class Answer:
             text = self._draft.drop(self._draft.shown_tokens)
             self.dropped.append(Dropped(text, self.verdict if self.error is None else None))
         between = "\n\n" if self.shown and not self.shown.endswith("\n") else ""
+        tags = REASONING_TAG.findall(self.shown)
+        if (not tags[-1]) if tags else self._stage is Stage.reasoning:
+            between = "\n</think>\n\n"  # a refusal is no thought
         text = between + self._words.refusal
         self.shown += text
         return text

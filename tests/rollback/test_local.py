@@ -246,6 +246,31 @@ def test_it_speaks_the_user_s_language(llm: Any, question: str, refusal: str) ->
     assert Rollback(guard, retries=0, refusal="-").generate(llm, TOKENIZER, question, **always).text == "-"
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_thoughts_are_judged_as_such_and_a_refusal_is_none(llm: Any, inside: bool) -> None:
+    own = tiny.tokenizer()
+    begin = "" if inside else "<think>"
+    own.chat_template = tiny.TEMPLATE.replace("<assistant>", "<assistant><think>\n" if inside else "<assistant>")
+    sun = tiny.ids_of(own, " sun")[0]
+
+    class Then:
+        """Thinks of the sun, then of what is forbidden."""
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            said = own.decode(input_ids[0]).split("<assistant>")[-1]
+            token = own(begin, add_special_tokens=False)["input_ids"][len(said)] if len(said) < len(begin) else sun
+            masked = torch.full_like(scores, -torch.inf)
+            masked[:, FORBIDDEN if said.count(" sun") > 8 else token] = 0
+            return masked
+
+    rollback = Rollback(FakeGuard(SCRIPT), buffer=4, retries=1, introspect=False)
+    result = rollback.generate(llm, own, ASK, logits_processor=[Then()], **SAMPLED)
+    assert result.refused
+    assert result.verdict is not None
+    assert result.verdict.stage.value == "reasoning"
+    assert result.text.endswith(f" sun\n</think>\n\n{REFUSAL}")
+
+
 def test_the_same_seed_gives_the_same_answer(llm: Any) -> None:
     rollback = Rollback(FakeGuard(SCRIPT), buffer=8)
     results = [rollback.generate(llm, TOKENIZER, ASK, logits_processor=only(0.5), **SAMPLED) for _ in range(2)]
