@@ -6,20 +6,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from guardkit_cli import loading
-from guardkit_cli.output import escape, is_terminal, say, write_lines
+from guardkit_cli.output import say, write_lines
 from guardkit_cli.settings import DEFAULTS
 
 if TYPE_CHECKING:
     from guardkit import Guard
     from guardkit.labelling import Labeller
-    from guardkit.labelling.jobs import Job, Settings
-    from guardkit.labelling.labels import Tally
+    from guardkit.labelling.jobs import Settings
     from guardkit.labelling.ray_engine import RayRun
 
 _FORMATS = ("jsonl", "csv", "parquet", "arrow")
@@ -86,6 +84,7 @@ Exit codes:
     "--batch-size", type=click.IntRange(1, 65536), default=1024, show_default=True, help="Rows judged at once, at most."
 )
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens judged at once, at most (4 characters each).")
+@click.option("--then", metavar="MODEL", help="A second guard, asked where the first one is unsure.")
 @click.option("--vote", "votes", metavar="MODEL", multiple=True, help="A further guard; the label is that of most.")
 @click.option(
     "--engine",
@@ -127,6 +126,7 @@ def command(
     split: str | None,
     batch_size: int,
     batch_tokens: int | None,
+    then: str | None,
     votes: tuple[str, ...],
     engine: str,
     ray_address: str | None,
@@ -161,6 +161,7 @@ def command(
     from guardkit.labelling.rows import WHICH, Reading
     from guardkit.labelling.run import Run
     from guardkit.labelling.saved import describe
+    from guardkit_cli.label_talk import Talk
 
     assert which in WHICH
     try:
@@ -179,7 +180,7 @@ def command(
     settings = Settings(
         Reading(field, shape, which), column, form, kept, chosen, retry_errors, batch_size, batch_tokens
     )
-    loaded = Loading((model, *votes), policy, on_error, device, timeout, model_revision)
+    loaded = Loading((model, *votes), policy, on_error, device, timeout, model_revision, then)
     if plans:
         from guardkit.labelling.planning import plan
 
@@ -202,6 +203,7 @@ def command(
             manifest.agree(place.store, place.kept, manifest.settings_of(guards, settings, stage))
         except LabelError as error:
             raise click.UsageError(str(error)) from error
+        talk.shares = run.shares
         try:
             total = run.run()
             describe(found.saved, jobs, place)
@@ -237,6 +239,7 @@ class Loading:
     device: str | None
     timeout: float | None
     revision: str | None
+    then: str | None
 
     def guards(self) -> list[Guard]:
         return [
@@ -247,6 +250,7 @@ class Loading:
                 device=self.device,
                 timeout=self.timeout,
                 revision=self.revision,
+                then=self.then,
             )
             for model in self.models
         ]
@@ -260,6 +264,7 @@ class Loading:
             "device": self.device,
             "timeout": self.timeout,
             "revision": self.revision,
+            "then": self.then,
             "threads": max(1, int(cpus)) if set(self.models) == {"nano"} else None,
         }
         reading = settings.reading
@@ -313,67 +318,3 @@ def _where(texts: Sequence[str]) -> Any:
         return Where.parse(texts)
     except ValueError as error:
         raise click.UsageError(f"--where: {error}") from None
-
-
-class Talk:
-    """Progress, what went wrong, and the summary, on stderr."""
-
-    def __init__(self, jobs: Sequence[Job], quiet: bool):
-        from guardkit.labelling.labels import Tally
-
-        self._jobs, self._quiet = jobs, quiet
-        self._start = self._next = perf_counter()
-        self._found = Tally()
-        self._at: Job | None = None
-        self._is_terminal = is_terminal(sys.stderr)
-        self._is_drawn = False
-        self.n_problems = 0
-
-    def told(self, job: Job, found: Tally) -> None:
-        self._at = job
-        self._found.update(found)
-        now = perf_counter()
-        if self._quiet or now < self._next:
-            return
-        self._next = now + (0.2 if self._is_terminal else 30.0)
-        self._draw(now)
-
-    def _draw(self, now: float) -> None:
-        rate = self._found.rows / max(now - self._start, 1e-6)
-        counted = {**self._found.severities, "not judged": self._found.not_judged}
-        counts = ", ".join(f"{n:,} {name}" for name, n in counted.items() if n)
-        name = escape(self._at.given.path) if self._at else ""
-        line = f"{name}  {self._found.rows:,} rows  {rate:,.0f}/s  {counts}"
-        if self._is_terminal:
-            sys.stderr.write(f"\r\x1b[K{line}")
-            self._is_drawn = True
-        else:
-            sys.stderr.write(f"guard: {line}\n")
-        sys.stderr.flush()
-
-    def wipe(self) -> None:
-        if self._is_drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._is_drawn = False
-
-    def problem(self, job: Job, error: Exception) -> None:
-        self.wipe()
-        self.n_problems += 1
-        say(str(error), "error")
-
-    def summary(self, total: Tally, others: int) -> None:
-        self.wipe()
-        for error, n in total.errors.items():
-            say(f"{n:,} row{'' if n == 1 else 's'} not judged: {error}", "error")
-        if self._quiet:
-            return
-        if others:
-            say(f"{others:,} other file{'' if others == 1 else 's'} in there: no data that is known, not read")
-        seconds = perf_counter() - self._start
-        counts = [f"{total.severities[name]:,} {name}" for name in ("safe", "controversial", "unsafe")]
-        actions = [f"{n:,} {name}" for name, n in sorted(total.actions.items())]
-        rate = f" ({self._found.rows / seconds:,.0f}/s)" if self._found.rows >= 100 else ""
-        before = f", {total.rows - self._found.rows:,} of them before" if total.rows > self._found.rows else ""
-        say(f"{total.rows:,} rows{before}: {', '.join(counts)}, {total.not_judged:,} not judged; {seconds:.1f} s{rate}")
-        say(f"by the policy: {', '.join(actions) or 'nothing'}")

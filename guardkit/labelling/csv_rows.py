@@ -63,7 +63,7 @@ class CsvRows(Unit):
 def csv_units(path: Path, delimiter: str | None, column: str) -> Iterator[CsvRows]:
     """The rows of a table below its heading. Raises `LabelError` for a heading that names a column twice."""
     csv.field_size_limit(MAX_CELL)
-    with opened(path) as file:
+    with opened(path) as (file, read):
         seen: list[str] = []
 
         def lines() -> Iterator[str]:
@@ -93,10 +93,14 @@ def csv_units(path: Path, delimiter: str | None, column: str) -> Iterator[CsvRow
                 kept.append((cells, raw))
                 n_bytes += len(raw)
                 if len(kept) >= UNIT_ROWS or n_bytes >= UNIT_BYTES:
-                    yield CsvRows(first, heading, kept, delimiter)
+                    unit = CsvRows(first, heading, kept, delimiter)
+                    unit.share = read()
+                    yield unit
                     first, n_bytes, kept = first + len(kept), 0, []
         if kept and heading is not None:
-            yield CsvRows(first, heading, kept, delimiter)
+            unit = CsvRows(first, heading, kept, delimiter)
+            unit.share = 1.0
+            yield unit
 
 
 def _again(first: str, rest: Iterator[str]) -> Iterator[str]:

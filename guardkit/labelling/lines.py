@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -115,27 +115,33 @@ def _plain(value: object) -> object:
 
 def json_units(path: Path, column: str, text: bool = False, start: Split = WHOLE) -> Iterator[JsonLines]:
     """The lines of a file, from `start` on; blank lines of JSON hold no record."""
-    with opened(path) as file:
+    with opened(path) as (file, read):
         lines = (line.rstrip(b"\r\n") for line in lines_of(file, start.offset))
-        yield from _units(lines if text else (line for line in lines if line.strip()), column, text, start.first)
+        yield from _units(lines if text else (line for line in lines if line.strip()), column, text, read, start.first)
 
 
 def value_units(path: Path, column: str) -> Iterator[JsonLines]:
     """The values of a file of JSON, an array or one after another, each as one line."""
-    with opened(path) as file:
-        yield from _units(_values(path, file), column, False)
+    with opened(path) as (file, read):
+        yield from _units(_values(path, file), column, False, read)
 
 
-def _units(lines: Iterable[bytes], column: str, text: bool, first: int = 0) -> Iterator[JsonLines]:
+def _units(
+    lines: Iterable[bytes], column: str, text: bool, read: Callable[[], float], first: int = 0
+) -> Iterator[JsonLines]:
     n_bytes, kept = 0, cast(list[bytes], [])
     for line in lines:
         kept.append(line)
         n_bytes += len(line)
         if len(kept) >= UNIT_ROWS or n_bytes >= UNIT_BYTES:
-            yield JsonLines(first, kept, column, text)
+            unit = JsonLines(first, kept, column, text)
+            unit.share = read()
+            yield unit
             first, n_bytes, kept = first + len(kept), 0, []
     if kept:
-        yield JsonLines(first, kept, column, text)
+        unit = JsonLines(first, kept, column, text)
+        unit.share = 1.0
+        yield unit
 
 
 _BLANK = re.compile(r"[ \t\r\n]*")

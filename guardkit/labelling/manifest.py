@@ -60,7 +60,12 @@ def guard_settings(guard: Guard, name: str, revision: str | None) -> dict[str, A
         "normalize": guard.normalize,
     }
     if guard.then is not None:
-        found |= {"then": guard.then.name, "then_on": runs_on(guard.then), "when": list(guard.when)}
+        found |= {
+            "then": guard.then.name,
+            "then_revision": revision,
+            "then_on": runs_on(guard.then),
+            "when": list(guard.when),
+        }
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,17 +26,19 @@ def is_packed(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, taken out of their compression, which is told by its first bytes. Raises `LabelError` for
-    what is damaged or no text."""
+def opened(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
+    """The bytes of a file, taken out of their compression, which is told by its first bytes; and a function that says
+    how much of the file is read. Raises `LabelError` for what is damaged or no text."""
     with path.open("rb") as raw:
+        size = max(path.stat().st_size, 1)
         head = raw.read(4096)
         raw.seek(0)
         kind = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
         if kind is None and b"\0" in head:
             raise LabelError(f"{path}: binary data, or text that is not UTF-8 (convert UTF-16 first)")
         try:
-            yield cast(IO[bytes], raw if kind is None else _decompressed(kind, raw))
+            file = cast(IO[bytes], raw if kind is None else _decompressed(kind, raw))
+            yield file, lambda: min(1.0, raw.tell() / size)
         except (EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise

@@ -42,7 +42,7 @@ class Plan:
             f"about {_short(self.tokens)} tokens ({mean:,.0f} a row)",
             f"measured here on {self.measured:,} rows: {self.rows_per_s:,.0f} rows/s, "
             f"{_short(self.tokens_per_s)} tokens/s",
-            f"time left: about {_duration(self.seconds)}",
+            f"time left: about {duration(self.seconds)}",
         ]
 
 
@@ -102,7 +102,8 @@ def _short(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400

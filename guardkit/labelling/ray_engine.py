@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ class RayRun:
         self.jobs = {job.name: job for job in jobs}
         self.place, self.labeller, self.settings, self.options = place, labeller, settings, options
         self._dropped, self._told, self._problem = dropped, told, problem
+        self.shares: dict[str, float] = {}
+        """How much of each input is done, by its output's name."""
         if not self._ray.is_initialized():
             self._ray.init(address=options.address, log_to_driver=False, configure_logging=False)
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # what is done is told by `told`
@@ -134,6 +137,7 @@ class RayRun:
         """Have all pieces of work done. The names of the inputs that could not be read."""
         failed: set[str] = set()
         done: set[tuple[str, int]] = set()
+        pieces = Counter(item["job"] for item in items)
         limit = None
         if self.options.rate is not None:
             limit = self._ray.remote(num_cpus=0)(RateLimit).remote(self.options.rate)
@@ -152,6 +156,7 @@ class RayRun:
                         failed.add(job.name)
                         continue
                     done.add((job.name, result["first"]))
+                    self.shares[job.name] = self.shares.get(job.name, 0.0) + 1 / pieces[job.name]
                     if self._told is not None:
                         self._told(job, Tally.of(result["tally"]))
             except self._ray.exceptions.RayError:

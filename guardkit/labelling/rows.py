@@ -113,9 +113,11 @@ WHOLE = Split()
 
 
 class Unit(ABC):
-    """Some rows of an input, in order. first: the index of the first of them."""
+    """Some rows of an input, in order. first: the index of the first of them; share: how much of the input was read
+    when this was."""
 
     first: int
+    share: float = 0.0
 
     @abstractmethod
     def __len__(self) -> int: ...

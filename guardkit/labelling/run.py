@@ -24,7 +24,7 @@ from guardkit.labelling.judging import Judge
 from guardkit.labelling.labels import Tally
 from guardkit.labelling.output import write_output
 from guardkit.labelling.progress import Block, Kept, Ranges
-from guardkit.labelling.rows import WHOLE, Row, Split, Unit, batches
+from guardkit.labelling.rows import WHOLE, Reading, Row, Split, Unit, batches
 from guardkit.labelling.store import is_url
 
 BLOCK_ROWS = 4096
@@ -53,6 +53,8 @@ class Run:
     ):
         self.jobs, self.place, self.judge, self.settings = jobs, place, judge, settings
         self._dropped, self._told, self._problem = dropped, told, problem
+        self.shares: dict[str, float] = {}
+        """How much of each input is done, by its output's name."""
 
     def run(self) -> Tally:
         """Label what is not labelled yet. What was found in all inputs, those that were done before included."""
@@ -60,6 +62,7 @@ class Run:
         for job in self.jobs:
             try:
                 total.update(self._label(job))
+                self.shares[job.name] = 1.0
             except LabelError as error:
                 if self._problem is None:
                     raise
@@ -83,12 +86,24 @@ class Run:
     def judge_rows(self, job: Job, path: Path, split: Split = WHOLE) -> None:
         """Judge the rows of a range that have no label yet."""
         chosen = self.settings.sample.of(job.name) if self.settings.sample else None
-        self._keep(job, _missing(job, path, self.settings, job.progress.ranges(), chosen, split), 0)
+        units = self._units(job, path, split)
+        self._keep(job, _missing(units, self.settings.reading, job.progress.ranges(), chosen, split), 0)
 
     def retry_rows(self, job: Job, path: Path, split: Split = WHOLE) -> int:
         """Judge again the rows of a range whose label is an error. How many there were."""
         round_ = max((block.round for block in job.progress.blocks()), default=0) + 1
-        return self._keep(job, _failed(job, path, self.settings, split), round_)
+        units = self._units(job, path, split)
+        return self._keep(job, _failed(units, self.settings.reading, job.progress.labels(), split), round_)
+
+    def _units(self, job: Job, path: Path, split: Split) -> Iterator[Unit]:
+        """The units that have rows of a range in them."""
+        field = self.settings.reading.field
+        for unit in job.given.units(path, self.settings.column, judged=True, field=field, start=split):
+            if split.stop is not None and unit.first >= split.stop:
+                return
+            self.shares[job.name] = unit.share
+            if unit.first + len(unit) > split.first:
+                yield unit
 
     def _keep(self, job: Job, rows: Iterator[list[Row]], round_: int) -> int:
         """Judge rows and keep their labels, a block at a time. How many there were."""
@@ -153,21 +168,11 @@ class naming:
             raise LabelError(f"{self._given.path}: {error.strerror or error}") from error
 
 
-def _units(job: Job, path: Path, settings: Settings, split: Split) -> Iterator[Unit]:
-    """The units that have rows of a range in them."""
-    field = settings.reading.field
-    for unit in job.given.units(path, settings.column, judged=True, field=field, start=split):
-        if split.stop is not None and unit.first >= split.stop:
-            return
-        if unit.first + len(unit) > split.first:
-            yield unit
-
-
 def _missing(
-    job: Job, path: Path, settings: Settings, known: Ranges, chosen: Chosen | None, split: Split
+    units: Iterator[Unit], reading: Reading, known: Ranges, chosen: Chosen | None, split: Split
 ) -> Iterator[list[Row]]:
     """The rows without a label, some at a time."""
-    for unit in _units(job, path, settings, split):
+    for unit in units:
         if known.covers(unit.first, unit.first + len(unit)):
             continue
         indexes = range(unit.first, unit.first + len(unit))
@@ -177,14 +182,13 @@ def _missing(
             if index in split and index not in known and (chosen is None or chosen(index))
         ]
         if at:
-            yield unit.rows(settings.reading, at)
+            yield unit.rows(reading, at)
 
 
-def _failed(job: Job, path: Path, settings: Settings, split: Split) -> Iterator[list[Row]]:
+def _failed(units: Iterator[Unit], reading: Reading, labels: Iterator[Kept], split: Split) -> Iterator[list[Row]]:
     """The rows whose label is an error."""
-    labels = job.progress.labels()
     kept = next(labels, None)
-    for unit in _units(job, path, settings, split):
+    for unit in units:
         at = []
         while kept is not None and kept[0] < unit.first + len(unit):
             index, _, label = kept
@@ -192,7 +196,7 @@ def _failed(job: Job, path: Path, settings: Settings, split: Split) -> Iterator[
                 at.append(index - unit.first)
             kept = next(labels, None)
         if at:
-            yield unit.rows(settings.reading, at)
+            yield unit.rows(reading, at)
 
 
 class _ahead:

@@ -25,7 +25,7 @@ def splits_of(given: Input, path: Path, column: str, size: int = SPLIT_ROWS) -> 
 
 def _of_lines(path: Path, text: bool, size: int) -> Iterator[Split]:
     n, first, start, at = 0, 0, 0, 0
-    with opened(path) as file:
+    with opened(path) as (file, _):
         for line in file:
             if n - first == size:
                 yield Split(first, n, start)

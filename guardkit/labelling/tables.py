@@ -80,13 +80,16 @@ def table_units(
     try:
         schema, batches, rows_at_once = _open(pa, given.format, path, given.dataset, start.offset)
         names = _columns(pa, path, schema, column, field, judged)
+        rows = None if given.format == "arrow" and given.dataset is None else n_rows(given, path)
         first = start.first
         for batch in batches(names if judged else None):
             for at in range(0, batch.num_rows, rows_at_once):
                 part = batch.slice(at, rows_at_once)
                 if part.num_rows:
-                    yield TableUnit(first, part)
+                    unit = TableUnit(first, part)
                     first += part.num_rows
+                    unit.share = first / rows if rows else 0.0
+                    yield unit
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

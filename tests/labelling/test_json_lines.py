@@ -131,7 +131,7 @@ def test_compressed_inputs_give_outputs_of_the_same_kind(
         ".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress,
         ".zst": lambda data: zstandard.ZstdDecompressor().stream_reader(data).read(),
     }[ending]  # fmt: skip
-    text = write_jsonl(tmp_path / "plain.jsonl", records).read_bytes()
+    text = write_jsonl(tmp_path / "plain.jsonl", records[:1200]).read_bytes()
     half = len(text) // 2
     (tmp_path / f"in.jsonl{ending}").write_bytes(pack(text[:half]) + pack(text[half:]))  # two members
     assert label(tmp_path / "plain.jsonl", "--out", tmp_path / "plain_out.jsonl").code == 0

@@ -31,7 +31,7 @@ SCRIPT: dict[str, Any] = {"BAD": "unsafe"}
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, _node_ip_address="127.0.0.1")
     yield
     ray.shutdown()
 

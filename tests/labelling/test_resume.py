@@ -30,7 +30,7 @@ def test_killed_ten_times_it_gives_what_a_run_left_alone_gives(
     label: Label, tmp_path: Path, records: list[dict[str, Any]]
 ) -> None:
     for name in ("a.jsonl", "b.jsonl.gz"):
-        write_jsonl(tmp_path / "in" / name, records[:2000])
+        write_jsonl(tmp_path / "in" / name, records[:1000])
     assert label(tmp_path / "in", "--out", tmp_path / "alone").code == 0
     args = [*PROGRAM, str(tmp_path / "in"), "--out", str(tmp_path / "killed"), "--batch-size", "50"]
     rng, kills = random.Random(7), 0
