@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from common import header, note, table
@@ -89,17 +90,14 @@ def main() -> int:
 
 
 def measured(n_rows: int, model: str) -> Stages:
-    """Stage times on this machine. Judging uses all cores it is given: its time is that of the cores together."""
-    import os
-
+    """Stage times on this machine, in CPU seconds of one core: what other work takes from it does not count."""
     from guardkit.labelling.inputs import find
     from guardkit.labelling.jobs import Place, Settings, jobs_of
     from guardkit.labelling.judging import Judge
     from guardkit.labelling.output import write_output
     from guardkit.labelling.progress import Block
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    guard = load(model)
+    guard = load(model, threads=1)  # more of them spin while they wait
     with tempfile.TemporaryDirectory(prefix="guardkit-scale-") as folder:
         path = Path(folder) / "in.jsonl"
         write(path, n_rows, n_rows, 3)
@@ -107,31 +105,27 @@ def measured(n_rows: int, model: str) -> Stages:
         place = Place.of(str(Path(folder) / "out.jsonl"), inputs)
         (job,) = jobs_of(inputs, place, None)
         settings, judge = Settings(), Judge([guard])
-        judge.labels(next(iter(job.given.units(path, "guardkit"))).rows(settings.reading, range(64)))
-        judge.forget()
-        start = time.perf_counter()
         about = job.given.about(path)
-        rows = [
-            row for unit in job.given.units(path, "guardkit") for row in unit.rows(settings.reading, range(len(unit)))
-        ]
-        read = time.perf_counter() - start
-        wall, cpu = time.perf_counter(), time.process_time()
-        labels = [one for at in range(0, n_rows, 1024) for one in judge.encoded(rows[at : at + 1024])]
-        judged = max(time.process_time() - cpu, 0.0) if model == "nano" else time.perf_counter() - wall
-        note(f"judging: {time.perf_counter() - wall:.2f} s on {cores} cores, {judged:.2f} core seconds")
-        start = time.perf_counter()
-        kept = [(row.index, row.form, data) for row, (_, data) in zip(rows, labels, strict=True)]
         job.progress.begin(about)
+        first = next(iter(job.given.units(path, "guardkit")))
+        judge.labels(first.rows(settings.reading, range(64)))
+        judge.forget()
+        times = [time.process_time()]
+        units = job.given.units(path, "guardkit")
+        rows = [row for unit in units for row in unit.rows(settings.reading, range(len(unit)))]
+        times.append(time.process_time())
+        labels = [one for at in range(0, n_rows, 1024) for one in judge.encoded(rows[at : at + 1024])]
+        times.append(time.process_time())
+        kept = [(row.index, row.form, data) for row, (_, data) in zip(rows, labels, strict=True)]
         job.progress.add(Block(0, n_rows), kept)
-        keep = time.perf_counter() - start
-        start = time.perf_counter()
+        times.append(time.process_time())
         write_output(job, path, about, place, None, settings)
-        written = time.perf_counter() - start
+        times.append(time.process_time())
+        read, judged, keep, written = ((b - a) / n_rows for a, b in pairwise(times))
         texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
         tokens = sum(len(guard.model.tokenizer.encode(text)[0]) for text in texts) / n_rows
-        return Stages(
-            read / n_rows, judged / n_rows, keep / n_rows, written / n_rows, tokens, path.stat().st_size / n_rows
-        )
+        note(f"judging: {judged * n_rows:.2f} core seconds")
+        return Stages(read, judged, keep, written, tokens, path.stat().st_size / n_rows)
 
 
 # ------------------------------------------------------------------------------------------------------------- cost
@@ -140,7 +134,9 @@ def measured(n_rows: int, model: str) -> Stages:
 def costs(options: argparse.Namespace, document: Stages) -> None:
     n = options.documents
     core_h = n * (document.judge + document.around) / 3600
-    rows = [["nano", "cores", f"{core_h:,.0f} core hours", f"{core_h * options.core_hour:,.0f}", "measured rate"]]
+    rows = [
+        ["nano", "cores", f"{core_h:,.0f} core hours", f"{core_h * options.core_hour:,.0f}", "measured rate, scaled"]
+    ]
     tokens = n * (options.tokens + options.prompt)
     for model, parameters in MODELS.items():
         for gpu, peak in GPUS.items():

@@ -61,14 +61,14 @@ def write(path: Path, rows: int, distinct: int, seed: int) -> list[str]:
     return known
 
 
-def load(model: str) -> Any:
+def load(model: str, **settings: Any) -> Any:
     if model == "fake":
         from guardkit.testing import FakeGuard
 
         return FakeGuard({"bomb": "unsafe"})
     from guardkit import Guard
 
-    return Guard.load(model)
+    return Guard.load(model, **settings)
 
 
 # ------------------------------------------------------------------------------------------------------- throughput
