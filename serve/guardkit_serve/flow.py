@@ -57,6 +57,7 @@ class Flow:
         self._queue: deque[_Entry] = deque()
         self._waits, self._max_bytes = 0, max_bytes  # bytes in it
         self._worst: Decision | None = None
+        self._came = self._went = 0  # characters
         self.violation: Violation | None = None
         self.last = False
 
@@ -112,6 +113,7 @@ class Flow:
         self._waits += len(entry.frame.raw)
         if self._waits > self._max_bytes:
             raise HttpError(502, "more of the answer waits to be judged than may", "upstream_error")
+        self._came += sum(len(piece.text) - piece.added for piece in reading.pieces)
         for piece in reading.pieces:
             channel = self._channel(piece)
             await self._flush(channel)
@@ -203,9 +205,12 @@ class Flow:
             out.append(entry.frame.raw)
             self._protocol.sent(entry.frame, entry.data)
             self._protocol.shown = self._protocol.shown or bool(entry.pieces)
-        if self.violation is not None and queue:
-            out.append(self._cut(queue[0]))
+            self._went += sum(len(piece.text) - piece.added for piece in entry.pieces)
+        if self.violation is not None:
+            if queue:
+                out.append(self._cut(queue[0]))
             queue.clear()
+            self.violation.counts = self._went, self._came - self._went
         return b"".join(out)
 
     def _cut(self, entry: _Entry) -> bytes:
@@ -216,5 +221,8 @@ class Flow:
         count = channel.released - (mark - len(piece.text))
         if count <= 0 or any("\ud800" <= c <= "\udfff" for c in piece.text):
             return b""
-        self._protocol.shown = True
-        return self._protocol.cut(entry.frame, entry.data, piece, piece.text[:count])
+        event = self._protocol.cut(entry.frame, entry.data, piece, piece.text[:count])
+        if event:
+            self._protocol.shown = True
+            self._went += count
+        return event

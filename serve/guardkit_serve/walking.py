@@ -23,6 +23,7 @@ OPAQUE = frozenset(("encrypted_content", "signature", "thought_signature", "thou
 MAX_SILENT = 500  # values of silent keys that are remembered: most events repeat them
 SETTINGS = SILENT | frozenset((
     "modalities", "stop", "stop_sequences", "include", "store", "logit_bias", "betas", "voice", "size", "quality",
+    "user_id", "session_id", "request_id", "trace_id", "conversation_id", "thread_id", "conversation",
     "allowed_tools", "anthropic_version", "anthropic_beta", "search_context_size", "vector_store_ids", "effort",
 ))  # fmt: skip
 """The same of a request."""

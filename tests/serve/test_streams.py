@@ -49,13 +49,21 @@ def test_a_violation_ends_and_nothing_leaks(protocol: str, stage: str, ending: s
     shown = texts(protocol, reply)
     if ending == "replace":
         assert shown.endswith("This was withheld by a safety check.")
-        shown = shown.removesuffix("This was withheld by a safety check.").rstrip()
+        shown = shown.removesuffix("This was withheld by a safety check.").removesuffix("\n\n")
+    shown_raw = shown
     assert SAFE.startswith(shown.rstrip())
     if stage != "tool_call":  # which is not cut
         released = SAFE.split()[: len(SAFE.split()) - HOLDBACK + 1]
         assert shown.split() == released
     check_ending(protocol, reply, ending)
     assert script.closed == 1
+    came = len(texts(protocol, Reply(pieces=script.pieces[: script.sent])))  # type: ignore[index, arg-type]
+    if ending != "error":  # text out and text withheld are the text that came
+        told = reply.datas[-2 if protocol == "messages" else -1]
+        told = told.get("response", told)["guardkit"]
+        names = {"tool_call": len("look_up") * (protocol != "responses")}.get(stage, 0)
+        assert told["released"] + told["withheld"] == came + names
+        assert told["released"] == len(shown_raw) + names
     assert script.sent < len(script.pieces)  # type: ignore[arg-type]
 
 

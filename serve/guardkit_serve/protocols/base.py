@@ -35,13 +35,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """More of one text. path: where it stands in the event's data, None where the event cannot be cut there."""
+    """More of one text. path: where it stands in the event's data, None where the event cannot be cut there; added:
+    characters of `text` that are not the upstream's."""
 
     key: Key
     stage: Stage
     text: str
     path: Path | None = None
     arguments: bool = False
+    added: int = 0
 
 
 @dataclass(slots=True)
@@ -66,10 +68,12 @@ class Answer:
 
 
 class Violation(Exception):
-    """A text was stopped. message: for people; it names no text."""
+    """A text was stopped. message: for people; it names no text. counts: characters of a stream that went out, and
+    that came and did not."""
 
     def __init__(self, decision: Decision, where: str):
         self.decision, self.where = decision, where
+        self.counts: tuple[int, int] | None = None
         verdict = decision.verdict
         about = ", ".join(c.label for c in verdict.categories) if verdict else ""
         why = f"found to be {verdict.severity.value}{f' ({about})' if about else ''}" if verdict else "not judged"
@@ -88,6 +92,7 @@ class Violation(Exception):
             "severity": verdict.severity.value if verdict else None,
             "categories": [c.value for c in verdict.categories] if verdict else [],
             "judged": self.decision.judged,
+            **({"released": self.counts[0], "withheld": self.counts[1]} if self.counts else {}),
         }
 
 

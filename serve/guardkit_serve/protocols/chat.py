@@ -90,7 +90,7 @@ class Chat(Choices):
             if isinstance(call.get(name), Mapping):
                 inner = call[name]
         if isinstance(inner.get("name"), str) and inner["name"]:
-            reading.pieces.append(Piece(which, Stage.tool_call, f"{inner['name']} ", arguments=True))
+            reading.pieces.append(Piece(which, Stage.tool_call, f"{inner['name']} ", arguments=True, added=1))
         for name in ("arguments", "input"):
             if isinstance(inner.get(name), str) and inner[name]:
                 reading.pieces.append(Piece(which, Stage.tool_call, inner[name], arguments=True))

@@ -135,7 +135,9 @@ class Messages(Protocol):
             read.add("data")
         elif kind in CALL_BLOCKS and isinstance(block.get("name"), str):
             read |= {"name", "id"}
-            reading.pieces.append(Piece((index, "input"), Stage.tool_call, f"{block['name']} ", arguments=True))
+            reading.pieces.append(
+                Piece((index, "input"), Stage.tool_call, f"{block['name']} ", arguments=True, added=1)
+            )
         else:
             reading.wholes += self._parts([block])
             return
