@@ -43,7 +43,7 @@ def chromium() -> Iterator[Any]:
         pytest.skip("no browser: install Debian's 'chromium', or name one with GUARDKIT_CHROMIUM")
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -42,6 +43,7 @@ streams: WeakSet[Any] = WeakSet()
 _otel: Otel | None = None
 _recorders: tuple[Recorder, ...] = ()
 _emitter: Emitter | None = None  # of both
+_looking = Lock()
 _settled = False  # whether it is known where spans go; until then OpenTelemetry's providers are looked for
 
 
@@ -138,7 +140,9 @@ def _look() -> None:
     from guardkit.telemetry.otel import Otel, configured
 
     if configured():
-        _listen(Otel())
+        with _looking:
+            if not _settled:
+                _listen(Otel())
 
 
 def _listen(otel: Otel | None) -> None:

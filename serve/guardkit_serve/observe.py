@@ -66,7 +66,7 @@ class Seen:
             "severity": verdict.severity.value if verdict else None,
             "categories": [c.label for c in verdict.categories] if verdict else [],
             "risk": round(verdict.risk, 4) if verdict else None,
-            "ms": round(self.seconds * 1e3, 2),
+            "ms": None if self.surface == "stream" else round(self.seconds * 1e3, 2),
         }
         return out | {"text": self.text} if with_text and self.text is not None else out
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from guardkit import Guard, Policy
 from guardkit.testing import FakeGuard
 from guardkit_serve import Key, Settings, create_app
 from guardkit_serve.page import HEADERS, _files
+from tests.asking import eventually
 
 SCRIPT = {"bad": "unsafe", "hmm": "controversial", "crash": RuntimeError("broken")}
 FILES = ("page.js", "try.js", "live.js", "trace.js", "page.css", "icon.svg")
@@ -300,6 +302,26 @@ def address() -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         server.should_exit = True
         thread.join(10)
+
+
+def test_a_stream_that_nobody_reads_on_is_closed(address: str) -> None:
+    def state() -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{address}page/recent").json()["totals"]
+        return found
+
+    before = state()["decisions"]
+    body = {"answer": "one two three " * 500, "pace_ms": 50}
+    with httpx.stream("POST", f"{address}page/stream", json=body, timeout=60) as answer:
+        pieces = answer.iter_bytes()
+        next(pieces)
+        assert state()["streams_open"] == 1
+    assert eventually(lambda: state()["streams_open"] == 0)
+    assert state()["decisions"] == before + 1
+
+
+def test_what_is_asked_for_at_once_has_a_limit() -> None:
+    full = client(max_requests=0)
+    assert full.post("/page/stream", json={"prompt": "x"}).status_code == 503
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])

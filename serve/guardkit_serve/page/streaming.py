@@ -21,7 +21,7 @@ from guardkit import AsyncStreamGuard, Decision, Guard, Message, Stage, StreamGu
 from guardkit.models.base import Scores, StreamModel, Tokens
 from guardkit.verdict import SEVERITIES
 from guardkit_serve.calls import Call, body_of
-from guardkit_serve.errors import HttpError
+from guardkit_serve.errors import HttpError, overloaded
 from guardkit_serve.judging import decide, item_of
 
 MAX_CHARS = 200_000
@@ -55,6 +55,8 @@ async def stream(request: Request, call: Call) -> Response:
     )
     if not asked.prompt.strip() and not asked.answer.strip():
         raise HttpError(400, "there is nothing to judge")
+    if call.serving.observer.requests_open > call.serving.settings.max_requests:
+        raise overloaded("as many requests as may are under way; try again")
     model, policy = body.get("model"), body.get("policy")
     guard = call.pick(model if isinstance(model, str) else None, policy if isinstance(policy, str) else None)
     headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
