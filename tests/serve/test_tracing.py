@@ -104,10 +104,13 @@ def test_an_instrumentation_that_is_there_is_not_doubled(exporter: InMemorySpanE
 def test_the_upstream_goes_on_with_the_trace(exporter: InMemorySpanExporter) -> None:
     upstream = Upstream("http://127.0.0.1:1")
     with exporter.tracer.start_as_current_span("request") as span:  # type: ignore[attr-defined]
-        sent = headers_for(upstream, Headers(CLIENT), keys=False)
+        sent = headers_for(upstream, "/v1/chat/completions", Headers(CLIENT), keys=False)
     assert sent["traceparent"].split("-")[2] == f"{span.get_span_context().span_id:016x}"
     telemetry.configure(enabled=False)
-    assert headers_for(upstream, Headers(CLIENT), keys=False)["traceparent"] == CLIENT["traceparent"]
+    assert (
+        headers_for(upstream, "/v1/chat/completions", Headers(CLIENT), keys=False)["traceparent"]
+        == CLIENT["traceparent"]
+    )
     assert not trace.get_current_span().get_span_context().is_valid
 
 
