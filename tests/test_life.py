@@ -195,6 +195,13 @@ ENDS = {
     "an error": "background(lambda: guard.check(long, stage='document')); sys.excepthook = lambda *a: None; 1 / 0",
     "tasks left": "l = asyncio.new_event_loop(); t = l.create_task(guard.acheck(long)); "
     "l.run_until_complete(asyncio.sleep(0.05)); t.cancel(); l.run_until_complete(asyncio.wait([t])); l.close()",
+    "a stream in a task": "async def go():\n    async with guard.astream('hi') as s:\n        await s.feed(long)\n"
+    "l = asyncio.new_event_loop(); t = l.create_task(go()); l.run_until_complete(asyncio.sleep(0.05))",
+    "a worker that was forked before it judged": "pid = os.fork()\nif pid: os.waitpid(pid, 0)\n"
+    "guard.check(text); s = guard.stream('hi'); s.feed(text); s.finish()",
+    "an interrupt while streaming": "signal.signal(signal.SIGALRM, signal.default_int_handler); "
+    "signal.setitimer(signal.ITIMER_REAL, 0.05); s = guard.stream('hi')"
+    "\ntry:\n    while True: s.feed(text)\nexcept KeyboardInterrupt: guard.check('still there')",
     "a fork": "guard.check(text); pid = os.fork(); guard.check(text); pid and os.waitpid(pid, 0)",
     "an interrupt": "signal.signal(signal.SIGALRM, signal.default_int_handler); "
     "signal.setitimer(signal.ITIMER_REAL, 0.05)"
@@ -357,6 +364,69 @@ def test_what_is_remembered_says_nothing_of_the_speed() -> None:
     assert speed > 0
     assert [judge(text) for _ in range(5)] == [speed] * 5
     assert judge(f"{text}!") != speed
+
+
+def test_after_a_storm_of_cancellations_the_first_check_waits_for_one_step_at_most() -> None:
+    """Counted in passes of the embedded model: what was under way, and its own."""
+    guard = Guard.load(threads=3)
+    model: Any = guard.model
+    passes: list[int] = []
+    forward = model.judge_windows
+
+    def counted(windows: Any) -> Any:
+        passes.append(len(windows))
+        return forward(windows)
+
+    async def storm() -> int:
+        texts = [f"{TEXT}{i} " * 12 for i in range(300)]
+        tasks = [asyncio.create_task(guard.acheck(text, stage="document", normalize=False)) for text in texts]
+        while not passes:
+            await asyncio.sleep(0.001)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        before = len(passes)
+        await guard.acheck("after the storm", normalize=False)
+        return len(passes) - before
+
+    model.judge_windows = counted
+    try:
+        assert asyncio.run(storm()) <= 3  # the pass under way, one whose texts ended while it was laid out, its own
+    finally:
+        del model.judge_windows
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
+def test_threads_and_tasks_by_the_hundred_leave_nothing_behind() -> None:
+    guard = Guard.load(threads=3)
+
+    def check(i: int) -> None:
+        assert guard.check(f"{i} {TEXT}", normalize=False).severity is Severity.safe
+
+    def threads(n: int) -> None:
+        started = [threading.Thread(target=check, args=(i,)) for i in range(n)]
+        for thread in started:
+            thread.start()
+        for thread in started:
+            thread.join()
+
+    async def tasks(n: int) -> None:
+        found = await asyncio.gather(*(guard.acheck(f"{i} {TEXT}", normalize=False) for i in range(n)))
+        assert all(verdict.severity is Severity.safe for verdict in found)
+
+    threads(200)
+    asyncio.run(tasks(1000))
+    before = resident_mib()
+    threads(200)
+    asyncio.run(tasks(1000))
+    assert resident_mib() - before < 50
+    assert threading.active_count() < 40
+    assert guard.model._loop._scheduler.load().waiting == 0  # type: ignore[attr-defined]
+
+
+def resident_mib() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class _Stuck:

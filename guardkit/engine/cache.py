@@ -207,6 +207,7 @@ class PagedCache(Cache):
         self._free_rows: list[int] = []
         self._staging = Staging(device)
         self._plan: Any = None
+        self._side: Any = None  # the stream that evicted pages leave on
 
     def reserve(self, slot: Slot, n_tokens: int, write_from: int | None = None) -> bool:
         missing = max(-(-n_tokens // PAGE) - len(slot.pages), 0)
@@ -279,14 +280,33 @@ class PagedCache(Cache):
         return n_tokens
 
     def save(self, slot: Slot, n_tokens: int) -> Callable[[], None]:
-        pages = torch.tensor(slot.pages[: -(-n_tokens // PAGE)], device=self.device)
-        saved = self.pool[:, :, pages].to("cpu")
+        saved = self._to_host(self.pool[:, :, torch.tensor(slot.pages[: -(-n_tokens // PAGE)], device=self.device)])
 
         def put_back() -> None:
-            pages = torch.tensor(slot.pages[: saved.shape[2]], device=self.device)
-            self.pool[:, :, pages] = saved[:, :, : len(pages)].to(self.device)  # fewer where the end was cut off since
+            host = saved()
+            pages = torch.tensor(slot.pages[: host.shape[2]], device=self.device)
+            self.pool[:, :, pages] = host[:, :, : len(pages)].to(self.device)  # fewer where the end was cut off since
 
         return put_back
+
+    def _to_host(self, gathered: Tensor) -> Callable[[], Tensor]:
+        """A copy in host memory, once it is asked for; on a GPU beside the steps that follow."""
+        if self.device.type != "cuda":
+            return lambda: gathered
+        self._side = self._side or torch.cuda.Stream(self.device)
+        self._side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._side):
+            host = torch.empty(gathered.shape, dtype=gathered.dtype, pin_memory=True)
+            host.copy_(gathered, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(self._side)
+        gathered.record_stream(self._side)
+
+        def there() -> Tensor:
+            copied.synchronize()
+            return host
+
+        return there
 
     def begin(self, runs: Sequence[Run]) -> None:
         rows = self._places(runs)

@@ -180,12 +180,13 @@ class Scheduler:
             self._ready = deque(sequence for sequence in self._ready if sequence.requests)
         limits = self.limits
         taken: set[Sequence] = set()
+        under_way = [sequence for sequence in self._ready if sequence.slot.held]
         room = limits.step_tokens - (limits.mixed_tokens if long else 0)
         for group, budget in ((short, room), (long, limits.mixed_tokens if short else limits.step_tokens)):
             for sequence in group:
                 if budget <= 0:
                     break
-                if self._is_worth_waiting(sequence, plan):
+                if self._is_worth_waiting(sequence, under_way):
                     continue
                 taken.add(sequence)
                 if not self._make_room(sequence, budget, taken):
@@ -193,6 +194,7 @@ class Scheduler:
                     continue
                 n = min(len(sequence.ids) - sequence.cached, budget)
                 plan.append((sequence, n))
+                under_way.append(sequence)
                 budget -= n
 
     def _start(self, sequence: Sequence, request: Request) -> None:
@@ -217,9 +219,8 @@ class Scheduler:
 
     def _begin_with_others(self, sequence: Sequence) -> None:
         """Start with the longest beginning that another sequence has in the cache, up to what is to be read."""
-        request, prefix = sequence.requests[0], sequence.prefix
-        most = len(sequence.ids) if request.head is None else min(request.read, len(sequence.ids))
-        found = self._prefixes.find(sequence.ids, most)
+        prefix = sequence.prefix
+        found = self._prefixes.find(sequence.ids, self._unread(sequence))
         if prefix is not None and prefix.cached > (found[1] if found else 0):
             found = prefix, prefix.cached
         if found is not None:
@@ -229,20 +230,26 @@ class Scheduler:
             sequence.source = source
             self.counters.shared += sequence.cached
 
-    def _is_worth_waiting(self, sequence: Sequence, plan: list[tuple[Sequence, int]]) -> bool:
-        """Whether a sequence that is under way is yet to compute what this one begins with."""
+    def _is_worth_waiting(self, sequence: Sequence, under_way: list[Sequence]) -> bool:
+        """Whether one of those that are under way is yet to compute what this one begins with."""
         if not self.limits.kept_tokens or sequence.cached or sequence.slot.held:
             return False
-        start = sequence.ids[:WAIT]
+        start, most = sequence.ids[:WAIT], self._unread(sequence)
         known = None
-        for other in (*self._ready, *(planned for planned, _ in plan)):
-            if other.slot.held and len(start) == WAIT and other.ids[:WAIT] == start:
+        for other in under_way if most >= WAIT else ():
+            if other.ids[:WAIT] == start:
                 if known is None:
-                    found = self._prefixes.find(sequence.ids, len(sequence.ids))
+                    found = self._prefixes.find(sequence.ids, most)
                     known = found[1] if found else 0
-                if common(sequence.ids, other.ids) - known >= WAIT:
+                if min(common(sequence.ids, other.ids), most) - known >= WAIT:
                     return True
         return False
+
+    @staticmethod
+    def _unread(sequence: Sequence) -> int:
+        """How many of a sequence's first tokens nothing is to be read at."""
+        request = sequence.requests[0]
+        return len(sequence.ids) if request.head is None else min(request.read, len(sequence.ids))
 
     def _reserve(self, sequence: Sequence, n_tokens: int, taken: set[Sequence]) -> bool:
         # At the expense of idle ones, and of those that came later: two that take turns at evicting each other in the
