@@ -157,7 +157,7 @@ class LabelFile:
     """Writes labels in the form of a block."""
 
     def __init__(self, raw: IO[bytes]):
-        self._file = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6)
+        self._file = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=1)
 
     def add(self, labels: Iterable[Kept]) -> None:
         self._file.write(b"".join(map(_line, labels)))
