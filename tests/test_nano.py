@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.nano import load, unigram, weights_path
-from guardkit.models.nano.calibration import GROUPS
 from guardkit.models.nano.model import OVERLAP, Nano, NanoSession
-from guardkit.models.nano.tokenizer import CLS, FIRST_BYTE_ID, SEP, NanoTokenizer
-from guardkit.models.nano.unigram import UnigramTokenizer
+from guardkit.models.nano.unigram import FIRST_PIECE_ID, UnigramTokenizer
 from guardkit.models.nano.units import MAX_TAIL_CHARS
 from tests.asking import append, ask, ask_all, peek
 
@@ -105,12 +103,12 @@ def test_sessions_of_any_age_in_a_batch_score_as_alone(nano: Nano) -> None:
 
 
 def test_the_vocabulary_keeps_what_makes_it_total() -> None:
-    entries = (weights_path().parent / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    assert len(set(entries)) == len(entries)
-    assert entries[CLS] == "[CLS]"
-    assert entries[SEP] == "[SEP]"
-    assert all(entry.startswith("[unused") for entry in entries[FIRST_BYTE_ID : FIRST_BYTE_ID + 256])
-    assert {*"abcdefghijklmnopqrstuvwxyz0123456789", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")} <= set(entries)
+    folder = weights_path().parent
+    pieces = (folder / "pieces.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert len(set(pieces)) == len(pieces) == load().tokenizer.size - FIRST_PIECE_ID
+    assert {"▁", *"abcdefghijklmnopqrstuvwxyz"} <= set(pieces)
+    for name in ("scores.npy", "groups.npy"):
+        assert len(np.load(folder / name)) == len(pieces) + (FIRST_PIECE_ID if name == "groups.npy" else 0)
 
 
 def test_queries_in_a_batch_score_as_alone(nano: Nano) -> None:
@@ -187,15 +185,14 @@ def test_weights_stay_within_the_packages_bound() -> None:
 
 def test_a_group_of_languages_has_a_shift_of_its_own(nano: Nano, tmp_path: Path) -> None:
     """What calibrate.py writes for a multilingual model: the logit of "safe" is less by the shift."""
-    for name in ("nano.onnx", "vocab.txt", "coverage.json"):
+    for name in ("nano.onnx", "pieces.txt", "scores.npy", "coverage.json"):
         (tmp_path / name).symlink_to(weights_path().parent / name)
     calibration = json.loads((weights_path().parent / "calibration.json").read_text())
-    (tmp_path / "calibration.json").write_text(json.dumps(calibration | {"shifts": {"latin": 1.5}}))
-    groups = np.zeros(nano.tokenizer.size, np.uint8)
-    groups[nano.tokenizer.encode("der hund und die katze")[0]] = GROUPS.index("latin")
-    np.save(tmp_path / "groups.npy", groups)
+    calibration |= {"shifts": {**calibration["shifts"], "latin": calibration["shifts"].get("latin", 0.0) + 1.5}}
+    (tmp_path / "calibration.json").write_text(json.dumps(calibration))
+    (tmp_path / "groups.npy").symlink_to(weights_path().parent / "groups.npy")
     shifted = Nano(tmp_path)
-    for text, shift in (("der hund und die katze", 1.5), ("a recipe for sugar", 0.0)):
+    for text, shift in (("der Hund und die Katze schlafen", 1.5), ("a recipe for sugar", 0.0)):
         one, other = (m.judge(Query(text))[0].scores.severity[0] for m in (nano, shifted))
         odds = [np.log(p[2] / p[0]) for p in (one, other)]
         assert odds[1] - odds[0] == pytest.approx(shift, abs=1e-4)
@@ -209,9 +206,6 @@ def test_another_device_is_refused() -> None:
 # -- the tokenizer
 
 
-Tokenizer = NanoTokenizer | UnigramTokenizer
-
-
 @cache
 def toy() -> UnigramTokenizer:
     """Pieces for a few words, and for the characters that the tests use, the commonest first."""
@@ -221,12 +215,12 @@ def toy() -> UnigramTokenizer:
     return UnigramTokenizer(pieces, [-5.0 - i / 16 for i in range(len(pieces))])
 
 
-@pytest.fixture(scope="module", params=["nano", "unigram"])
-def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+@pytest.fixture(scope="module", params=["nano", "toy"])
+def tokenizer(request: pytest.FixtureRequest) -> UnigramTokenizer:
     return load().tokenizer if request.param == "nano" else toy()
 
 
-TOKENIZERS = {"nano": lambda: load().tokenizer, "unigram": toy}
+TOKENIZERS = {"nano": lambda: load().tokenizer, "toy": toy}
 
 
 PARTS = [
@@ -264,16 +258,16 @@ def test_stable_prefixes_tokenise_apart(kind: str, text: str, cuts: list[int]) -
 
 
 @pytest.mark.parametrize("text", ["x" * 101, "🙂" * 30, "กขค" * 20, "\ud800", "", "⸻", "ꙮ", "a" * 5000])
-def test_no_text_is_unknown(tokenizer: Tokenizer, text: str) -> None:
+def test_no_text_is_unknown(tokenizer: UnigramTokenizer, text: str) -> None:
     ids, starts = tokenizer.encode(text)
     assert bool(ids) == bool(text)
     assert all(0 < i < tokenizer.size for i in ids)
-    assert not {CLS, SEP, unigram.CLS, unigram.SEP} & set(ids)
+    assert not {unigram.CLS, unigram.SEP} & set(ids)
     assert starts == sorted(starts)
     assert all(0 <= s < len(text) for s in starts)
 
 
-def test_invisible_and_styled_characters_are_folded(tokenizer: Tokenizer) -> None:
+def test_invisible_and_styled_characters_are_folded(tokenizer: UnigramTokenizer) -> None:
     plain = tokenizer.encode("bomb")[0]
     for styled in (
         "𝐛𝐨𝐦𝐛",
@@ -299,7 +293,7 @@ def test_invisible_and_styled_characters_are_folded(tokenizer: Tokenizer) -> Non
     ],
 )
 def test_lines_that_differ_only_in_what_is_folded_have_the_same_tokens(
-    tokenizer: Tokenizer, one: str, other: str
+    tokenizer: UnigramTokenizer, one: str, other: str
 ) -> None:
     ids, starts = tokenizer.encode(one)
     assert tokenizer.encode(other)[0] == ids
@@ -314,12 +308,12 @@ def test_lines_that_differ_only_in_what_is_folded_have_the_same_tokens(
         ("Mozilla/5.0 (X11; bomb) Chrome/1.2", ("bomb",)),
     ],
 )
-def test_words_inside_paths_and_quotes_stay(tokenizer: Tokenizer, text: str, words: tuple[str, ...]) -> None:
+def test_words_inside_paths_and_quotes_stay(tokenizer: UnigramTokenizer, text: str, words: tuple[str, ...]) -> None:
     ids = tokenizer.encode(text)[0]
     assert all(set(tokenizer.encode(word)[0]) <= set(ids) for word in words)
 
 
-def test_digits_inside_a_word_stay(tokenizer: Tokenizer) -> None:
+def test_digits_inside_a_word_stay(tokenizer: UnigramTokenizer) -> None:
     for word, other in (("k1ll", "k2ll"), ("b0mb", "b7mb"), ("m3th4mph3t4mine", "m3th4mph3t5mine")):
         assert tokenizer.encode(word)[0] != tokenizer.encode(other)[0]
 

@@ -41,7 +41,7 @@ LAYERS = (
     ("normalize", "coverage", "locate"),
     ("models.base", "policy_file"),
     ("policy", "retokenize", "engine", "engine.config", "models.nano.units", "models.qwen_tokenizer"),
-    ("models.nano.tokenizer", "models.nano.unigram"),
+    ("models.nano.unigram",),
     ("models.gen_grammar", "models.gen_messages", "models.word_tokenizer", "models.loop_thread"),
     ("models.remote_client",),
     ("models.remote_answer",),

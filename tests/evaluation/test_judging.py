@@ -213,7 +213,7 @@ def test_a_branch_is_resolved_to_its_commit(monkeypatch, tmp_path):
     assert model_revision(FakeGuard(), "http://host/v1", None) == "fake"
 
 
-@pytest.mark.parametrize("changed", ["model.py", "units.py", "nano.onnx", "vocab.txt", "calibration.json"])
+@pytest.mark.parametrize("changed", ["model.py", "units.py", "nano.onnx", "pieces.txt", "calibration.json"])
 def test_nanos_code_is_part_of_its_revision(monkeypatch, tmp_path, changed):
     from guardkit.models import nano
 

@@ -8,7 +8,8 @@ social-media sets and templates are left out), each dev source weighing the same
 under two bounds, on the false positives among ordinary benign rows and, apart from them, among look-alikes that were
 written to be hard (`HARD`), so that neither kind uses up the other's. "unsafe" and "flagged" (unsafe or controversial)
 have bounds of their own. The thresholds are those of English; every other group of languages gets a shift of the
-logit of "safe", which puts its own threshold, chosen by the same rule, on the English one.
+logit of "safe", which puts its own threshold, chosen by the same rule and drawn towards that of all of them together, on
+the English one.
 """
 
 from __future__ import annotations
@@ -43,14 +44,17 @@ EASY = ("synthetic_", "benign_codealpaca", "benign_gpteacher", "benign_seed_task
 HARD = ("pairs", "coconot_prompts", "cyberseceval_frr_benign", "synthetic_contrast", "answers")
 # The most ordinary rows, and the most hard ones, that may be called "unsafe", and "unsafe or controversial".
 BOUNDS = {
-    "query": {"unsafe": (0.05, 0.18), "flagged": (0.08, 0.25)},
-    "response": {"unsafe": (0.06, 0.20), "flagged": (0.10, 0.25)},
+    "query": {"unsafe": (0.05, 0.18), "flagged": (0.12, 0.30)},
+    "response": {"unsafe": (0.06, 0.20), "flagged": (0.15, 0.30)},
 }
 OTHER_LANGUAGES = (0.03, 0.25)  # the same for "flagged" outside English: what is ordinary there is plainly harmless
 PLAIN = ("benign_xquad", "benign_sib200_multilingual", "benign_exams_questions")  # harmless text, for other languages
-LEAST = 40  # rows of either kind, for a group's shift
+# A group's own threshold, from so many rows of either kind on; it counts as its rows, and that of all other languages
+# together as LEAST rows.
+FEWEST, LEAST = 15, 40
 # Threats and encouragement in answers: their words alone can be a quotation or a story, so that they lean to
 # "controversial". Their own limit of "unsafe" may add so many false positives among all rows, and is this at least.
+REFUSAL_MOST = 0.03
 GRAVE, GRAVE_MORE, GRAVE_LEAST = ("violent", "self_harm"), 0.01, 0.3
 
 
@@ -108,6 +112,19 @@ def choose_grave(
         if false <= GRAVE_MORE and hits > false:
             best = (round(float(t), 2), float(hits), float(false))
     return best
+
+
+def choose_refusal(score: np.ndarray, positive: np.ndarray) -> tuple[float, float, float]:
+    """The least logit whose F1 is the best but for 0.01, with a false-positive rate of at most REFUSAL_MOST: (logit, F1,
+    rate). F1 hardly changes over a wide range."""
+    found = []
+    for t in np.arange(-4, 4.01, 0.1):
+        hit = score >= t
+        f1 = 2 * (hit & positive).sum() / max((hit.sum() + positive.sum()), 1)
+        found.append((round(float(t), 1), float(f1), float(hit[~positive].mean())))
+    found = [one for one in found if one[2] <= REFUSAL_MOST] or [(0.0, 0.0, 0.0)]
+    best = max(f1 for _, f1, _ in found)
+    return next(one for one in found if one[1] >= best - 0.01)
 
 
 def odds(p: float) -> float:
@@ -184,21 +201,27 @@ def main() -> None:
                     print(f"    {category}: limit {own}, adds {hits:.3f} of the unsafe, {false:.3f} of the safe rows")
                     result["thresholds"]["response"].setdefault("categories", {})[category] = own
         if side == "response":
+            told = np.array([r["refusal"] is not None for r in mine])
+            refuses = np.array([bool(r["refusal"]) for r in mine])[told]
+            score = np.array([odds(min(max(float(f.refusal[-1]), 1e-6), 1 - 1e-6)) for f in found])[told]
+            result["refusal"], f1, false = choose_refusal(score, refuses)
+            print(
+                f"  refusal: from logit {result['refusal']}, F1 {f1:.3f}, false positives {false:.3f}, {told.sum()} rows"
+            )
             continue
         plain = np.array([r["source"] in PLAIN for r in mine])
+        foreign = (like | plain) & (group > 0) & (group < len(GROUPS))
+        one = np.ones(len(mine))
+        pooled = choose(score[foreign], positive[foreign], one[foreign], hard[foreign], OTHER_LANGUAGES)[0]
+        print(f"  outside English: own threshold {pooled}, {foreign.sum()} rows")
         for i, name in enumerate(GROUPS[1:], 1):
-            use = (like | plain) & (group == i)
+            use = foreign & (group == i)
             n = min(int((use & positive).sum()), int((use & ~positive).sum()))
-            if n < LEAST:
-                print(f"  {name}: {use.sum()} rows, too few for a shift")
-                continue
-            own, f1, false, false_hard = choose(
-                score[use], positive[use], np.ones(use.sum()), hard[use], OTHER_LANGUAGES
-            )
-            shift = round((odds(t) - odds(own)) * n / (n + LEAST), 3)
+            own = choose(score[use], positive[use], one[use], hard[use], OTHER_LANGUAGES)[0] if n >= FEWEST else pooled
+            shift = round(odds(t) - (odds(own) * n + odds(pooled) * LEAST) / (n + LEAST), 3)
             result["shifts"][name] = shift
             at = np.array([1 / (1 + np.exp(-(odds(min(max(s, 1e-6), 1 - 1e-6)) + shift))) for s in score[use]]) >= t
-            print(f"  {name}: own threshold {own}, F1 {f1:.3f}, false positives {false:.3f}, of look-alikes {false_hard:.3f}, {use.sum()} rows; shift {shift}: recall {at[positive[use]].mean():.3f}, false positives {at[~positive[use]].mean():.3f}")  # fmt: skip
+            print(f"  {name}: own threshold {own}, {use.sum()} rows; shift {shift}: recall {at[positive[use]].mean():.3f}, false positives {at[~positive[use]].mean():.3f}")  # fmt: skip
     for limits in result["thresholds"].values():
         limits["flagged"] = min(limits["flagged"], limits["unsafe"])
     target.write_text(json.dumps(result, indent=2) + "\n")

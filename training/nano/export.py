@@ -39,11 +39,13 @@ Array = NDArray[Any]
 
 
 class Ranges:
-    """The largest magnitude seen at each point of the network, as a high quantile over sampled positions."""
+    """What was seen at each point of the network over sampled positions: the largest magnitudes, as a high quantile; by
+    channel, all; products: the sums of x x^T [in, in]."""
 
     def __init__(self) -> None:
         self.seen: dict[str, list[Array]] = {}
         self.channels: dict[str, Array] = {}
+        self.products: dict[str, Array] = {}
 
     def add(self, name: str, x: torch.Tensor, per: int = 1) -> None:
         """x [..., n * per]; keeps the maxima by token, for `per` > 1 of each of the `per` groups of columns."""
@@ -51,6 +53,9 @@ class Ranges:
         self.seen.setdefault(name, []).append(flat.float().numpy())
         widest = x.detach().abs().reshape(-1, x.shape[-1]).amax(0).float().numpy()
         self.channels[name] = np.maximum(self.channels.get(name, widest), widest)
+        if per == 1:
+            rows = x.detach().reshape(-1, x.shape[-1])
+            self.products[name] = self.products.get(name, 0.0) + (rows.T @ rows).double().numpy()
 
     def top(self, name: str, quantile: float = 0.9995) -> Array:
         return np.quantile(np.concatenate(self.seen[name]), quantile, axis=0)
@@ -102,6 +107,25 @@ def smooth(widest: Array, weight: Array) -> Array:
     return np.asarray(scale * (reach / scale).max() / 127, np.float32)
 
 
+def rounded(weight: Array, products: Array) -> Array:
+    """Integers [out, in] for `weight` in steps, such that the error of the products with x, whose x x^T sum up to
+    `products` [in, in], is small: what rounding one column costs, the columns still to come make good. (GPTQ, arXiv
+    2210.17323.)"""
+    rest, diagonal = weight.astype(np.float64), np.diag(products)
+    order = np.argsort(-diagonal)
+    damped = products[np.ix_(order, order)] + 0.01 * diagonal.mean() * np.eye(len(order))
+    pull = np.linalg.cholesky(np.linalg.inv(damped)).T
+    rest = rest[:, order]
+    for column in range(len(order)):
+        whole = np.clip(np.round(rest[:, column]), -WEIGHT_MAX, WEIGHT_MAX)
+        error = (rest[:, column] - whole) / pull[column, column]
+        rest[:, column] = whole
+        rest[:, column + 1 :] -= np.outer(error, pull[column, column + 1 :])
+    out = np.empty_like(rest)
+    out[:, order] = rest
+    return out.astype(np.int8)
+
+
 class Graph:
     """A thin layer over onnx.helper: every call adds a node and returns its output's name."""
 
@@ -136,17 +160,18 @@ class Graph:
     def quantize(self, x: str, scale: float, zero: str) -> str:
         return self.op("QuantizeLinear", x, self.const(f"scale{len(self.nodes)}", np.float32(scale)), zero)
 
-    def smoothed(self, x: str, widest: Array, weight: Array, bias: Array) -> str:
-        """`linear` on float x, quantised at a scale for each channel."""
-        scale = smooth(widest, weight)
+    def smoothed(self, x: str, ranges: Ranges, name: str, weight: Array, bias: Array) -> str:
+        """`linear` on float x, what was seen of which is `name`, quantised at a scale for each channel."""
+        scale = smooth(ranges.channels[name], weight)
         scaled = self.op("Mul", x, self.const(f"smooth{len(self.nodes)}", (1 / scale).astype(np.float32)))
-        return self.linear(self.quantize(scaled, 1.0, self.mid_u8), 1.0, weight * scale, bias)
+        products = ranges.products[name] / np.outer(scale, scale)
+        return self.linear(self.quantize(scaled, 1.0, self.mid_u8), 1.0, weight * scale, bias, products)
 
-    def linear(self, x: str, scale: float, weight: Array, bias: Array) -> str:
+    def linear(self, x: str, scale: float, weight: Array, bias: Array, products: Array) -> str:
         """x (u8 around 128, at `scale`) times weight [out, in], plus bias."""
         step = np.abs(weight).max(1) / WEIGHT_MAX
         step[step == 0] = 1.0
-        w = np.round(weight / step[:, None]).astype(np.int8).T
+        w = rounded(weight / step[:, None], products).T
         n = f"w{len(self.nodes)}"
         return self.op(
             "MatMulIntegerToFloat", x, self.const(n, w), self.one,
@@ -214,7 +239,7 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         all_b = np.concatenate([
             bias[: c.hidden] / np.repeat(sq, width), bias[c.hidden : 2 * c.hidden] / np.repeat(sk, width), vb.reshape(-1),
         ])  # fmt: skip
-        qkv = g.quantize(g.smoothed(x, ranges.channels[f"x{i}"], all_w, all_b), 1.0, g.zero_s8)
+        qkv = g.quantize(g.smoothed(x, ranges, f"x{i}", all_w, all_b), 1.0, g.zero_s8)
         query, fresh = g.split(qkv, (c.hidden, kv))
         low, high = (g.const(n, np.int8(v)) for n, v in (("low", -WEIGHT_MAX), ("high", WEIGHT_MAX)))
         fresh = g.op("Clip", fresh, low, high)
@@ -231,28 +256,25 @@ def build(model: Nano, ranges: Ranges) -> bytes:
         share = g.op("QuantizeLinear", g.op("Exp", above), g.const("share", np.float32(1 / 255)), g.zero_u8)
         sums = g.op("MatMulIntegerToFloat", share, values, g.one, g.one, domain=MS)
         above, below = g.split(sums, (width, 1))
-        sa = float(ranges.top(f"a{i}")[0]) / 127
-        # numerator / denominator is in units of sv / ONE; bring it to the fixed scale of the next product
-        ratio = g.op(
-            "Mul", g.op("Div", above, below), g.const(f"ratio{i}", (sv * ONE).astype(np.float32)[:, None, None])
-        )
-        attended = g.op("Transpose", g.quantize(ratio, sa, g.mid_u8), perm=[0, 2, 1, 3])
+        # Numerator / denominator is in units of sv / ONE; bring each channel to its scale of the next product.
+        scale = smooth(ranges.channels[f"a{i}"], state[at + "out.weight"])
+        units = np.asarray((sv * ONE)[:, None] / scale.reshape(heads, width), np.float32)
+        ratio = g.op("Mul", g.op("Div", above, below), g.const(f"ratio{i}", units[:, None, :]))
+        attended = g.op("Transpose", g.quantize(ratio, 1.0, g.mid_u8), perm=[0, 2, 1, 3])
         attended = g.op("Reshape", attended, g.ints(0, 0, c.hidden))
         if i == c.layers - 1:  # behind the last attention only the positions that are read matter
             attended, x = (g.op("Gather", g.op("Reshape", t, g.ints(-1, c.hidden)), "rows") for t in (attended, x))
-        x = norm(x, g.linear(attended, sa, state[at + "out.weight"], state[at + "out.bias"]), at + "norm1")
-        up = g.smoothed(x, ranges.channels[f"m{i}"], state[at + "up.weight"], state[at + "up.bias"])
+        weight, products = state[at + "out.weight"] * scale, ranges.products[f"a{i}"] / np.outer(scale, scale)
+        x = norm(x, g.linear(attended, 1.0, weight, state[at + "out.bias"], products), at + "norm1")
+        up = g.smoothed(x, ranges, f"m{i}", state[at + "up.weight"], state[at + "up.bias"])
         inner = g.op("Gelu", up, domain=MS)
-        down = g.smoothed(inner, ranges.channels[f"g{i}"], state[at + "down.weight"], state[at + "down.bias"])
+        down = g.smoothed(inner, ranges, f"g{i}", state[at + "down.weight"], state[at + "down.bias"])
         x = norm(x, down, at + "norm2")
-    sh = float(ranges.top("h")[0]) / 127
-    read = g.quantize(x, sh, g.mid_u8)
     logits = []
     for side in ("response", "query"):
-        sp = float(ranges.top(f"p_{side}")[0]) / 127
-        pre = g.linear(read, sh, state[f"{side}_pre.weight"], state[f"{side}_pre.bias"])
-        pre = g.quantize(g.op("Gelu", pre, domain=MS), sp, g.mid_u8)
-        logits.append(g.linear(pre, sp, state[f"{side}_head.weight"], state[f"{side}_head.bias"]))
+        pre, head = ((state[f"{side}_{part}.weight"], state[f"{side}_{part}.bias"]) for part in ("pre", "head"))
+        inner = g.op("Gelu", g.smoothed(x, ranges, "h", *pre), domain=MS)
+        logits.append(g.smoothed(inner, ranges, f"p_{side}", *head))
     g.op("Concat", *logits, out="logits", axis=-1)
     g.op("Concat", *new, out="new", axis=2)
     info = helper.make_tensor_value_info

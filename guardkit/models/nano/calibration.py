@@ -17,12 +17,13 @@ GROUPS = ("english", "latin", "european", "semitic", "indic", "east_asian")
 @dataclass(frozen=True)
 class Calibration:
     """Fitted on the dev split. temperature: by head; limits: by stage. shifts: by group of languages, what the logit of
-    "safe" loses for a query in them."""
+    "safe" loses for a query in them. refusal: the mean logit from which on an answer counts as a refusal."""
 
     query_temperature: float
     response_temperature: float
     limits: dict[Stage, Limits]
     shifts: tuple[float, ...] = (0.0,) * len(GROUPS)
+    refusal: float = 0.0
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -38,4 +39,5 @@ class Calibration:
         return cls(
             float(data["temperature"]["query"]), float(data["temperature"]["response"]), limits,
             tuple(float(data.get("shifts", {}).get(group, 0.0)) for group in GROUPS),
+            float(data.get("refusal", 0.0)),
         )  # fmt: skip

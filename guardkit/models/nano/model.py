@@ -32,10 +32,9 @@ from guardkit.errors import ModelLoadError
 from guardkit.loop import Loop, Turn
 from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
-from guardkit.models.nano import tokenizer as wordpiece
-from guardkit.models.nano import unigram
 from guardkit.models.nano.calibration import GROUPS, Calibration
 from guardkit.models.nano.scheduler import NanoScheduler, Window
+from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer
 from guardkit.ticket import Pending, Ticket
 from guardkit.verdict import Category, Stage
 
@@ -110,9 +109,8 @@ class Nano(StreamModel):
             meta = self._graph.session.get_modelmeta().custom_metadata_map
             self._calibration = Calibration.read(folder / "calibration.json")
             self.coverage = Coverage.read(folder / "coverage.json")
-            self._frame_ids, self.tokenizer = _tokenizer(folder)
-            groups = folder / "groups.npy"  # by token: an index into GROUPS, or more for none
-            self._groups = np.load(groups) if groups.exists() else np.zeros(self.tokenizer.size, np.uint8)
+            self.tokenizer = UnigramTokenizer(folder / "pieces.txt", folder / "scores.npy")
+            self._groups = np.load(folder / "groups.npy")  # by token: an index into GROUPS, or more for none
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
         self.window = int(meta["positions"])
@@ -162,7 +160,6 @@ class Nano(StreamModel):
         """Ids with their frame, start and end of every window; start and end where the text was cut. A long text is
         tokenised as its windows are drawn."""
         room = self.window - 2
-        cls, sep = self._frame_ids
         ids: list[int] = []
         starts: list[int] = []
         cut = False
@@ -177,14 +174,14 @@ class Nano(StreamModel):
             offset += stable
             begin = 0
             while len(ids) - begin > room:
-                yield [cls, *ids[begin : begin + room], sep], starts[begin], starts[begin + room]
+                yield [CLS, *ids[begin : begin + room], SEP], starts[begin], starts[begin + room]
                 begin = _next_begin(query.text, starts, begin + room - OVERLAP)
                 cut = True
             del ids[:begin], starts[:begin]
             if last:
                 break
         start, end = (starts[0] if starts else offset, len(query.text)) if cut else (None, None)
-        yield [cls, *ids, sep], start, end
+        yield [CLS, *ids, SEP], start, end
 
     def key(self, ids: list[int]) -> bytes:
         """What two windows that are judged alike have in common."""
@@ -270,8 +267,7 @@ class Nano(StreamModel):
         cut = len(context) > 1 or len(ids) > CONTEXT
         if len(ids) > CONTEXT:
             ids = ids[:half] + ids[half - CONTEXT :]
-        cls, sep = self._frame_ids
-        return [cls, *ids, sep], cut
+        return [CLS, *ids, SEP], cut
 
     def judge_pieces(self, work: Sequence[tuple[NanoSession, list[int]]]) -> list[Scores]:
         """One forward pass for sessions with equally long caches; scores of the response tokens among the new ones."""
@@ -288,12 +284,19 @@ class Nano(StreamModel):
             session.keep(new, new_cache[row, : len(new)])
         split = np.cumsum([len(r) for r in rows])[:-1]
         parts = zip(work, np.split(logits[:, :12], split), strict=True)
-        return [self._response_scores(part, session.windowed) for (session, _), part in parts]
+        return [self._response_scores(part, session) for (session, _), part in parts]
 
-    def _response_scores(self, logits: Floats, windowed: bool) -> Scores:
+    def _response_scores(self, logits: Floats, session: NanoSession) -> Scores:
+        """A refusal is told by the mean of its logits so far: at a token where an answer has turned to other help it
+        hardly shows."""
         severity = _softmax(logits[:, :3] / self._calibration.response_temperature)
-        refusal = np.float32(1) / (np.float32(1) + np.exp(-logits[:, 11]))
-        return Scores(severity, _softmax(logits[:, 3:11]), refusal, np.full(len(logits), windowed))
+        total, n = session.refusing
+        totals = np.cumsum(np.concatenate(([total], logits[:, 11].astype(np.float64))))
+        if len(logits):
+            session.refusing = float(totals[-1]), n + len(logits)
+        mean = totals[1:] / (n + np.arange(1, len(logits) + 1))
+        refusal = (1 / (1 + np.exp(self._calibration.refusal - mean))).astype(np.float32)
+        return Scores(severity, _softmax(logits[:, 3:11]), refusal, np.full(len(logits), session.windowed))
 
     # -- both
 
@@ -331,6 +334,7 @@ class NanoSession(Session):
         self._start = 0
         self._cache = np.zeros((0, *model._cache_shape), np.int8)
         self.last_taken = 0
+        self.refusing = 0.0, 0  # the sum of the refusal's logits, and of how many tokens
         self.over: BaseException | None = None  # why it cannot go on
 
     @property
@@ -340,7 +344,7 @@ class NanoSession(Session):
     def twin(self) -> NanoSession:
         """One that goes its own way. A window that would overflow is opened for good: what is on trial needs it."""
         twin = NanoSession(self._model, self.frame, self.windowed)
-        twin._ids, twin._cache = self._ids[:], self._cache.copy()
+        twin._ids, twin._cache, twin.refusing = self._ids[:], self._cache.copy(), self.refusing
         return twin
 
     def plan(self, ids: list[int]) -> list[int]:
@@ -372,24 +376,17 @@ class NanoSession(Session):
         self._cache[self.cached : end] = new
         self._ids += ids
 
-    def mark(self) -> tuple[list[int], int, NDArray[np.int8], bool]:
-        return self._ids, self.cached, self._cache, self.windowed  # of the list and the array, what is there stays
+    def mark(self) -> tuple[list[int], int, NDArray[np.int8], bool, tuple[float, int]]:
+        # Of the list and the array, what is there stays.
+        return self._ids, self.cached, self._cache, self.windowed, self.refusing
 
-    def rewind(self, mark: tuple[list[int], int, NDArray[np.int8], bool]) -> None:
-        ids, cached, self._cache, self.windowed = mark
+    def rewind(self, mark: tuple[list[int], int, NDArray[np.int8], bool, tuple[float, int]]) -> None:
+        ids, cached, self._cache, self.windowed, self.refusing = mark
         self._ids = ids[:cached]
 
     def close(self) -> None:
         self._cache = self._cache[:0]
         self._ids = []
-
-
-def _tokenizer(folder: Path) -> tuple[tuple[int, int], wordpiece.NanoTokenizer | unigram.UnigramTokenizer]:
-    """What stands around a text, and the tokenizer whose files stand beside the weights."""
-    if (folder / "pieces.txt").exists():
-        pieces = unigram.UnigramTokenizer(folder / "pieces.txt", folder / "scores.npy")
-        return (unigram.CLS, unigram.SEP), pieces
-    return (wordpiece.CLS, wordpiece.SEP), wordpiece.NanoTokenizer(folder / "vocab.txt")
 
 
 def _next_begin(text: str, starts: Sequence[int], latest: int) -> int:
