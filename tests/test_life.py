@@ -366,6 +366,16 @@ def test_what_is_remembered_says_nothing_of_the_speed() -> None:
     assert judge(f"{text}!") != speed
 
 
+def test_what_waits_is_refused_only_where_it_would_be_late_though_it_were_remembered() -> None:
+    model = Guard.load(threads=3).model
+    for rate_of_all, refused in ((0.0, True), (1e6, False)):
+        scheduler = NanoScheduler(model)  # type: ignore[arg-type]
+        scheduler._chars_per_s, scheduler._all_per_s, scheduler._waiting_chars = 1e3, rate_of_all, 10_000
+        ticket: Ticket[Any] = Ticket(Query(TEXT), time.monotonic() + 2, model)
+        scheduler.take(ticket)
+        assert ticket.done() is refused
+
+
 def test_after_a_storm_of_cancellations_the_first_check_waits_for_one_step_at_most() -> None:
     """Counted in passes of the embedded model: what was under way, and its own."""
     guard = Guard.load(threads=3)

@@ -58,8 +58,10 @@ class NanoScheduler:
     def __init__(self, model: Nano):
         self._model = model
         self._clear()
-        self._chars_per_s = 0.0  # measured; 0: not yet
+        self._chars_per_s = 0.0  # of new texts, measured; 0: not yet
         self._busy_s = 0.0  # since the last text ended
+        self._all_per_s = 0.0  # the same of all texts: more, while much of what comes is remembered
+        self._all_busy_s, self._all_chars = 0.0, 0
         self._new_chars = 0  # that this step judged; what is remembered costs nothing, and says nothing of the speed
         self._is_new = False  # whether it judged any
 
@@ -80,8 +82,9 @@ class NanoScheduler:
             message.fail(Overloaded(f"{len(self._under_way)} texts wait, as many as may; try again later"))
             return
         left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and self._chars_per_s and self._waiting_chars / self._chars_per_s > SLACK * left:
-            wait = self._waiting_chars / self._chars_per_s
+        # Of what waits nobody knows how much is remembered: it is refused only where it would be late either way.
+        rate = max(self._chars_per_s, self._all_per_s)
+        if left is not None and rate and (wait := self._waiting_chars / rate) > SLACK * left:
             message.fail(Overloaded(f"what waits takes about {wait:.1f} s, more than the time of {left:.1f} s"))
             return
         if isinstance(work, Query):
@@ -115,8 +118,14 @@ class NanoScheduler:
             self._plan_asked()
         if self._asked_passes:
             self._run_asked(self._asked_passes.popleft())
+        took = time.perf_counter() - start
         if self._is_new:
-            self._measure(self._new_chars, time.perf_counter() - start)
+            self._measure(self._new_chars, took)
+        self._all_busy_s += took
+        if self._all_chars:
+            rate = self._all_chars / self._all_busy_s
+            self._all_per_s = 0.8 * self._all_per_s + 0.2 * rate if self._all_per_s else rate
+            self._all_busy_s, self._all_chars = 0.0, 0
         return self.busy
 
     @property
@@ -200,6 +209,7 @@ class NanoScheduler:
         ticket = asked.ticket
         if asked.drawn and not asked.open and not ticket.done():
             ticket.give(list({id(scores): scores for _, scores in asked.best.values()}.values()))
+            self._all_chars += _chars(ticket.work)
         if ticket.done():
             self._end(ticket)
 
@@ -263,6 +273,7 @@ class NanoScheduler:
             else:
                 fed.ticket.give(Scores.join(fed.parts))
                 self._new_chars += _chars(fed.ticket.work)
+                self._all_chars += _chars(fed.ticket.work)
                 self._end(fed.ticket)
 
     # -- the end
