@@ -70,6 +70,6 @@ def test_latency_refuses_to_compare_what_differs(run: Run, monkeypatch: pytest.M
     from guardkit.engine.qwen3 import Qwen3
 
     forward = Qwen3.forward
-    monkeypatch.setattr(Qwen3, "forward", lambda self, ids, positions, attend: -forward(self, ids, positions, attend))
+    monkeypatch.setattr(Qwen3, "forward", lambda self, *args: -forward(self, *args))
     with pytest.raises(SystemExit, match="transformers' logits"):
         run("gen_latency.py", "--runs", "1", "--warm", "0")

@@ -306,7 +306,8 @@ def test_a_large_delta_is_not_read_on_the_event_loop() -> None:
     readers.clear()
     asyncio.run(feed(large))
     assert threading.get_ident() not in readers
-    assert asyncio.run(feed(large)).verdict == guard.check(large, stage="response")
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": large}]
+    assert asyncio.run(feed(large)).verdict == guard.check(said)
 
 
 def test_async_equals_sync() -> None:
