@@ -47,6 +47,7 @@ from guardkit.engine.cache import Cache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head
 from guardkit.engine.engine import Sequence as EngineSequence
+from guardkit.engine.prefixes import Prefixes
 from guardkit.engine.setup import DTYPES, GIB, pick_device
 from guardkit.errors import Overloaded
 from guardkit.models.base import Scores
@@ -397,7 +398,8 @@ def leaks(soak: Soak) -> list[str]:
     engine: Engine = soak.model.engine
     gc.collect()
     # Closed ones that stay for what begins alike are meant to.
-    sequences = sum(type(o) is EngineSequence for o in gc.get_objects()) - len(engine._prefixes._kept)
+    sequences = sum(type(o) is EngineSequence for o in gc.get_objects())
+    sequences -= sum(len(o._kept) for o in gc.get_objects() if type(o) is Prefixes)
     held = {
         "open sequences": engine.open_sequences,
         "streams that count as open": engine._counted,
