@@ -353,7 +353,6 @@ def test_results_are_log_events_where_logs_have_a_provider(listening: Listening)
     assert dict(record.attributes or {})["gen_ai.evaluation.score.label"] == "unsafe"
 
 
-@pytest.mark.xfail(strict=False, reason="known: other tests of the same process count too")
 def test_metrics_count_what_was_decided(listening: Listening) -> None:
     guard = FakeGuard(SCRIPT)
     guard.decide_batch(["forbidden", "forbidden", "fine", "hmm", "crash"])
@@ -387,7 +386,6 @@ class _Slow(FakeModel):
         return super().query(queries)
 
 
-@pytest.mark.xfail(strict=False, reason="known: other tests of the same process count too")
 def test_what_waits_is_read_from_the_model(listening: Listening) -> None:
     model = _Slow()
     guard = Guard(model)
