@@ -168,10 +168,10 @@ def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, s
     """The verdict for row `i` of `scores`, without position."""
     names = model.query_categories if stage.is_query else model.response_categories
     refusal = None if scores.refusal is None or stage.is_query else bool(scores.refusal[i] >= 0.5)
-    categories = _categories(scores, i, names)
+    categories = () if severity is Severity.safe else _categories(scores, i, names)
     return Verdict(
         severity=severity,
-        categories=() if severity is Severity.safe else categories,
+        categories=categories,
         scores=_as_dict(scores.severity[i]),
         refusal=refusal,
         stage=stage,

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 HOLDBACK = 8
 _UNWATCHED = nullcontext()
-LARGE = 2048  # characters, or ids, of a delta: more are not read on an event loop
 BLANK = 64  # characters without a token that count as one for the hold-back
 
 

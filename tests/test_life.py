@@ -301,7 +301,7 @@ def test_many_threads_are_judged_as_one_by_one_in_bounded_memory() -> None:
 
 def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
     scheduler = NanoScheduler(Guard.load().model)  # type: ignore[arg-type]
-    scheduler._chars_per_s = 1000.0  # as if measured
+    scheduler._new_rate.per_s = 1000.0  # as if measured
     first, second, patient = (
         Ticket[Any](Query("x" * 5000), d) for d in (time.monotonic() + 1, time.monotonic() + 1, None)
     )
@@ -357,7 +357,7 @@ def test_what_is_remembered_says_nothing_of_the_speed() -> None:
         while scheduler.step():
             pass
         assert ticket.result(0)
-        return scheduler._chars_per_s
+        return scheduler._new_rate.per_s
 
     text = TEXT * 12
     speed = judge(text)
@@ -370,7 +370,7 @@ def test_what_waits_is_refused_only_where_it_would_be_late_though_it_were_rememb
     model = Guard.load(threads=3).model
     for rate_of_all, refused in ((0.0, True), (1e6, False)):
         scheduler = NanoScheduler(model)  # type: ignore[arg-type]
-        scheduler._chars_per_s, scheduler._all_per_s, scheduler._waiting_chars = 1e3, rate_of_all, 10_000
+        scheduler._new_rate.per_s, scheduler._rate.per_s, scheduler._waiting_chars = 1e3, rate_of_all, 10_000
         ticket: Ticket[Any] = Ticket(Query(TEXT), time.monotonic() + 2, model)
         scheduler.take(ticket)
         assert ticket.done() is refused

@@ -6,15 +6,39 @@ stretch runs where it is begun, the others where the engine hands its results ou
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from abc import abstractmethod
+from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from guardkit.engine.engine import Rows
+from guardkit.engine.engine import Engine, Rows
+from guardkit.loop import Turn
+from guardkit.models.base import Append, Query, QueryScores, Scores, StreamModel, Work
 from guardkit.ticket import Pending, Ticket
 
 _T = TypeVar("_T")
 Reading = Generator[Pending, Rows, _T]
+
+
+class EngineModel(StreamModel):
+    """A model that an engine serves: each piece of work is a reading."""
+
+    engine: Engine
+
+    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
+        return [begin(self._query(w, deadline) if isinstance(w, Query) else self._append(w, deadline)) for w in works]
+
+    def turn(self) -> Turn | None:
+        return self.engine.turn()
+
+    def close(self) -> None:
+        self.engine.shut(f"{self.name} was closed; load it again")
+
+    @abstractmethod
+    def _query(self, query: Query, deadline: float | None) -> Reading[list[QueryScores]]: ...
+
+    @abstractmethod
+    def _append(self, work: Append, deadline: float | None) -> Reading[Scores]: ...
 
 
 def begin(steps: Reading[Any]) -> Pending:

@@ -26,18 +26,17 @@ from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear
-from guardkit.engine.reading import Reading, begin
+from guardkit.engine.reading import EngineModel, Reading
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate, Layout
 from guardkit.errors import ModelLoadError
-from guardkit.loop import Turn
 from guardkit.messages import Message
-from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Tokens, Work, windows
+from guardkit.models.base import Append, Query, QueryScores, Scores, Session, Tokens, windows
 from guardkit.models.gen_messages import ALONE, content_of, render
 from guardkit.models.gen_walk import CATEGORIES, RESPONSE_CATEGORIES, Answer, Grammar, Walker
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.retokenize import IncrementalTokenizer
-from guardkit.ticket import Pending, Ticket
+from guardkit.ticket import Ticket
 from guardkit.verdict import Stage
 
 ARCHITECTURE = "Qwen3ForCausalLM"
@@ -83,7 +82,7 @@ class Frame:
     windowed: bool
 
 
-class Qwen3GuardGen(StreamModel):
+class Qwen3GuardGen(EngineModel):
     """A loaded Qwen3Guard-Gen checkpoint."""
 
     whole_texts = True
@@ -123,15 +122,6 @@ class Qwen3GuardGen(StreamModel):
         return head
 
     # -- whole texts
-
-    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
-        return [begin(self._query(w, deadline) if isinstance(w, Query) else self._append(w, deadline)) for w in works]
-
-    def turn(self) -> Turn | None:
-        return self.engine.turn()
-
-    def close(self) -> None:
-        self.engine.shut(f"{self.name} was closed; load it again")
 
     def _query(self, query: Query, deadline: float | None) -> Reading[list[QueryScores]]:
         found = []

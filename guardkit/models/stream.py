@@ -26,11 +26,10 @@ from guardkit.engine.config import GuardHeads
 from guardkit.engine.engine import Engine, Head, Rows
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear, rms_norm
-from guardkit.engine.reading import Reading, begin
+from guardkit.engine.reading import EngineModel, Reading
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate
 from guardkit.errors import ModelLoadError
-from guardkit.loop import Turn
 from guardkit.messages import Message, split_reasoning
 from guardkit.models.base import (
     Append,
@@ -40,9 +39,7 @@ from guardkit.models.base import (
     QueryScores,
     Scores,
     Session,
-    StreamModel,
     Tokens,
-    Work,
     are_finite,
     windows,
 )
@@ -190,7 +187,7 @@ def _turns(messages: Sequence[Message]) -> tuple[list[str], list[str]]:
     return roles, contents
 
 
-class Qwen3GuardStream(StreamModel):
+class Qwen3GuardStream(EngineModel):
     """A loaded Qwen3Guard-Stream checkpoint; its engine is shared by all streams and checks."""
 
     def __init__(self, name: str, engine: Engine, tokenizer: QwenTokenizer, frames: Frames, heads: GuardHeads):
@@ -203,17 +200,6 @@ class Qwen3GuardStream(StreamModel):
         least = len(self._before) + len(self._after) + 64
         if engine.max_tokens < least:
             raise ModelLoadError(f"{name}: room for {engine.max_tokens} tokens only, at least {least} are needed")
-
-    # -- queries
-
-    def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
-        return [begin(self._query(w, deadline) if isinstance(w, Query) else self._append(w, deadline)) for w in works]
-
-    def turn(self) -> Turn | None:
-        return self.engine.turn()
-
-    def close(self) -> None:
-        self.engine.shut(f"{self.name} was closed; load it again")
 
     # -- queries
 

@@ -78,7 +78,7 @@ class _OpenAI:
     async def models(self) -> list[tuple[str, str]]:
         try:
             page = await self._client.models.list()
-        except Exception:
+        except Exception:  # not every server lists its models; it is asked only to guess how it continues a message
             return []
         return [(str(_get(m, "id")), str(_get(m, "owned_by") or "")) for m in _get(page, "data") or ()]
 

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument(
         "--wheels", type=Path, help="a folder with the wheels (default: WORK/wheels, fetched if absent)"
     )
-    parser.add_argument("--minutes", type=float, default=75, help="of training")
+    parser.add_argument("--minutes", type=float, default=75, help="of training; of answers alone a fifth of that more")
     parser.add_argument("--from", dest="start", default="fetch", metavar="STEP", help="leave out the steps before")
     args = parser.parse_args()
     wheels = args.wheels or args.work / "wheels"
@@ -40,6 +40,9 @@ def main() -> None:
         "base": [python, f"{here}/base.py", "--wheels", str(wheels), *data, *work],
         "prepare": [python, f"{here}/prepare.py", *data, "--out", str(args.work)],
         "train": [python, f"{here}/train.py", *work, "--minutes", str(args.minutes)],
+        # What is thin, answers, once more at a low rate.
+        "answers": [python, f"{here}/train.py", *work, "--start", str(args.work / "nano.pt"), "--prompts", "0.25",
+                    "--minutes", str(args.minutes / 5), "--lr", "6e-5", "--seed", "1"],
         "export": [python, f"{here}/export.py", *work, "--out", str(MODEL)],
         "groups": [python, f"{here}/groups.py", *work, *model],
         "calibrate": [python, f"{here}/calibrate.py", *work, *model],

@@ -323,6 +323,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from WORK/nano-state.pt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=Path, help="weights to start from")
+    parser.add_argument("--prompts", type=float, default=1.0, help="the share of the prompt rows that is used")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--name", default="nano", help="of this process's files")
     parser.add_argument("--partner", help="the name of another run on this machine: weights are averaged with its")
@@ -335,6 +336,7 @@ def main() -> None:
     tokenizer = vocabulary(args.work)
     train, dev = load(args.work / "train.jsonl.gz", tokenizer), load(args.work / "dev.jsonl.gz", tokenizer)
     dev = random.Random(0).sample(dev, min(3000, len(dev)))
+    train = [row for row in train if not row.query or rng.random() < args.prompts]
     harmless = [r.text for r in train if r.query and r.severity == 0 and r.weight == 1 and len(r.text) >= 5]
     frames = Frames(wraps(tokenizer, random.Random(args.seed)), rng.sample(harmless, min(20000, len(harmless))))
     model = load_model(args.work, args.start, positions=args.limit).to(args.device)

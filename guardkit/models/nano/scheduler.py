@@ -32,6 +32,20 @@ Window = tuple[list[int], int | None, int | None]
 """Ids with their frame, and the characters they come from where a text was cut."""
 
 
+@dataclass
+class _Rate:
+    """How fast texts are judged, as a moving mean. per_s: characters a second; 0: not known yet."""
+
+    per_s: float = 0.0
+    busy_s: float = 0.0  # since the last text ended
+
+    def add(self, chars: int, seconds: float) -> None:
+        self.busy_s += seconds
+        if chars > 0 and self.busy_s > 0:
+            rate, self.busy_s = chars / self.busy_s, 0.0
+            self.per_s = 0.8 * self.per_s + 0.2 * rate if self.per_s else rate
+
+
 @dataclass(eq=False)
 class _Asked:
     """A query under way. best: of its windows' scores the worst by each measure."""
@@ -58,10 +72,8 @@ class NanoScheduler:
     def __init__(self, model: Nano):
         self._model = model
         self._clear()
-        self._chars_per_s = 0.0  # of new texts, measured; 0: not yet
-        self._busy_s = 0.0  # since the last text ended
-        self._all_per_s = 0.0  # the same of all texts: more, while much of what comes is remembered
-        self._all_busy_s, self._all_chars = 0.0, 0
+        self._new_rate, self._rate = _Rate(), _Rate()  # of new texts; of all: more, while much is remembered
+        self._chars = 0  # of the texts that ended in this step
         self._new_chars = 0  # that this step judged; what is remembered costs nothing, and says nothing of the speed
         self._is_new = False  # whether it judged any
 
@@ -83,7 +95,7 @@ class NanoScheduler:
             return
         left = None if deadline is None else deadline - time.monotonic()
         # Of what waits nobody knows how much is remembered: it is refused only where it would be late either way.
-        rate = max(self._chars_per_s, self._all_per_s)
+        rate = max(self._new_rate.per_s, self._rate.per_s)
         if left is not None and rate and (wait := self._waiting_chars / rate) > SLACK * left:
             message.fail(Overloaded(f"what waits takes about {wait:.1f} s, more than the time of {left:.1f} s"))
             return
@@ -109,7 +121,7 @@ class NanoScheduler:
 
     def step(self) -> bool:
         start = time.perf_counter()
-        self._new_chars, self._is_new = 0, False
+        self._chars, self._new_chars, self._is_new = 0, 0, False
         if not self._fed_passes and self._fed:
             self._plan_fed()
         if self._fed_passes:
@@ -120,24 +132,13 @@ class NanoScheduler:
             self._run_asked(self._asked_passes.popleft())
         took = time.perf_counter() - start
         if self._is_new:
-            self._measure(self._new_chars, took)
-        self._all_busy_s += took
-        if self._all_chars:
-            rate = self._all_chars / self._all_busy_s
-            self._all_per_s = 0.8 * self._all_per_s + 0.2 * rate if self._all_per_s else rate
-            self._all_busy_s, self._all_chars = 0.0, 0
+            self._new_rate.add(self._new_chars, took)
+        self._rate.add(self._chars, took)
         return self.busy
 
     @property
     def busy(self) -> bool:
         return bool(self._fed or self._fed_passes or self._short or self._long or self._asked_passes)
-
-    def _measure(self, chars: int, seconds: float) -> None:
-        """How fast texts that are new are judged, as a moving mean."""
-        self._busy_s += seconds
-        if chars > 0 and self._busy_s > 0:
-            rate, self._busy_s = chars / self._busy_s, 0.0
-            self._chars_per_s = rate if not self._chars_per_s else 0.8 * self._chars_per_s + 0.2 * rate
 
     def _end(self, ticket: Ticket[Work]) -> None:
         if self._under_way.pop(id(ticket), None) is not None:
@@ -209,7 +210,7 @@ class NanoScheduler:
         ticket = asked.ticket
         if asked.drawn and not asked.open and not ticket.done():
             ticket.give(list({id(scores): scores for _, scores in asked.best.values()}.values()))
-            self._all_chars += _chars(ticket.work)
+            self._chars += _chars(ticket.work)
         if ticket.done():
             self._end(ticket)
 
@@ -273,7 +274,7 @@ class NanoScheduler:
             else:
                 fed.ticket.give(Scores.join(fed.parts))
                 self._new_chars += _chars(fed.ticket.work)
-                self._all_chars += _chars(fed.ticket.work)
+                self._chars += _chars(fed.ticket.work)
                 self._end(fed.ticket)
 
     # -- the end
