@@ -121,6 +121,7 @@ LAYERS = (
     ("labelling.ray_engine",),
     ("labelling.manifest",),
     ("labelling",),
+    ("training",),
     ("",),
 )
 

@@ -1,0 +1,1 @@
+"""Training a guard of one's own: labels, token labels, Stream heads, Gen by instruction tuning. Extra `train`."""
