@@ -7,6 +7,7 @@ GuardkitError
 ├── PolicyError             a policy that does not validate, with the line where it is known
 ├── MessageError            a message, or a list of them, that cannot be read
 ├── EvaluationError         a data set of `guard eval` that is unknown, not at hand, or without labels
+├── TrainingError           rows, categories or a backbone that a guard cannot be trained with
 ├── LabelError              an input that `guard label` cannot read, or labels begun with other settings
 └── ModelError
     ├── UnknownModel        no such model; names those that exist
@@ -77,6 +78,11 @@ class EvaluationError(GuardkitError, ValueError):
 class LabelError(GuardkitError, ValueError):
     """Raised for a data set that cannot be labelled: an input that cannot be read, an output that cannot be written, or
     labels that were begun with other settings; names what differs."""
+
+
+class TrainingError(GuardkitError, ValueError):
+    """Raised for what a guard cannot be trained with: a row (with its file and line), a list of categories, a backbone,
+    an output folder that holds something else."""
 
 
 class ModelError(GuardkitError):

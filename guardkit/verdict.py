@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -28,7 +30,11 @@ SEVERITIES: tuple[Severity, ...] = tuple(Severity)
 
 
 class Category(Enum):
-    """What a text is unsafe about. `.label` is Qwen3Guard's own wording."""
+    """What a text is unsafe about. `.label` is the model's wording, Qwen3Guard's own for its nine categories.
+
+    The nine are the members. A model that was trained on categories of one's own has others, made by `named`: equal
+    where their values are, and no part of ``list(Category)``.
+    """
 
     violent = "violent"
     non_violent_illegal = "non_violent_illegal"
@@ -42,9 +48,54 @@ class Category(Enum):
 
     @property
     def label(self) -> str:
-        return _LABELS[self.value]
+        return _LABELS.get(self.value) or str(vars(self)["_label"])
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this is none of Qwen3Guard's nine."""
+        return self.value not in _LABELS
+
+    @classmethod
+    def named(cls, name: str) -> Category:
+        """The category of a value or a label: one of the nine however it is spelled, else a model's own.
+
+        The value of an own category is its label's words in lower case, joined by "_". Raises ValueError for a name
+        that has none, or that an answer could not list (a comma or a line end in it, or "None").
+        """
+        name = html.unescape(name).strip("\"' ")
+        known = _KNOWN.get(_letters(name))
+        if known is not None:
+            return cls(known)
+        value = "_".join(re.findall(r"[^\W_]+", name.casefold()))
+        if value in _LABELS:
+            return cls(value)
+        if not value or value == "none" or "," in name or not name.isprintable() or len(name) > MAX_LABEL:
+            raise ValueError(
+                f"{name[:MAX_LABEL]!r} is no name for a category: letters or digits, no comma, no line end, "
+                f"not 'None', at most {MAX_LABEL} characters"
+            )
+        own = object.__new__(cls)
+        own._name_ = own._value_ = value
+        vars(own)["_label"] = name
+        return own
+
+    def __eq__(self, other: object) -> bool:
+        return self._value_ == other._value_ if isinstance(other, Category) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._value_)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _category, (self.label,)
+
+    def __deepcopy__(self, memo: Any) -> Category:
+        return self
 
 
+MIN_OWN, MAX_OWN = 2, 50
+"""How many categories a set of one's own may have."""
+MAX_LABEL = 100
+"""Characters that a category's label may have."""
 _LABELS = {
     "violent": "Violent",
     "non_violent_illegal": "Non-violent Illegal Acts",
@@ -55,6 +106,24 @@ _LABELS = {
     "political": "Politically Sensitive Topics",
     "copyright": "Copyright Violation",
     "jailbreak": "Jailbreak",
+}
+
+
+def _category(label: str) -> Category:
+    return Category.named(label)
+
+
+def _letters(name: str) -> str:
+    """A name's letters alone: quotes, blanks, hyphens and case vary between releases."""
+    return "".join(c for c in name.replace("&", "and").casefold() if c.isalnum())
+
+
+_KNOWN = {_letters(spelled): value for value, label in _LABELS.items() for spelled in (value, label)} | {
+    "sexualcontent": "sexual",
+    "suicideselfharm": "self_harm",
+    "personallyidentifiableinformation": "pii",
+    "personallyidentifiableinformationpii": "pii",
+    "copyright": "copyright",
 }
 
 

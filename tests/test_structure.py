@@ -121,7 +121,13 @@ LAYERS = (
     ("labelling.ray_engine",),
     ("labelling.manifest",),
     ("labelling",),
-    ("training",),
+    ("training", "training.categories"),
+    ("training.rows", "training.templates"),
+    ("training.examples",),
+    ("training.modules",),
+    ("training.saving",),
+    ("training.run",),
+    ("training.__main__",),
     ("",),
 )
 

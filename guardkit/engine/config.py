@@ -1,12 +1,12 @@
 """What a checkpoint's config.json says, validated: the backbone's sizes, the guard heads' classes.
 
-Nothing is taken on trust: a value of the wrong type, a feature that the engine does not compute, or a label that
-guardkit does not know is a `ModelLoadError` that names the file, the key and the value found. Loads no torch.
+Nothing is taken on trust: a value of the wrong type, a feature that the engine does not compute, or a severity that
+guardkit does not know is a `ModelLoadError` that names the file, the key and the value found. Categories may be those
+of the model's own training. Loads no torch.
 """
 
 from __future__ import annotations
 
-import html
 import math
 import reprlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from guardkit.errors import ModelLoadError
-from guardkit.verdict import SEVERITIES, Category, Severity
+from guardkit.verdict import MAX_OWN, MIN_OWN, SEVERITIES, Category, Severity
 
 
 @dataclass(frozen=True)
@@ -253,24 +253,23 @@ def _categories(read: _Reader, key: str, size_key: str, published: tuple[Categor
         return published
     found: list[Category] = []
     for i, label in enumerate(labels):
-        category = _KNOWN.get(_plain(label))
-        if category is None:
-            read.refuse(key, f"class {i} is named {label!r}; known: {', '.join(c.label for c in Category)}")
+        try:
+            category = Category.named(label)
+        except ValueError as error:
+            read.refuse(key, f"class {i}: {error}")
         if category in found:
             read.refuse(key, f"classes {found.index(category)} and {i} are both '{category.label}'")
         found.append(category)
+    own = next((i for i, category in enumerate(found) if category.is_own), None)
+    if own is not None and not MIN_OWN <= len(found) <= MAX_OWN:
+        read.refuse(
+            key,
+            f"class {own} is named {labels[own]!r}; own categories come in sets of {MIN_OWN} to {MAX_OWN}; known: "
+            + ", ".join(c.label for c in Category),
+        )
     return tuple(found)
 
 
 def _plain(label: str) -> str:
-    """A label's letters alone: quotes, blanks, hyphens and case vary between releases, and "&" may be escaped."""
-    return "".join(c for c in html.unescape(label).replace("&", "and").casefold() if c.isalnum())
-
-
-_KNOWN = {_plain(c.label): c for c in Category} | {
-    "sexualcontent": Category.sexual,
-    "suicideselfharm": Category.self_harm,
-    "personallyidentifiableinformation": Category.pii,
-    "personallyidentifiableinformationpii": Category.pii,
-    "copyright": Category.copyright,
-}
+    """A label's letters alone: quotes, blanks and case vary between releases."""
+    return "".join(c for c in label.casefold() if c.isalnum())

@@ -40,7 +40,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 # The characters that stand for bytes in a byte-level vocabulary: printable ones for themselves.
 _BYTES = {chr(b): b for b in _SHOWN} | {chr(0x100 + i): b for i, b in enumerate(sorted({*range(256)} - {*_SHOWN}))}
-_SPLIT = (
+SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -314,7 +314,7 @@ def _load(path: Path) -> Any:
         normalizer = json.loads(tokenizer.normalizer.__getstate__())["type"]
     except Exception as error:  # the library raises bare Exception
         raise ModelLoadError(f"{path} cannot be read ({error}); download it again") from error
-    if (pattern, normalizer, type(tokenizer.model).__name__) != (_SPLIT, "NFC", "BPE"):
+    if (pattern, normalizer, type(tokenizer.model).__name__) != (SPLIT, "NFC", "BPE"):
         raise ModelLoadError(f"{path} is not Qwen3's tokenizer; take the file of the checkpoint itself")
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()

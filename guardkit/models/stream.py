@@ -103,6 +103,15 @@ class Frame:
     closed: list[int]
     windowed: bool = False
 
+    def scaffold(self, before: Stage | None, stage: Stage) -> list[int]:
+        """What stands before tokens of `stage` that follow those of the stage `before` (None: they are the first)."""
+        thinks = stage is Stage.reasoning
+        if before is None:
+            return self.opened if thinks else self.empty
+        if (before is Stage.reasoning) is thinks:
+            return []
+        return self.opened if thinks else self.closed
+
 
 class Frames:
     """Conversations as token ids, through the checkpoint's template."""
@@ -315,11 +324,11 @@ class _StreamSession(Session):
     def _append(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
         engine, ids, at = self._model.engine, list(tokens.ids), 0
         parts: list[tuple[Pending, bool]] = []
-        scaffold = self._scaffold(tokens.stage)
+        scaffold = self._frame.scaffold(self._stage, tokens.stage)
         while at < len(ids):
             if self._sequence.length + len(scaffold) >= self._limit:
                 self._open_window()
-                scaffold = self._scaffold(tokens.stage)
+                scaffold = self._frame.scaffold(self._stage, tokens.stage)
             n = min(len(ids) - at, self._limit - self._sequence.length - len(scaffold))
             piece = [*scaffold, *ids[at : at + n]]
             rows = engine.submit(self._sequence, piece, "response", len(scaffold), deadline=deadline)
@@ -333,7 +342,7 @@ class _StreamSession(Session):
         return Scores.join(scores)
 
     def _peek(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
-        engine, scaffold = self._model.engine, self._scaffold(tokens.stage)
+        engine, scaffold = self._model.engine, self._frame.scaffold(self._stage, tokens.stage)
         ids = [*scaffold, *tokens.ids]
         if self._sequence.length + len(ids) <= self._limit:
             rows = yield engine.submit(self._sequence, ids, "response", len(scaffold), keep=False, deadline=deadline)
@@ -366,19 +375,9 @@ class _StreamSession(Session):
     def close(self) -> None:
         self._model.engine.close(self._sequence)
 
-    def _scaffold(self, stage: Stage, fresh: bool = False) -> list[int]:
-        """What the template puts before tokens of `stage` that follow those of the stage before."""
-        thinks = stage is Stage.reasoning
-        before = None if fresh else self._stage
-        if before is None:
-            return self._frame.opened if thinks else self._frame.empty
-        if (before is Stage.reasoning) is thinks:
-            return []
-        return self._frame.opened if thinks else self._frame.closed
-
     def _window(self) -> list[int]:
         """How a new window starts: the context, and the newest tokens of the response."""
-        return [*self._frame.ids, *self._scaffold(self._stage or Stage.response, fresh=True), *self._lead]
+        return [*self._frame.ids, *self._frame.scaffold(None, self._stage or Stage.response), *self._lead]
 
     def _open_window(self) -> None:
         engine = self._model.engine
