@@ -68,6 +68,7 @@ LAYERS = (
         "models.gen",
         "models.remote",
     ),
+    ("models.nano.vectors",),
     ("audit", "webhook", "response", "runner"),
     ("judge",),
     ("models.registry",),
@@ -128,6 +129,10 @@ LAYERS = (
     ("training.saving",),
     ("training.run",),
     ("training.__main__",),
+    ("training.halves", "training.files", "training.annotators", "training.logistic"),
+    ("training.light", "training.cross"),
+    ("training.confusion",),
+    ("training.labels",),
     ("",),
 )
 

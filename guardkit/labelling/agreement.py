@@ -7,10 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from guardkit.verdict import SEVERITIES
-
-_NAMES = tuple(s.value for s in SEVERITIES)
-
 
 @dataclass(frozen=True)
 class Agreement:
@@ -26,9 +22,9 @@ class Agreement:
         """For people."""
         if not self.rows:
             return []
-        found = [f"all guards agree on {self.unanimous:.1%} of {self.rows:,} rows; Fleiss' kappa {_shown(self.fleiss)}"]
+        found = [f"all guards agree on {self.unanimous:.1%} of {self.rows:,} rows; Fleiss' kappa {shown(self.fleiss)}"]
         found += [
-            f"{one} and {other}: {share:.1%}, Cohen's kappa {_shown(kappa)}"
+            f"{one} and {other}: {share:.1%}, Cohen's kappa {shown(kappa)}"
             for (one, other), (share, kappa) in self.pairs.items()
         ]
         return found
@@ -41,7 +37,7 @@ def agreement(votes: Mapping[str, int], names: Sequence[str]) -> Agreement:
     if not rows:
         return Agreement(0, 0.0, {}, None)
     unanimous = sum(n for given, n in counts.items() if len(set(given)) == 1) / rows
-    pairs = {(names[i], names[j]): _pair(_table(counts, i, j), rows) for i, j in combinations(range(len(names)), 2)}
+    pairs = {(names[i], names[j]): cohen(_table(counts, i, j)) for i, j in combinations(range(len(names)), 2)}
     return Agreement(rows, unanimous, pairs, _fleiss(counts, rows, len(names)))
 
 
@@ -52,10 +48,18 @@ def _table(counts: Mapping[tuple[str, ...], int], i: int, j: int) -> Counter[tup
     return found
 
 
-def _pair(table: Counter[tuple[str, str]], rows: int) -> tuple[float, float | None]:
-    agreed = sum(table[s, s] for s in _NAMES) / rows
-    chance = sum(sum(table[s, o] for o in _NAMES) * sum(table[o, s] for o in _NAMES) for s in _NAMES) / rows**2
-    return agreed, _kappa(agreed, chance)
+def cohen(table: Mapping[tuple[str, str], int]) -> tuple[float, float | None]:
+    """The share of rows where two annotators agree, and Cohen's kappa; of a table of how often they gave each pair of
+    severities. The kappa is None where chance alone agrees always, or there are no rows."""
+    rows = sum(table.values())
+    if not rows:
+        return 0.0, None
+    agreed = sum(n for (one, other), n in table.items() if one == other) / rows
+    ones, others = Counter[str](), Counter[str]()
+    for (one, other), n in table.items():
+        ones[one] += n
+        others[other] += n
+    return agreed, _kappa(agreed, sum(ones[s] * others[s] for s in ones) / rows**2)
 
 
 def _fleiss(counts: Mapping[tuple[str, ...], int], rows: int, n_guards: int) -> float | None:
@@ -73,5 +77,6 @@ def _kappa(agreed: float, chance: float) -> float | None:
     return None if chance >= 1 else (agreed - chance) / (1 - chance)
 
 
-def _shown(kappa: float | None) -> str:
+def shown(kappa: float | None) -> str:
+    """For people."""
     return "-" if kappa is None else f"{kappa:.2f}"

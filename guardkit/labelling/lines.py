@@ -95,12 +95,12 @@ def dumped(objects: Iterable[Any], labels: Sequence[tuple[str, bytes]], column: 
     key = json.dumps(column).encode()
     out = []
     for value, (_, label) in zip(objects, labels, strict=True):
-        line = json.dumps(value, ensure_ascii=False, default=_plain).encode("utf-8", "backslashreplace")
+        line = json.dumps(value, ensure_ascii=False, default=as_json).encode("utf-8", "backslashreplace")
         out.append(_with_label(line, "o" if value else "e", label, key, b"value"))
     return out
 
 
-def _plain(value: object) -> object:
+def as_json(value: object) -> object:
     """What JSON has no form for: bytes as Base64, dates in ISO's form, the rest as text."""
     if isinstance(value, bytes | bytearray | memoryview):
         import base64

@@ -1,0 +1,96 @@
+"""Does cross-annotation find the rows that people call controversial? On labelled rows, with that label hidden.
+
+    python benchmarks/cross_annotation.py --data FOLDER --rows 900 --trainer light
+
+Of each file so many rows of each severity are drawn. A row that people called controversial gets "safe" or "unsafe" by
+a coin, as annotators with two labels only would split on it; then `cross_annotate` sees two levels, and what it calls
+controversial is held against the people's label.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import sys
+import time
+from pathlib import Path
+
+from guardkit.evaluation.rows import row_of
+from guardkit.evaluation.specs import Fields
+from guardkit.labelling.rows import Item
+from guardkit.training.annotators import trainer_named
+from guardkit.training.confusion import NAMES
+from guardkit.training.cross import cross_annotate
+from guardkit.training.files import Records
+from guardkit.training.halves import content_of, halves
+from guardkit.verdict import SEVERITIES, Severity
+
+FILES = ("davidson_hate", "diasafety", "germeval2018", "told_br", "toxic_spans_civil")
+Drawn = list[tuple[str, Item, Severity]]
+
+
+def draw(folder: Path, files: list[str], rows: int) -> Drawn:
+    """Of each file up to a third of `rows` of each severity."""
+    found: Drawn = []
+    for name in files:
+        path = next(iter(sorted(folder.glob(f"{name}.jsonl*"))), None)
+        if path is None:
+            sys.exit(f"{folder} holds no {name}.jsonl or {name}.jsonl.gz: --data names the folder with labelled rows")
+        known: dict[str, tuple[Item, Severity]] = {}
+        for number, record in enumerate(Records([str(path)]), 1):
+            row = row_of(number, record, Fields())
+            if row.item is not None and row.severity >= 0:
+                known.setdefault(content_of(row.item), (row.item, SEVERITIES[row.severity]))
+        rng = random.Random(name)
+        for severity in SEVERITIES:
+            of_it = [pair for pair in known.values() if pair[1] is severity]
+            found += [(name, *pair) for pair in rng.sample(of_it, min(rows // 3, len(of_it)))]
+    return found
+
+
+def coin(item: Item) -> Severity:
+    bit = hashlib.blake2b(content_of(item).encode("utf-8", "surrogatepass"), key=b"coin").digest()[0] & 1
+    return Severity.unsafe if bit else Severity.safe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="a folder of NAME.jsonl.gz with text and severity")
+    parser.add_argument("--files", nargs="+", default=list(FILES))
+    parser.add_argument("--rows", type=int, default=900, help="of each file, at most")
+    parser.add_argument("--trainer", nargs="+", default=["light", "ngrams"])
+    parser.add_argument("--weight", nargs="+", type=float, default=[2.0, 4.0, 8.0])
+    args = parser.parse_args()
+    drawn = draw(args.data, args.files, args.rows)
+    items = [item for _, item, _ in drawn]
+    true = [severity for _, _, severity in drawn]
+    given = [coin(item) if severity is Severity.controversial else severity for _, item, severity in drawn]
+    sides = halves(items)
+    print(f"{len(items):,} rows of {', '.join(args.files)}")
+    for trainer in args.trainer:
+        made = trainer_named(trainer)
+        for weight in args.weight:
+            start = time.process_time()
+            found = [label.severity for label in cross_annotate(items, given, sides, made, weight=weight)]
+            print(f"\n{trainer}, weight {weight:g}: {time.process_time() - start:.0f} s of CPU time")
+            show("all", true, found)
+            for name in args.files:
+                rows = [i for i, (file, _, _) in enumerate(drawn) if file == name]
+                show(name, [true[i] for i in rows], [found[i] for i in rows])
+
+
+def show(name: str, true: list[Severity], found: list[Severity | None]) -> None:
+    share = {s: [f is Severity.controversial for t, f in zip(true, found, strict=True) if t is s] for s in SEVERITIES}
+    n = sum(sum(hits) for hits in share.values())
+    hits = sum(share[Severity.controversial])
+    base = len(share[Severity.controversial]) / len(true)
+    told = "  ".join(f"{k} {sum(share[s]) / max(len(share[s]), 1):.1%}" for k, s in zip(NAMES, SEVERITIES, strict=True))
+    precision = f"{hits / n:.1%}" if n else "-"
+    print(
+        f"{name:20} called controversial, of those that people call  {told};  precision {precision} (base {base:.1%})"
+    )
+
+
+if __name__ == "__main__":
+    main()
