@@ -35,6 +35,18 @@ def refuse_network(event: str, args: tuple[Any, ...]) -> None:
 sys.addaudithook(refuse_network)
 
 
+@pytest.fixture(scope="session")
+def chat_model() -> Iterator[tuple[Any, str]]:
+    """A real chat model, loaded once, and the address (with /v1) of a server around it."""
+    from tests.chat_model_server import ABSENT, FOLDER, ChatModel, ChatServer
+
+    if ABSENT:
+        pytest.skip(ABSENT)
+    model = ChatModel(FOLDER)
+    with ChatServer(model) as url:
+        yield model, url
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A headless browser, driven by playwright: `chromium` on the path, or what $GUARDKIT_CHROMIUM names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from guardkit import Guard
 from guardkit_serve import Settings, Upstream, create_app
+from tests.leaks import BAD, SAFE, cut
 from tests.serve import scripted
 
 
@@ -92,3 +94,20 @@ ANSWERS = {
     )
     for protocol in scripted.PROTOCOLS
 }
+
+
+def _rude(protocol: str, body: Any) -> Any:
+    """Flagged where the question says "rudely", reasoning where it says "think"; a tool call where a tool is offered
+    and has not answered."""
+    asked = json.dumps(body)
+    said = BAD if "rudely" in asked else SAFE
+    stage = "reasoning" if "think" in asked and "reasoning" in scripted.STAGES[protocol] else "response"
+    if body.get("tools") and body.get("messages", [{"role": "user"}])[-1]["role"] == "user":
+        said, stage = json.dumps({"q": said}, ensure_ascii=False), "tool_call"
+    if body.get("stream"):
+        return scripted.events(protocol, cut(said, 4), stage)
+    return scripted.whole(protocol, said, stage)
+
+
+RUDE: dict[str, Any] = {path: functools.partial(_rude, protocol) for protocol, path in scripted.PATHS.items()}
+RUDE["/v1/models"] = {"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": "us"}]}
