@@ -81,6 +81,7 @@ LAYERS = (
         "testing",
         "redact",
         "adapters",
+        "adapters.chat_models",
         "adapters.transformers",
         "trace_parts",
         "evaluation",
@@ -133,6 +134,9 @@ LAYERS = (
     ("training.light", "training.cross"),
     ("training.confusion",),
     ("training.labels",),
+    ("training.boundary", "training.continuing"),
+    ("training.token_search",),
+    ("training.tokens",),
     ("",),
 )
 
