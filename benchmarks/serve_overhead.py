@@ -1,11 +1,14 @@
 """What `guard serve` adds: to the first token, to each token, and to a moderation.
 
-    python benchmarks/serve_overhead.py [--rounds 40] [--seconds 10] [--skip-moderations]
+    python benchmarks/serve_overhead.py [--rounds 40] [--seconds 10] [--skip-moderations] [--http h11] [--loop asyncio]
 
 Streams: a scripted upstream stamps each event with the time; a client reads it directly, through a plain pass-through
 proxy of the same parts (Starlette, httpx, uvicorn), and through the guard with a scripted model and no hold-back (what
 waits for what follows is no cost of the server). All run in processes of their own on loopback, the three in turn.
-Moderations: requests a second of one text each, with the embedded model, against `check_batch` on the same texts.
+Moderations: requests a second of one text each, with the embedded model, against `check_batch` on texts like them, in
+rounds that take turns. The client sends requests that were made before over open connections, and its share of the
+processor is told: server, model and client have the same cores. CPU times hardly change while a machine is busy with
+something else; rates do.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -31,6 +35,7 @@ from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
 N_TOKENS, GAP_S = 60, 0.004
+BATCH = 128  # texts of a call of `check_batch`
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hello there"}]}
 PATH = "/v1/chat/completions"
 
@@ -82,14 +87,16 @@ def judging() -> Any:
     return create_app(Guard.load(timeout=30), Settings(access_log=False))
 
 
-def _serve(make: Callable[..., Any], args: tuple[str, ...], port: int) -> None:
-    uvicorn.run(make(*args), host="127.0.0.1", port=port, log_level="error", access_log=False)
+def _serve(make: Callable[..., Any], args: tuple[str, ...], port: int, parts: dict[str, str]) -> None:
+    more: Any = parts
+    uvicorn.run(make(*args), host="127.0.0.1", port=port, log_level="error", access_log=False, **more)
 
 
-def start(make: Callable[..., Any], *args: str) -> tuple[multiprocessing.Process, str]:
+def start(make: Callable[..., Any], *args: str, **parts: str) -> tuple[multiprocessing.Process, str]:
+    """parts: uvicorn's `http` and `loop`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = multiprocessing.Process(target=_serve, args=(make, args, port), daemon=True)
+    process = multiprocessing.Process(target=_serve, args=(make, args, port, parts), daemon=True)
     process.start()
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
@@ -137,49 +144,91 @@ def texts(seed: int) -> Iterator[str]:
         yield " ".join(chance.choices(words, k=14))
 
 
-async def moderate(address: str, seconds: float, clients: int) -> float:
-    """Requests a second."""
-    limits, done, given = httpx.Limits(max_connections=clients), 0, texts(time.monotonic_ns())
-    end = time.monotonic() + seconds
-
-    async def ask(client: httpx.AsyncClient) -> None:
-        nonlocal done
-        while time.monotonic() < end:
-            answer = await client.post(f"{address}/v1/moderations", json={"input": next(given)})
-            assert answer.status_code == 200
-            done += 1
-
-    async with httpx.AsyncClient(trust_env=False, limits=limits, timeout=60) as client:
-        start = time.monotonic()
-        await asyncio.gather(*(ask(client) for _ in range(clients)))
-        return done / (time.monotonic() - start)
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def batch(seconds: float) -> float:
-    from guardkit import Guard
+async def moderate(address: str, given: Sequence[str], clients: int) -> float:
+    """Judge each text with a request of its own; requests a second."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    asked = iter([_request(f"{host}:{port}", text) for text in given])
 
-    with Guard.load() as guard:
-        guard.check("warm up")
-        start, done, size = time.monotonic(), 0, 128
-        given = texts(0)
-        while time.monotonic() < start + seconds:
-            guard.check_batch(list(islice(given, size)), stage="prompt")
-            done += size
-        return done / (time.monotonic() - start)
+    async def ask() -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for raw in asked:
+            writer.write(raw)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+            size = head.lower().split(b"content-length: ", 1)[1].split(b"\r", 1)[0]
+            assert b'"judged":true' in await reader.readexactly(int(size))
+        writer.close()
+
+    start = time.monotonic()
+    await asyncio.gather(*(ask() for _ in range(clients)))
+    return len(given) / (time.monotonic() - start)
 
 
-def show_streams(rounds: int) -> None:
-    behind, source = start(upstream)
-    plain, through = start(passing, source)
-    guarded, judged = start(guarding, source)
+def _request(host: str, text: str) -> bytes:
+    body = json.dumps({"input": text}).encode()
+    head = f"POST /v1/moderations HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def batch(guard: Any, given: Sequence[str]) -> float:
+    """Texts a second."""
+    start = time.monotonic()
+    for i in range(0, len(given), BATCH):
+        guard.check_batch(given[i : i + BATCH], stage="prompt")
+    return len(given) / (time.monotonic() - start)
+
+
+def show_streams(rounds: int, parts: dict[str, str]) -> None:
+    behind, source = start(upstream, **parts)
+    plain, through = start(passing, source, **parts)
+    guarded, judged = start(guarding, source, **parts)
+    pids = {"plain proxy": plain.pid or 0, "guard": guarded.pid or 0}
+    before = {name: cpu_s(pid) for name, pid in pids.items()}
     found = asyncio.run(streams({"direct": source, "plain proxy": through, "guard": judged}, rounds))
-    print(f"{'':12}  first token, ms   each token, us   (medians of {rounds} streams of {N_TOKENS} tokens)")
+    used = {name: (cpu_s(pid) - before[name]) / ((rounds + 2) * N_TOKENS) * 1e6 for name, pid in pids.items()}
+    print(f"{'':12}  first token, ms   each token, us   CPU a token, us   (medians of {rounds} streams of {N_TOKENS})")
     for name, (first, taken) in found.items():
-        print(f"{name:12}  {first:15.2f}   {taken:14.0f}")
+        print(f"{name:12}  {first:15.2f}   {taken:14.0f}   {used.get(name, 0.0):15.0f}")
     (one, many), (base_one, base_many) = found["guard"], found["plain proxy"]
-    print(f"{'added':12}  {one - base_one:15.2f}   {many - base_many:14.0f}   (guard beside the plain proxy)")
+    more = used["guard"] - used["plain proxy"]
+    print(f"{'added':12}  {one - base_one:15.2f}   {many - base_many:14.0f}   {more:15.0f}   (beside the plain proxy)")
     for process in (behind, plain, guarded):
         process.terminate()
+
+
+def show_moderations(seconds: float, clients: int, parts: dict[str, str]) -> None:
+    from guardkit import Guard
+
+    server, address = start(judging, **parts)
+    pid, given = server.pid or 0, texts(time.monotonic_ns())
+    with Guard.load() as guard:
+        size = BATCH * max(1, round(seconds / 3 * batch(guard, list(islice(given, BATCH))) / BATCH))
+        asyncio.run(moderate(address, list(islice(given, 2 * clients)), clients))
+        rates: dict[str, list[float]] = {"core": [], "served": []}
+        used = {"core": 0.0, "server": 0.0, "client": 0.0}
+        for _ in range(3):
+            now, own = list(islice(given, size)), time.process_time()
+            rates["core"].append(batch(guard, now))
+            used["core"] += time.process_time() - own
+            now, own, server_s = list(islice(given, size)), time.process_time(), cpu_s(pid)
+            rates["served"].append(asyncio.run(moderate(address, now, clients)))
+            used["client"] += time.process_time() - own
+            used["server"] += cpu_s(pid) - server_s
+    server.terminate()
+    in_core, served = statistics.median(rates["core"]), statistics.median(rates["served"])
+    core, serving, client = (used[name] / (3 * size) * 1e3 for name in ("core", "server", "client"))
+    print(
+        f"check_batch {in_core:.0f} texts/s, {core:.2f} ms of CPU a text\n"
+        f"/v1/moderations {served:.0f} requests/s of {clients} clients, {served / in_core:.0%} of it; CPU a request "
+        f"{serving:.2f} ms at the server ({core / serving:.0%} of it the core's), {client:.2f} ms at the client"
+    )
 
 
 def main() -> None:
@@ -189,20 +238,16 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--skip-moderations", action="store_true")
     parser.add_argument("--skip-streams", action="store_true")
+    parser.add_argument("--http", default="auto", help="uvicorn's parser: auto, h11, httptools")
+    parser.add_argument("--loop", default="auto", help="uvicorn's event loop: auto, asyncio, uvloop")
     given = parser.parse_args()
     multiprocessing.set_start_method("spawn")
-    header("What guard serve adds", "starlette", "uvicorn", "httpx")
+    header("What guard serve adds", "starlette", "uvicorn", "httpx", "httptools", "uvloop")
+    parts = {"http": given.http, "loop": given.loop}
     if not given.skip_streams:
-        show_streams(given.rounds)
+        show_streams(given.rounds, parts)
     if not given.skip_moderations:
-        in_core = batch(given.seconds)
-        server, address = start(judging)
-        asyncio.run(moderate(address, 2, given.clients))
-        served = asyncio.run(moderate(address, given.seconds, given.clients))
-        server.terminate()
-        print(
-            f"check_batch {in_core:.0f} texts/s; /v1/moderations {served:.0f} requests/s, {served / in_core:.0%} of it"
-        )
+        show_moderations(given.seconds, given.clients, parts)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,24 @@ Item = str | Sequence[Message | Mapping[str, Any]]
 FEED_CHARS = 1 << 16  # a long response is judged this many characters at a time
 
 
+def size_of(items: Sequence[Item], most: int) -> int:
+    """Characters of texts and their contexts, counted until they are more than `most`; messages that were not read yet
+    are more."""
+    n_chars = 0
+    for item in items:
+        if isinstance(item, str):
+            n_chars += len(item)
+        for message in item if isinstance(item, list | tuple) else ():
+            if not isinstance(message, Message):
+                return most + 1
+            n_chars += len(message.said) + len(message.reasoning) + sum(map(len, message.tool_calls))
+            if n_chars > most:
+                return n_chars
+        if n_chars > most:
+            break
+    return n_chars
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one item: what was found in its parts and windows, and why a part has no verdict."""

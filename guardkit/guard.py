@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Self
 from guardkit import telemetry
 from guardkit.astream import Answered, AsyncStreamGuard, Fed, Feeds
 from guardkit.audit import Audit, Sink
-from guardkit.batch import Item, Judging, Outcome
+from guardkit.batch import Item, Judging, Outcome, size_of
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged, Overloaded
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
@@ -28,6 +28,7 @@ from guardkit.verdict import Stage, Verdict
 
 UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word
 CHAINS = "langchain_guardkit"  # the module that makes guards steps of a chain
+SMALL = 1024  # characters of texts that are read on an event loop
 _Round = tuple[StreamModel, Sequence[Job[Any]]]
 """Jobs that are to be run, and the model that they ask."""
 
@@ -312,11 +313,14 @@ class Guard:
     async def _ajudge(self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None) -> list[Outcome]:
         steps = self._steps(items, stage, normalize)
         results: list[Any] | None = None
+        here = size_of(items, SMALL) <= SMALL
         with telemetry.checking(self, items) as check:
-            # In threads: texts are read and normalised there.
-            while not isinstance(asked := await off_loop(functools.partial(_sent, steps, results)), list):
-                results = await arun(*asked, self.timeout)
-            return check.found(asked)
+            while True:
+                # Texts are read and normalised: a few words here, more in a thread.
+                asked = _sent(steps, results) if here else await off_loop(functools.partial(_sent, steps, results))
+                if isinstance(asked, list):
+                    return check.found(asked)
+                results = await arun(*asked, self.timeout, here=here)
 
     def _steps(
         self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None

@@ -38,6 +38,7 @@ class RunningVerdict:
         self._measured = 0  # characters that the meter has seen
         self._decision: Decision | None = None
         self._newest: tuple[Tokens, Scores, int, int] | None = None  # tokens, scores, which of them, its index
+        self._made: tuple[object, Verdict] | None = None  # for which newest, and its verdict
         self._nothing = empty_verdict(model, stage)
         self.n_tokens = 0
         self.run_start = 0  # the first character of the run that stopped the text
@@ -65,8 +66,10 @@ class RunningVerdict:
         """The newest token's, as safe; made when somebody asks, since each one takes the place of the one before."""
         if self._newest is None:
             return self._nothing
-        tokens, scores, i, index = self._newest
-        return self._verdict_at(tokens, scores, i, Severity.safe, index)
+        if self._made is None or self._made[0] is not self._newest:
+            tokens, scores, i, index = self._newest
+            self._made = self._newest, self._verdict_at(tokens, scores, i, Severity.safe, index)
+        return self._made[1]
 
     @property
     def decision(self) -> Decision:

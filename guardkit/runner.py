@@ -140,13 +140,19 @@ def run_rounds(model: StreamModel, rounds: Rounds[_T], timeout: float | None = N
         return end.value  # type: ignore[no-any-return]
 
 
-async def arun(model: StreamModel, jobs: Sequence[Job[_T]], timeout: float | None = None) -> list[_T | Exception]:
-    """`run` for an event loop, which is not held up: the jobs are led on in threads, and no thread waits."""
+async def arun(
+    model: StreamModel, jobs: Sequence[Job[_T]], timeout: float | None = None, *, here: bool = False
+) -> list[_T | Exception]:
+    """`run` for an event loop, which is not held up: the jobs are led on in threads, and no thread waits. here: they
+    are quick, and led on in the loop itself."""
     import asyncio
 
+    if here and model.quick and timeout is None:
+        return run(model, jobs)
     loop = asyncio.get_running_loop()
     landed: deque[Landed] = deque()
     news = asyncio.Event()
+    step: asyncio.Future[bool] | None = None
 
     def land(future: Pending) -> None:
         landed.append((future, None))
@@ -154,21 +160,26 @@ async def arun(model: StreamModel, jobs: Sequence[Job[_T]], timeout: float | Non
             loop.call_soon_threadsafe(news.set)
 
     flight = _Flight(model, jobs, timeout, land)
-    step = off_loop(lambda: flight.advance(()))
+    done: list[Landed] = []
     try:
-        while await asyncio.shield(step):
+        while True:
+            if here:
+                going = flight.advance(done)
+            else:
+                step = off_loop(functools.partial(flight.advance, done))
+                going = await asyncio.shield(step)
+            if not going:
+                return flight.results  # type: ignore[return-value]
             try:
                 await asyncio.wait_for(news.wait(), flight.left_s)
                 news.clear()
                 done = [landed.popleft() for _ in range(len(landed))]
             except TimeoutError:
                 done = flight.late()
-            step = off_loop(functools.partial(flight.advance, done))
     finally:
         flight.dropped = True  # where a thread still leads the jobs on, it is the one to drop them
-        if step.done():
+        if step is None or step.done():
             flight.drop()
-    return flight.results  # type: ignore[return-value]
 
 
 class _Flight(Generic[_T]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,19 @@ from guardkit.verdict import SEVERITIES, Category, Severity
 
 Script = Mapping[str, "str | Severity | Exception"]
 _WORD = re.compile(r"\S{1,48}")
+_LEVELS = np.where(np.eye(3, dtype=bool), 0.9, 0.05).astype(np.float32)
+"""The scores of each severity."""
+
+
+@cache
+def _one(level: int, category: int, categories: int) -> Scores:
+    """The scores of one position, which all that are alike share."""
+    severity, row = _LEVELS[[level]], np.zeros((1, categories), np.float32)
+    row[0, category] = 1.0
+    refusal = np.zeros(1, np.float32)
+    for numbers in (severity, row, refusal):
+        numbers.setflags(write=False)
+    return Scores(severity, row, refusal)
 
 
 class FakeTokenizer:
@@ -64,7 +78,7 @@ class FakeModel(SimpleModel):
         self._script = {" ".join(k.lower().split()): v for k, v in script.items()}
         self.longest = max((len(k) for k in self._script), default=0)
         self.tokenizer = FakeTokenizer()
-        self._category, self._delay = category, delay
+        self._category, self._delay = tuple(Category).index(category), delay
         self.quick = not delay and type(self) is FakeModel  # what a subclass does may take its time
         self.calls = 0
         super().__init__()
@@ -80,10 +94,11 @@ class FakeModel(SimpleModel):
         return worst
 
     def scores(self, levels: Sequence[int], categories: int) -> Scores:
-        severity = np.full((len(levels), 3), 0.05, np.float32)
-        severity[np.arange(len(levels)), list(levels)] = 0.9
+        if len(levels) == 1:
+            return _one(levels[0], self._category % categories, categories)
+        severity = _LEVELS[list(levels)]
         category = np.zeros((len(levels), categories), np.float32)
-        category[:, tuple(Category).index(self._category) % categories] = 1.0
+        category[:, self._category % categories] = 1.0
         return Scores(severity, category, np.zeros(len(levels), np.float32))
 
     def called(self) -> None:

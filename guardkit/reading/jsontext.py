@@ -9,7 +9,7 @@ from typing import Any
 def parse(text: str) -> Any:
     """The value of a JSON text. Raises ValueError that says what is wrong with it."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} (column {error.pos + 1})") from None
     except RecursionError:
@@ -23,3 +23,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"not valid JSON: the key '{twice[:60]}' is given twice in one object")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -68,7 +68,7 @@ VERDICTS: Mapping[str, str] = {"allow": "allow", "flag": "warn", "redact": "modi
 SPAN_KIND = "GUARDRAIL"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
     """name: dotted, as in OpenTelemetry. unit: of UCUM; "1" for a ratio. labels: keys of `ATTRIBUTES`. buckets: the
     upper bounds of a histogram's."""

@@ -6,8 +6,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self
 
@@ -141,6 +140,25 @@ class Check:
         self._end(None if kind is None else kind.__name__)
 
 
+class _Judging:
+    """See `Watch.judging`; entered for each delta, so it does little."""
+
+    __slots__ = ("_start", "_watch")
+
+    def __init__(self, watch: Watch):
+        self._watch, self._start = watch, 0.0
+
+    def __enter__(self) -> None:
+        self._watch._enter()
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch._judging_s += time.perf_counter() - self._start
+        self._watch._leave()
+
+
 class Watch:
     """One stream, from when it is opened to when it is closed."""
 
@@ -148,6 +166,7 @@ class Watch:
         self._emitter, self._guard = emitter, guard
         self._span: GuardSpan | None = None
         self._judging_s = 0.0
+        self._while_judging = _Judging(self)
         telemetry.streams.add(stream)
         self._begin()
 
@@ -160,26 +179,25 @@ class Watch:
     def wants_text(self) -> bool:
         return self._span is not None and self._span.wants_text
 
-    @quietly
     def _enter(self) -> None:
         if self._span is not None:
-            self._span.enter()
+            self._enter_span(self._span)
 
-    @quietly
     def _leave(self) -> None:
         if self._span is not None:
-            self._span.leave()
+            self._leave_span(self._span)
 
-    @contextmanager
-    def judging(self) -> Iterator[None]:
+    @quietly
+    def _enter_span(self, span: GuardSpan) -> None:
+        span.enter()
+
+    @quietly
+    def _leave_span(self, span: GuardSpan) -> None:
+        span.leave()
+
+    def judging(self) -> _Judging:
         """While a piece of the stream is judged."""
-        self._enter()
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._judging_s += time.perf_counter() - start
-            self._leave()
+        return self._while_judging
 
     @quietly
     def decided(self, stream: StreamGuard, error: str | None, text: str | None) -> None:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Send
 
 from guardkit_serve.errors import HttpError
+from guardkit_serve.patience import Patience
 
 DRAIN_S = 0.5
 
@@ -29,11 +30,11 @@ class Out:
     """The answer's body; its head goes out with the first byte. seconds: that a client may take to read on."""
 
     def __init__(self, send: Send, headers: dict[str, str], seconds: float):
-        self._send, self._headers, self._seconds = send, headers, seconds
+        self._send, self._headers, self._patience = send, headers, Patience(seconds)
         self.started = False
 
     async def write(self, data: bytes) -> None:
-        async with asyncio.timeout(self._seconds):
+        with self._patience:
             await self._write(data)
 
     async def _write(self, data: bytes) -> None:
@@ -46,6 +47,9 @@ class Out:
     async def end(self) -> None:
         await self.write(b"")
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def close(self) -> None:
+        self._patience.close()
 
 
 async def until_gone(receive: Receive, work: Awaitable[None]) -> None:

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from guardkit import Guard, NotJudged, Policy, Stage
 from guardkit_serve.calls import Serving, call_of
 from guardkit_serve.check import check
+from guardkit_serve.direct import Direct, Endpoint
 from guardkit_serve.errors import HttpError
 from guardkit_serve.gate import Gate
 from guardkit_serve.guards import Guards
@@ -62,10 +63,11 @@ def create_app(
         state["serving"].ready = False
         await serving.upstreams.close()
 
+    judging = _judging()
     app = Starlette(
-        routes=[*_routes(), *_page()],
+        routes=[*judging, *_routes(), *_page()],
         lifespan=lifespan,
-        middleware=[Middleware(Traced), Middleware(Gate, state=state)],
+        middleware=[Middleware(Traced), Middleware(Gate, state=state), Middleware(Direct, routes=judging)],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error},
     )
     app.router.redirect_slashes = False
@@ -74,16 +76,21 @@ def create_app(
     return app
 
 
+def _judging() -> list[Route]:
+    return [
+        Route("/v1/check", Endpoint(check), methods=["POST"]),
+        Route("/v1/moderations", Endpoint(moderations), methods=["POST"]),
+        Route("/beta/litellm_basic_guardrail_api", Endpoint(litellm), methods=["POST"]),
+        *(Route(kind.path, Proxy(kind), methods=["POST"]) for kind in (Chat, Completions, Responses, Messages)),
+    ]
+
+
 def _routes() -> list[BaseRoute]:
     return [
         Route("/health", health),
         Route("/ready", ready),
         Route("/metrics", metrics),
-        Route("/v1/check", check, methods=["POST"]),
-        Route("/v1/moderations", moderations, methods=["POST"]),
-        Route("/beta/litellm_basic_guardrail_api", litellm, methods=["POST"]),
         Route("/v1/models", models),
-        *(Route(kind.path, Proxy(kind), methods=["POST"]) for kind in (Chat, Completions, Responses, Messages)),
     ]
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from guardkit import Guard
 from guardkit.reading.jsontext import parse
@@ -87,22 +87,29 @@ async def raw_body_of(request: Request) -> bytes:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise HttpError(415, "send the body without a content-encoding")
     most = settings.max_request_bytes
-    too_large = HttpError(413, f"a request may have {most:,} bytes", "request_too_large")
     given = request.headers.get("content-length", "")
     if given.isdigit() and int(given) > most:
-        raise too_large
-    raw = bytearray()
+        raise _too_large(most)
+    pieces: list[bytes] = []
+    n_bytes, is_all = 0, False
     try:
         async with asyncio.timeout(settings.body_s):
-            async for piece in request.stream():
-                raw += piece
-                if len(raw) > most:
-                    raise too_large
+            while not is_all:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise HttpError(499, "the client went away")
+                pieces.append(message.get("body", b""))
+                is_all = not message.get("more_body", False)
+                n_bytes += len(pieces[-1])
+                if n_bytes > most:
+                    raise _too_large(most)
     except TimeoutError:
         raise HttpError(408, f"the body did not arrive within {settings.body_s:g} s") from None
-    except ClientDisconnect:
-        raise HttpError(499, "the client went away") from None
-    return bytes(raw)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _too_large(most: int) -> HttpError:
+    return HttpError(413, f"a request may have {most:,} bytes", "request_too_large")
 
 
 def json_of(raw: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from guardkit.reading.payloads import ArgumentsReader
 from guardkit.retokenize import SurrogateJoiner
 from guardkit.runner import off_loop
 from guardkit_serve.observe import Observer
+from guardkit_serve.patience import Patience
 
 
 class Channel:
@@ -38,6 +38,7 @@ class Channel:
         self.stop: Decision | None = None
         self.finished = False
         self._guard, self._observer, self._seconds = guard, observer, seconds
+        self._patience = Patience(seconds)
         self._arguments = ArgumentsReader() if arguments else None
         self._surrogates = SurrogateJoiner()  # as the core counts characters
         self._waiting: list[str] = []
@@ -122,6 +123,7 @@ class Channel:
     def close(self) -> None:
         """Nothing more is released. Safe to call twice."""
         retracted = 0
+        self._patience.close()
         if self._stream is not None:
             retracted = self._stream.shown_early
             self._stream.close()
@@ -143,7 +145,7 @@ class Channel:
         stream = self._stream
         assert stream is not None
         try:
-            async with asyncio.timeout(self._seconds):
+            with self._patience:
                 result = await call
         except TimeoutError:
             self._failed(TimeoutError(f"not judged within {self._seconds:g} s"))

@@ -24,10 +24,11 @@ from guardkit_serve.sse import Frame
 class _Entry:
     """An event in the queue, and how far its texts must be released before it may go."""
 
-    __slots__ = ("blocked", "data", "frame", "marks", "pieces")
+    __slots__ = ("blocked", "data", "frame", "marks", "n_chars", "pieces")
 
     def __init__(self, frame: Frame, data: Any, pieces: Sequence[Piece]):
         self.frame, self.data, self.pieces = frame, data, pieces
+        self.n_chars = sum([len(piece.text) - piece.added for piece in pieces])
         self.marks: list[tuple[Channel, int]] = []
         self.blocked = True  # until all of it was handed to the guard
 
@@ -113,7 +114,7 @@ class Flow:
         self._waits += len(entry.frame.raw)
         if self._waits > self._max_bytes:
             raise HttpError(502, "more of the answer waits to be judged than may", "upstream_error")
-        self._came += sum(len(piece.text) - piece.added for piece in reading.pieces)
+        self._came += entry.n_chars
         for piece in reading.pieces:
             channel = self._channel(piece)
             await self._flush(channel)
@@ -205,7 +206,7 @@ class Flow:
             out.append(entry.frame.raw)
             self._protocol.sent(entry.frame, entry.data)
             self._protocol.shown = self._protocol.shown or bool(entry.pieces)
-            self._went += sum(len(piece.text) - piece.added for piece in entry.pieces)
+            self._went += entry.n_chars
         if self.violation is not None:
             if queue:
                 out.append(self._cut(queue[0]))

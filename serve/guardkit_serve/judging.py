@@ -11,18 +11,21 @@ from guardkit import Action, Decision, Guard, Message, MessageError, Stage
 from guardkit.batch import Item
 from guardkit.messages import Part, read_messages
 from guardkit_serve.errors import HttpError, overloaded
+from guardkit_serve.joining import decide_joined
 from guardkit_serve.observe import Observer
+from guardkit_serve.tracing import is_traced
 
 
 async def decide(
     guard: Guard, items: Sequence[Item], observer: Observer, seconds: float, *, sheds: bool = True
 ) -> list[Decision]:
-    """A decision for each item, in one batch. Raises `HttpError` (503) where the model has no room and on_error does
-    not let the text through (sheds: only then); any other fault is a decision that says so."""
+    """A decision for each item, in one batch, with the texts of other requests unless requests are traced. Raises
+    `HttpError` (503) where the model has no room and on_error does not let the text through (sheds: only then); any
+    other fault is a decision that says so."""
     start = time.perf_counter()
     try:
         async with asyncio.timeout(seconds):
-            decisions = await guard.adecide_batch(items)
+            decisions = await (guard.adecide_batch(items) if is_traced() else decide_joined(guard, items))
     except TimeoutError:
         decisions = _none_judged(guard, items, f"not judged within {seconds:g} s", start)
     except Exception as error:  # a guard that was closed, or is broken: nothing was judged

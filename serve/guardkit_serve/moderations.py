@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +47,7 @@ async def moderations(request: Request) -> Response:
     decisions = await decide(guard, items, call.serving.observer, call.serving.settings.judge_s) if items else []
     call.action = action_of(decisions)
     results = [result(decision) for decision in decisions]
-    return JSONResponse({"id": f"modr-{uuid.uuid4().hex}", "model": guard.model.name, "results": results})
+    return JSONResponse({"id": f"modr-{random.getrandbits(128):032x}", "model": guard.model.name, "results": results})
 
 
 def _items(given: Any) -> list[Item]:
@@ -66,15 +66,21 @@ def _items(given: Any) -> list[Item]:
     raise HttpError(400, "'input' must be a string, a list of strings, or a list of parts with a 'type'", param="input")
 
 
+_NONE_FOUND = dict.fromkeys(CATEGORIES, False)
+_NO_SCORES = dict.fromkeys(CATEGORIES, 0.0)
+_TEXT = dict.fromkeys(CATEGORIES, ("text",))
+
+
 def result(decision: Decision) -> dict[str, Any]:
     verdict = decision.verdict
     found = {name for category in (verdict.categories if verdict else ()) for name in MAPPING[category]}
+    scores = dict.fromkeys(found, verdict.risk) if verdict else {}
     harmful = verdict is not None and verdict.severity is not Severity.safe
     beside: dict[str, Any] = verdict.to_dict() if verdict else {"severity": None, "error": decision.error}
     return {
         "flagged": decision.action.stops or (harmful and decision.action is Action.flag),
-        "categories": {name: name in found for name in CATEGORIES},
-        "category_scores": {name: verdict.risk if verdict and name in found else 0.0 for name in CATEGORIES},
-        "category_applied_input_types": {name: ["text"] for name in CATEGORIES},
+        "categories": _NONE_FOUND | dict.fromkeys(found, True),
+        "category_scores": _NO_SCORES | scores,
+        "category_applied_input_types": _TEXT,
         "guardkit": beside | {"action": decision.action.value, "judged": decision.judged, "rule": decision.rule},
     }

@@ -8,6 +8,7 @@ without their texts, unless the settings allow those.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from guardkit.telemetry.prometheus import Prometheus
 from guardkit_serve.together import Together
 
 RECENT = 500  # decisions that the page can look back on
+TOLD_AT_ONCE = 256  # times of pieces
 MAX_TEXT = 2000  # characters of a text that is kept
 _SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 
@@ -79,6 +81,7 @@ class Observer:
         self.keep_texts = keep_texts
         self.requests_open = self.streams_open = 0
         self._metrics = Prometheus(more=METRICS)
+        self._added = _Times(ADDED_NEXT)
         self._together = None if folder is None else Together(folder, self._metrics.text)
         self._recent: deque[Seen] = deque(maxlen=RECENT)
         self._number = 0
@@ -110,17 +113,22 @@ class Observer:
     ) -> None:
         """One text of a streamed answer has ended; characters."""
         self.streams_open -= 1
+        self._added.tell()
         self._note("stream", decision, model, policy, 0.0)
 
     def forwarded(self, first: bool, seconds: float) -> None:
         """A piece of a streamed answer went out. seconds: that the guard took since the piece came in, the time that
         it waited for what follows it left out; first: of this answer."""
-        _observe(ADDED_FIRST if first else ADDED_NEXT, seconds)
+        if first:
+            _observe(ADDED_FIRST, seconds)
+        else:
+            self._added.add(seconds)
 
     # -- asked for
 
     def exposition(self) -> tuple[bytes, str]:
         """The body of ``/metrics``, and its content type."""
+        self._added.tell()
         text = self._metrics.text() if self._together is None else self._together.text()
         return text, self._metrics.content_type
 
@@ -150,6 +158,32 @@ class Observer:
             decision.action, decision.verdict, decision.rule, decision.judged, decision.stage, limit=decision.limit
         )
         self._recent.append(Seen(self._number, time.time(), surface, model, policy, bare, seconds, text))
+
+
+class _Times:
+    """Times that are told a few hundred at once, as a piece of a stream is too small a thing for each to be told. Those
+    of one bucket are told as their mean, which lies in it too: counts and sum stay what they are."""
+
+    def __init__(self, metric: Metric):
+        self._metric = metric
+        self._n = 0
+        self._found = [[0, 0.0] for _ in range(len(metric.buckets) + 1)]  # of each bucket: count, sum
+
+    def add(self, seconds: float) -> None:
+        found = self._found[bisect_left(self._metric.buckets, seconds)]
+        found[0] += 1
+        found[1] += seconds
+        self._n += 1
+        if self._n >= TOLD_AT_ONCE:
+            self.tell()
+
+    def tell(self) -> None:
+        if (emitter := telemetry.active()) is not None:
+            for count, total in self._found:
+                if count:
+                    emitter.observe(self._metric, total / count, {}, int(count))
+        self._n = 0
+        self._found = [[0, 0.0] for _ in self._found]
 
 
 def _add(metric: Metric, amount: float, labels: Mapping[str, str] | None = None) -> None:

@@ -216,6 +216,7 @@ class _Exchange:
             self._worst(flow)
             await early.error.response(self.protocol.path)({"type": "http"}, never, send)
         finally:
+            out.close()
             flow.close()
 
     async def _guarded(self, flow: Flow, response: httpx.Response) -> AsyncIterator[bytes]:

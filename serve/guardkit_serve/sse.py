@@ -35,6 +35,10 @@ class Parser:
         self._searched = 0
 
     def feed(self, data: bytes) -> list[Frame]:
+        if not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:  # whole frames, as nearly always
+            *whole, rest = data.split(b"\n\n")
+            self._buffer += rest
+            return [self._frame(raw + b"\n\n") for raw in whole]
         self._buffer += data
         frames, start = [], 0
         at = self._searched

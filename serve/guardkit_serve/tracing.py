@@ -80,6 +80,11 @@ def carry(headers: MutableMapping[str, str]) -> None:
         propagate.inject(headers)
 
 
+def is_traced() -> bool:
+    """Whether the guard's spans are to lie under those of their requests."""
+    return _otel() is not None
+
+
 def _otel() -> Otel | None:
     emitter = telemetry.active()
     return None if emitter is None else emitter.otel

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import Mapping
+from functools import cache
 
 import httpx
 from starlette.datastructures import Headers
@@ -51,7 +52,9 @@ class Upstreams:
     ) -> httpx.Response:
         """The answer, of which nothing but the head has been read; the caller closes it. A call that failed before
         that is tried again. Raises `HttpError` (502, 504)."""
-        url = httpx.URL(url_of(upstream, path)).copy_with(query=query or None)
+        url = _url(url_of(upstream, path))
+        if query:
+            url = url.copy_with(query=query)
         timeout = httpx.Timeout(upstream.read_s, connect=upstream.connect_s, pool=upstream.connect_s)
         request = self.client.build_request(method, url, headers=headers, content=body or None, timeout=timeout)
         for left in range(upstream.retries, -1, -1):
@@ -70,13 +73,17 @@ class Upstreams:
         raise AssertionError("not reached")
 
 
+_url = cache(httpx.URL)
+"""Only of what stands in the settings."""
+
+
 def url_of(upstream: Upstream, path: str) -> str:
     """`path` (``/v1/...``) at the upstream. A base URL with a path stands for ``/v1``, as SDKs take it, but for
     Anthropic's messages, whose SDK adds that itself."""
     base = upstream.url.rstrip("/")
     if base.endswith("/v1"):
         return base + path.removeprefix("/v1")
-    if path == "/v1/messages" or not httpx.URL(base).path.strip("/"):
+    if path == "/v1/messages" or not _url(base).path.strip("/"):
         return base + path
     return base + path.removeprefix("/v1")
 
@@ -91,7 +98,7 @@ def headers_for(upstream: Upstream, path: str, given: Headers, keys: bool) -> di
         key = os.environ.get(upstream.key_env, "").strip()
         if not key:
             raise HttpError(500, "the upstream's key is not set on this server", "upstream_key_missing")
-        of_anthropic = (httpx.URL(upstream.url).host or "").endswith("anthropic.com")
+        of_anthropic = _url(upstream.url).host.endswith("anthropic.com")
         if path == "/v1/messages" or of_anthropic:
             out["x-api-key"] = key
         if not of_anthropic:  # where it would be taken for another kind of token

@@ -49,12 +49,18 @@ class Seen:
     def __contains__(self, text: str) -> bool:
         return digest(text) in self._digests
 
+    def knows(self, key: str, value: Any) -> bool:
+        """Whether this very value passed under this key before; quick."""
+        if isinstance(value, str):
+            return bool(value) and (key, value) in self._silent
+        return (value is None or isinstance(value, int | float)) and (key, "") in self._silent
+
     def new(self, key: str, value: Any, stage: Stage = Stage.response, silent: frozenset[str] = SILENT) -> list[Found]:
         """What stands in `value`, under `key`, and is neither a name where names belong nor seen before; the key too,
         where it reads as text."""
-        known = value if isinstance(value, str) else ""
-        if (key, known) in self._silent and (known or value is None or isinstance(value, int | float)):
+        if self.knows(key, value):
             return []
+        known = value if isinstance(value, str) else ""
         found = [] if is_name(key) else [Found((Key(key),), key, stage)]
         left = [f for f in (*found, *texts_of(value, stage, path=(key,))) if not self._passes(f, silent)]
         if not left and len(known) < 200 and (known or not isinstance(value, Mapping | list)):

@@ -15,6 +15,7 @@ from guardkit_serve.protocols.base import Asked, Piece, Reading, asked_messages,
 from guardkit_serve.protocols.choices import Choices, unknown, wholes
 
 _SCHEMAS = ("tools", "functions", "response_format")
+_DELTA = frozenset(("role", "content", "refusal", "tool_calls", "function_call", *REASONING))
 
 
 class Chat(Choices):
@@ -53,7 +54,7 @@ class Chat(Choices):
         if not isinstance(delta, Mapping):
             raise HttpError(502, "the upstream sent a 'delta' that is no JSON object", "upstream_error")
         for key, value in delta.items():
-            if not is_name(key):
+            if key not in _DELTA and not is_name(key):
                 reading.wholes += wholes(self, key, None)
             if value is None or value == "":
                 continue

@@ -99,7 +99,7 @@ class Choices(Protocol):
                 reading.wholes += wholes(self, "finish_reason", choice["finish_reason"])
                 reading.ends.append((index,))
         for key, value in data.items():
-            if key != "choices":
+            if key != "choices" and not self.seen.knows(key, value):
                 reading.wholes += wholes(self, key, value)
         return reading
 
