@@ -36,8 +36,8 @@ class Transport(Protocol):
 
 def transport_of(client: Any) -> Transport:
     """Raises `GuardkitError` for what is no client."""
-    if isinstance(client, _OpenAI | _Http):
-        return client
+    if hasattr(client, "deltas"):
+        return client  # type: ignore[no-any-return]
     if hasattr(client, "chat") and hasattr(client, "models"):
         if type(client).__name__ in ("OpenAI", "AzureOpenAI"):
             raise GuardkitError("Rollback.stream takes an AsyncOpenAI, not a synchronous client")
@@ -64,7 +64,7 @@ class _OpenAI:
         try:
             stream = await place.create(stream=True, **own)
             async for chunk in stream:
-                if (delta := _delta(chunk)) is not None:
+                if (delta := delta_of(chunk)) is not None:
                     yield delta
         except Exception as error:
             if (told := _told(error)) is None:
@@ -108,7 +108,7 @@ class _Http:
                     data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
                     if data == "[DONE]":
                         return
-                    if data and (delta := _delta(_json(data))) is not None:
+                    if data and (delta := delta_of(_json(data))) is not None:
                         yield delta
         except httpx.HTTPError as error:
             raise Unreachable(f"the server does not answer ({type(error).__name__}: {error})") from error
@@ -144,7 +144,7 @@ def _json(data: str) -> Any:
         raise ServerError(f"the server sent what is no JSON: {data[:_SHOWN]}") from error
 
 
-def _delta(chunk: Any) -> Delta | None:
+def delta_of(chunk: Any) -> Delta | None:
     """What a chunk says; None where it says nothing. Thoughts in fields of their own are not shown, and left out.
     Raises `ServerError` for an error in a chunk, `GuardkitError` for a tool call."""
     if (error := _get(chunk, "error")) is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from guardkit import Guard
+from guardkit import Action, Decision, Guard
 from guardkit.reading.jsontext import parse
 from guardkit_serve.errors import HttpError
 from guardkit_serve.guards import Guards
@@ -74,6 +74,14 @@ class Call:
         guard = self.serving.guards.pick(model, policy, self.key)
         self.model, self.policy = guard.model.name, guard.policy.name
         return guard
+
+    def note(self, decision: Decision) -> None:
+        """A violation."""
+        self.action, self.stage = decision.action.value, decision.stage.value
+
+    def at_least(self, action: Action) -> None:
+        """Something was found."""
+        self.action = max(Action(self.action), action).value
 
 
 def call_of(request: Request) -> Call:

@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from guardkit import Guard, Policy, PolicyError
 from guardkit.policy_file import Lines, read
-from guardkit_serve.settings import ON_VIOLATION, Key, Route, Settings, Upstream
+from guardkit.rollback.server import CONTINUE
+from guardkit_serve.settings import ON_VIOLATION, Key, RollbackSettings, Route, Settings, Upstream
 
 
 class ConfigError(PolicyError):
@@ -92,6 +94,10 @@ _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "model": str, "device": str, "dtype": str, "revision": str, "threads": int, "cache_gib": (int, float),
     "max_streams": int, "quantize": str, "then": str, "threshold": (int, float), "debounce": int,
 }  # fmt: skip
+_ROLLBACK: dict[str, type | tuple[type, ...]] = {
+    "buffer": int, "retries": int, "introspect": bool, "stride": int, "continue_by": str,
+}  # fmt: skip
+_NEVER_CONTINUE = (".openai.com", ".anthropic.com")
 _KINDS: dict[Any, str] = {str: "a string", int: "a whole number", bool: "true or false", (int, float): "a number"}
 
 
@@ -202,6 +208,8 @@ class _Reader:
         return out
 
     def _field(self, value: Any, kind: str, *path: str | int) -> Any:
+        if kind.startswith("Rollback"):
+            return self._rollback(value, *path)
         if kind.startswith("tuple"):
             if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
                 raise self.fail(f"'{path[-1]}' must be a list of names", *path)
@@ -212,6 +220,21 @@ class _Reader:
             raise self.fail(f"'{path[-1]}' must not be below 0", *path)
         return value
 
+    def _rollback(self, value: Any, *path: str | int) -> RollbackSettings | Literal[False]:
+        """Settings of it; true: those of the library; false: without it."""
+        if isinstance(value, bool):
+            return RollbackSettings() if value else False
+        if not isinstance(value, Mapping):
+            raise self.fail("'rollback' is a mapping, or true", *path)
+        self._known(value, tuple(_ROLLBACK), *path)
+        taken = {key: self._typed(value[key], kind, *path, key) for key, kind in _ROLLBACK.items() if key in value}
+        for key, least in (("buffer", 1), ("stride", 1), ("retries", 0)):
+            if key in taken and taken[key] < least:
+                raise self.fail(f"'{key}' must be at least {least}", *path, key)
+        if (by := taken.get("continue_by")) is not None and by not in CONTINUE:
+            raise self.fail(f"'continue_by' is one of {', '.join(CONTINUE)}, not '{by}'", *path, "continue_by")
+        return RollbackSettings(**taken)
+
     def _references(
         self, upstreams: Any, routes: Any, keys: Any, policies: Mapping[str, str], models: list[str]
     ) -> None:
@@ -220,6 +243,9 @@ class _Reader:
         for i, upstream in enumerate(upstreams):
             if not re.match(r"https?://[^/]", upstream.url):
                 raise self.fail(f"'{upstream.url}' is no http(s) address", "upstreams", upstream.name, i, "url")
+            if upstream.rollback and (urlsplit(upstream.url).hostname or "").endswith(_NEVER_CONTINUE):
+                why = f"'{upstream.url}' continues no assistant message, so nothing can be taken back there"
+                raise self.fail(why, "upstreams", upstream.name, i, "rollback")
         for i, route in enumerate(routes):
             if route.upstream not in known:
                 raise self.fail(

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import AsyncIterator
 
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from guardkit import Action, Guard, MessageError, Stage
-from guardkit_serve.answering import Early, Out, drained, json_response, never, until_gone
+from guardkit import Guard, MessageError, Stage
+from guardkit_serve.answering import json_response, until_gone
 from guardkit_serve.asking import judge_request
 from guardkit_serve.calls import Call, call_of, json_of, raw_body_of
-from guardkit_serve.errors import HttpError, overloaded
-from guardkit_serve.faults import told
-from guardkit_serve.flow import Flow
+from guardkit_serve.errors import HttpError
 from guardkit_serve.judging import decide, item_of
 from guardkit_serve.protocols.base import Protocol, Violation
-from guardkit_serve.settings import Upstream
-from guardkit_serve.sse import Parser
-from guardkit_serve.upstream import headers_back, headers_for
+from guardkit_serve.protocols.chat import Chat
+from guardkit_serve.rolling import Refused, Rolling, can_roll_back
+from guardkit_serve.settings import RollbackSettings, Upstream
+from guardkit_serve.streamed import SSE, STREAM_HEADERS, Streamed
+from guardkit_serve.upstream import failure, headers_back, headers_for
 from guardkit_serve.whole import judge_answer
-
-SSE = "text/event-stream"
-STREAM_HEADERS = {"content-type": f"{SSE}; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class Proxy:
@@ -63,18 +58,18 @@ class _Exchange:
             request.headers.get("x-guardkit-model"), request.headers.get("x-guardkit-policy")
         )
         self.streams = body.get("stream") is True
+        self._streamed = Streamed(self.call, self.protocol, self.guard)
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             raw = await self._request()
-            response = await self.serving.upstreams.send(
-                self.upstream,
-                "POST",
-                self.protocol.path,
-                self.query,
-                headers_for(self.upstream, self.protocol.path, self.headers, bool(self.settings.keys)),
-                raw,
-            )
+            rollback = self.upstream.rollback
+            if rollback and can_roll_back(self.protocol):
+                response = await self._rolled(rollback, scope, receive, send)
+                if response is None:
+                    return
+            else:
+                response = await self._ask(raw)
         except Violation as violation:
             await self._refused(violation)(scope, receive, send)
             return
@@ -82,13 +77,21 @@ class _Exchange:
             if response.status_code >= 300:
                 answer = await self._error(response)
             elif self._is_stream(response):
-                await self._stream(response, send)
+                await self._streamed.send(self._streamed.guarded(response), headers_back(response), send)
                 return
             else:
                 answer = await self._whole(response)
         finally:
             await asyncio.shield(response.aclose())
         await answer(scope, receive, send)
+
+    async def _ask(self, raw: bytes) -> httpx.Response:
+        return await self.serving.upstreams.send(
+            self.upstream, "POST", self.protocol.path, self.query, self._headers(self.protocol.path), raw
+        )
+
+    def _headers(self, path: str) -> dict[str, str]:
+        return headers_for(self.upstream, path, self.headers, bool(self.settings.keys))
 
     def _is_stream(self, response: httpx.Response) -> bool:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -106,17 +109,10 @@ class _Exchange:
                 self.settings.judge_s,
             )
         except Violation as violation:
-            self._note(violation)
+            self.call.note(violation.decision)
             raise
         self.call.action = action.value
         return self.raw if body is given else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-    def _worst(self, flow: Flow) -> None:
-        if flow.decision is not None:
-            self.call.action = max(Action(self.call.action), flow.decision.action).value
-
-    def _note(self, violation: Violation) -> None:
-        self.call.action, self.call.stage = violation.decision.action.value, violation.decision.stage.value
 
     @property
     def _replaces(self) -> bool:
@@ -128,6 +124,44 @@ class _Exchange:
         if self.streams:
             return Response(self.protocol.ended(violation, self._replaces), headers=STREAM_HEADERS)
         return json_response(self.protocol.refused(violation, self._replaces))
+
+    # ------------------------------------------------------------------------------------------------ with rollback
+
+    async def _rolled(
+        self, options: RollbackSettings, scope: Scope, receive: Receive, send: Send
+    ) -> httpx.Response | None:
+        """Answer by going back where the policy stops the text. The upstream's error, where it has no answer at all."""
+        assert isinstance(self.protocol, Chat)
+        rolling = Rolling(
+            self.protocol,
+            self.guard,
+            options,
+            self.serving.observer,
+            self._ask,
+            lambda: self.serving.upstreams.served(self.upstream, self._headers("/v1/models")),
+            seconds=self.settings.judge_s,
+            max_event_bytes=self.settings.max_event_bytes,
+        )
+        try:
+            if self.streams:
+                await self._streamed.send(self._streamed.rolled(rolling), {}, send)
+            else:
+                await (await self._rolled_whole(rolling))(scope, receive, send)
+        except Refused as refused:
+            return refused.response
+        return None
+
+    async def _rolled_whole(self, rolling: Rolling) -> Response:
+        try:
+            text = "".join([text async for text in rolling.texts()])
+        except Violation as violation:
+            self.call.note(violation.decision)
+            if self.settings.on_violation == "error":
+                return violation.error().response(self.protocol.path)
+            told = {} if rolling.usage is None else {"usage": rolling.usage}
+            return json_response({**self.protocol.refused(violation, self._replaces), **told})
+        self.call.at_least(rolling.decision.action)
+        return json_response(rolling.protocol.written(text, rolling.reason, rolling.usage, rolling.told()))
 
     # ---------------------------------------------------------------------------------------------- whole answers
 
@@ -157,15 +191,15 @@ class _Exchange:
                 self.protocol, data, self.guard, self.serving.observer, self.settings.judge_s, self._replaces
             )
         except Violation as violation:
-            self._note(violation)
+            self.call.note(violation.decision)
             if self.settings.on_violation == "error":
                 return violation.error().response(self.protocol.path)
             return json_response(self.protocol.refused(violation, self._replaces))
         except MessageError:
             raise HttpError(502, "the upstream's answer is not of this protocol", "upstream_error") from None
-        self.call.action = max(Action(self.call.action), action).value
+        self.call.at_least(action)
         if new.stopped and self.settings.on_violation == "error":
-            self._note(new.stopped)
+            self.call.note(new.stopped.decision)
             return new.stopped.error().response(self.protocol.path)
         return Response(raw, headers=headers) if new.data is data else json_response(new.data, headers)
 
@@ -189,105 +223,6 @@ class _Exchange:
             return plain.response(self.protocol.path)
         return Response(raw, status, headers=headers)
 
-    # -------------------------------------------------------------------------------------------- streamed answers
-
-    async def _stream(self, response: httpx.Response, send: Send) -> None:
-        flow = Flow(
-            self.protocol,
-            self.guard,
-            self.serving.observer,
-            seconds=self.settings.judge_s,
-            holdback=self.settings.holdback,
-            max_bytes=self.settings.max_answer_bytes,
-        )
-        out = Out(send, {**headers_back(response), **STREAM_HEADERS}, self.settings.write_s)
-        drain = self.serving.draining
-        try:
-            with drain.registered():
-                async for data in self._guarded(flow, response):
-                    if data:
-                        await out.write(data)
-            self._worst(flow)
-            await out.end()
-        except TimeoutError:
-            self.call.stage = self.call.stage or "unread"  # the client reads no more: its connection is given up
-            raise HttpError(408, f"the client did not read for {self.settings.write_s:g} s") from None
-        except Early as early:
-            self._worst(flow)
-            await early.error.response(self.protocol.path)({"type": "http"}, never, send)
-        finally:
-            out.close()
-            flow.close()
-
-    async def _guarded(self, flow: Flow, response: httpx.Response) -> AsyncIterator[bytes]:
-        """The bytes that may go out, to the protocol's end. Closes the upstream before a violation is told."""
-        protocol, started = self.protocol, False
-        observer, first = self.serving.observer, True
-        error: HttpError | None = None
-        parser, pieces = Parser(self.settings.max_event_bytes), response.aiter_bytes()
-        try:
-            async for piece in pieces:
-                start = time.perf_counter()
-                data = await flow.push(parser.feed(piece))
-                observer.forwarded(first, time.perf_counter() - start)
-                first, started = False, started or bool(data)
-                if flow.violation is not None:
-                    await asyncio.shield(response.aclose())
-                if data:
-                    yield data
-                if flow.violation is not None or flow.last:
-                    break
-            else:
-                frames, is_cut = parser.close()
-                data = await flow.push(frames)
-                started = started or bool(data)
-                yield data
-                if is_cut:
-                    error = HttpError(502, "the upstream broke off in the middle of an event", "upstream_error")
-        except HttpError as problem:
-            error = problem
-        except httpx.HTTPError as problem:
-            error = _upstream_error(problem)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self.serving.draining.is_over or task is None or task.uncancel():
-                raise
-            error = HttpError(503, "the server is shutting down", "shutting_down")
-        except Exception as problem:  # of this server's own: the stream must still come to an end
-            told(problem, protocol.path)
-            error = HttpError(500, "a fault in the server")
-        if flow.violation is None:
-            data = await flow.finish()
-            started = started or bool(data)
-            yield data
-        if flow.violation is not None or error is not None:
-            await asyncio.shield(response.aclose())
-        if flow.violation is not None:
-            violation = flow.violation
-            self._note(violation)
-            if violation.decision.overloaded and not started:
-                raise Early(overloaded("the guard has no room for more; try again"))
-            if self.settings.on_violation == "error":
-                if not started:
-                    raise Early(violation.error())
-                yield protocol.failed(violation.error())
-            else:
-                yield protocol.ended(violation, self._replaces)
-        elif error is None and protocol.is_complete:
-            yield protocol.closing()
-            await drained(pieces)
-        else:
-            error = error or HttpError(502, "the upstream ended before its answer did", "upstream_error")
-            if not started:
-                raise Early(error)
-            yield protocol.failed(error)
-
-
-def _upstream_error(problem: httpx.HTTPError) -> HttpError:
-    if isinstance(problem, httpx.TimeoutException):
-        return HttpError(504, "the upstream fell silent", "upstream_timeout")
-    return HttpError(502, "the upstream broke off", "upstream_error")
-
 
 async def models(request: Request) -> Response:
     """``GET /v1/models``, of the first upstream."""
@@ -302,7 +237,7 @@ async def models(request: Request) -> Response:
     try:
         raw = await response.aread()
     except httpx.HTTPError as problem:
-        raise _upstream_error(problem) from None
+        raise failure(problem) from None
     finally:
         await response.aclose()
     return Response(raw, response.status_code, headers=headers_back(response))

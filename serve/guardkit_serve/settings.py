@@ -6,8 +6,11 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
+
+from guardkit.rollback.rollback import BUFFER, RETRIES
 
 ON_VIOLATION = ("end", "error", "replace")
 VIOLATION_MESSAGE = "This was withheld by a safety check."
@@ -17,10 +20,23 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class RollbackSettings:
+    """An answer that is stopped is taken back and gone on with (see `guardkit.rollback.Rollback`). continue_by: how
+    the upstream goes on with a message (a key of `guardkit.rollback.server.CONTINUE`); None: by its list of models."""
+
+    buffer: int = BUFFER
+    retries: int = RETRIES
+    introspect: bool = True
+    stride: int | None = None
+    continue_by: str | None = None
+
+
+@dataclass(frozen=True)
 class Upstream:
     """A server that answers. url: its base URL, as an SDK would be given it. key_env: the environment variable that
     holds its key; without one, the client's own key is passed on. connect_s: seconds for a connection; read_s: without
-    a byte; retries: of a call of which not a byte of an answer has come."""
+    a byte; retries: of a call of which not a byte of an answer has come. rollback: of its chat completions; None: what
+    is stopped ends the answer."""
 
     url: str
     name: str = "default"
@@ -28,14 +44,17 @@ class Upstream:
     connect_s: float = 10.0
     read_s: float = 600.0
     retries: int = 2
+    rollback: RollbackSettings | Literal[False] | None = None
 
 
 @dataclass(frozen=True)
 class Route:
-    """Requests whose `model` matches a pattern (``claude-*``) go to the upstream of that name."""
+    """Requests whose `model` matches a pattern (``claude-*``) go to the upstream of that name. rollback: in place of
+    the upstream's own; False: without it."""
 
     model: str
     upstream: str
+    rollback: RollbackSettings | Literal[False] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,11 +107,12 @@ class Settings:
             return False
 
     def upstream(self, model: object) -> Upstream | None:
-        """The upstream for a request's `model`: the first route that matches, else the first upstream."""
+        """The upstream for a request's `model`, as the first route that matches has it; else the first upstream."""
         by_name = {each.name: each for each in self.upstreams}
         for route in self.routes:
             if isinstance(model, str) and fnmatchcase(model, route.model):
-                return by_name[route.upstream]
+                found = by_name[route.upstream]
+                return found if route.rollback is None else replace(found, rollback=route.rollback or None)
         return self.upstreams[0] if self.upstreams else None
 
     def key_of(self, given: str) -> Key | None:

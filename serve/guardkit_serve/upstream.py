@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ class Upstreams:
 
     def __init__(self, client: httpx.AsyncClient | None = None):
         self._client = client
+        self._served: dict[str, list[tuple[str, str]]] = {}
 
     @property
     def client(self) -> httpx.AsyncClient:
@@ -72,6 +74,24 @@ class Upstreams:
             await asyncio.sleep(BACKOFF_S * 2 ** (upstream.retries - left) * (0.5 + random.random()))
         raise AssertionError("not reached")
 
+    async def served(self, upstream: Upstream, headers: Mapping[str, str]) -> list[tuple[str, str]]:
+        """The upstream's models, each with its owner; asked for until it tells, then remembered. Empty where it does
+        not tell."""
+        if upstream.url not in self._served:
+            try:
+                response = await self.send(upstream, "GET", "/v1/models", b"", headers, b"")
+                try:
+                    rows = json.loads(await response.aread())["data"]
+                finally:
+                    await response.aclose()
+                found = [(str(row["id"]), str(row.get("owned_by") or "")) for row in rows]
+            except (HttpError, httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+                found = []
+            if not found:
+                return []
+            self._served[upstream.url] = found
+        return self._served[upstream.url]
+
 
 _url = cache(httpx.URL)
 """Only of what stands in the settings."""
@@ -107,6 +127,13 @@ def headers_for(upstream: Upstream, path: str, given: Headers, keys: bool) -> di
         out |= {name: given[name] for name in ("authorization", "x-api-key") if name in given}
     carry(out)
     return out
+
+
+def failure(problem: httpx.HTTPError) -> HttpError:
+    """What is told of an answer that does not come to its end."""
+    if isinstance(problem, httpx.TimeoutException):
+        return HttpError(504, "the upstream fell silent", "upstream_timeout")
+    return HttpError(502, "the upstream broke off", "upstream_error")
 
 
 def headers_back(response: httpx.Response) -> dict[str, str]:

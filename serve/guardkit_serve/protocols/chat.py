@@ -13,6 +13,7 @@ from guardkit.reading.values import is_name, texts_of
 from guardkit_serve.errors import HttpError
 from guardkit_serve.protocols.base import Asked, Piece, Reading, asked_messages, asked_rest, asked_tools
 from guardkit_serve.protocols.choices import Choices, unknown, wholes
+from guardkit_serve.sse import DONE, frame
 
 _SCHEMAS = ("tools", "functions", "response_format")
 _DELTA = frozenset(("role", "content", "refusal", "tool_calls", "function_call", *REASONING))
@@ -42,6 +43,33 @@ class Chat(Choices):
         message = {"role": "assistant", "content": self.message if replace else "", "refusal": None}
         reason = "stop" if replace else "content_filter"
         return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+    # -- an answer that is written here
+
+    def said(self, text: str) -> bytes:
+        """More of it."""
+        event = self._chunk(self._delta(0, None, text))
+        self._open[0], self.shown = True, True
+        return event
+
+    def finished(self, reason: str, usage: Mapping[str, int] | None, about: Mapping[str, Any]) -> bytes:
+        """Its end. about: for the field `guardkit`."""
+        out = self._chunk({**self._delta(0, None, ""), "finish_reason": reason}, guardkit=about)
+        if usage is not None:
+            out += self._chunk(usage=usage)
+        self._open[0], self._done = False, True
+        return out + frame(DONE)
+
+    def written(
+        self, text: str, reason: str, usage: Mapping[str, int] | None, about: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The same, whole."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
+        told = {} if usage is None else {"usage": usage}
+        return {**self._base(), "object": self.whole, "choices": [choice], **told, "guardkit": about}
+
+    # -- streams
 
     def _pieces(self, reading: Reading, choice: Mapping[str, Any], at: int, index: int) -> None:
         for name in ("text", "message"):
