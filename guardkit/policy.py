@@ -100,6 +100,8 @@ class Decision:
 
 def worst_of(decisions: Sequence[Decision]) -> Decision:
     """One decision for several texts of a record: the strongest action; not judged if any of them is not."""
+    if len(decisions) == 1:
+        return decisions[0]
     found = max(decisions, key=lambda d: (d.action, d.verdict.severity if d.verdict else Severity.safe))
     unread = next((d for d in decisions if not d.judged), None)
     if unread is None or not found.judged:

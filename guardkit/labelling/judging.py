@@ -145,9 +145,8 @@ class Judge:
 
 
 def _key(row: Row) -> bytes:
-    told: object = row.items
-    if len(row.items) > 1:
-        told = row.items, row.paths
-    elif isinstance(row.items[0], str):
-        told = row.items[0]
-    return hashlib.blake2b(repr(told).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """Of 16 bytes for a text, of 17 for all else: so a text is nobody's namesake."""
+    if len(row.items) == 1 and isinstance(row.items[0], str):
+        return hashlib.blake2b(row.items[0].encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    told: object = (row.items, row.paths) if len(row.items) > 1 else row.items
+    return hashlib.blake2b(repr(told).encode("utf-8", "surrogatepass"), digest_size=17).digest()

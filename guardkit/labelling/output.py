@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,16 @@ def _write(
     here: list[Kept] = []
     there: list[Kept] = []
     for one in labels:
-        label = json.loads(one[2])
+        label = _label(one[2])
         tally.add(label)
         (here if where is None or where.keeps(label) else there).append(one)
     for target, rows in ((writer, here), (others, there)):
         if target is not None:
             part = unit if len(rows) == len(unit) else unit.take([index - unit.first for index, _, _ in rows])
             target.write(part, [(form, data) for _, form, data in rows])
+
+
+@lru_cache(4096)
+def _label(data: bytes) -> Mapping[str, Any]:
+    """Equal texts have equal labels, and are often near each other."""
+    return json.loads(data)  # type: ignore[no-any-return]

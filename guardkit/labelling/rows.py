@@ -44,7 +44,7 @@ class Reading:
         if isinstance(record, Unread):
             return Row(index, (), error=record.error, form=form)
         try:
-            found = read_record(record, shape=self.shape, field=self.field)
+            found = read_record(record, shape=self.shape, field=self.field, ignored=False)
         except Exception as error:  # whatever stands in a record, it is this row that is not judged
             return Row(index, (), error=str(error) or type(error).__name__, form=form)
         chosen = [pair for judged in found.judged for pair in _chosen(judged, self.which)]

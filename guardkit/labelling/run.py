@@ -27,7 +27,7 @@ from guardkit.labelling.progress import Block, Kept, Ranges
 from guardkit.labelling.rows import WHOLE, Reading, Row, Split, Unit, batches
 from guardkit.labelling.store import is_url
 
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 16_384  # about 8 MB of labels
 BLOCK_S = 10.0  # what a kill can cost
 AHEAD = 4  # units that wait for the guard
 _T = TypeVar("_T")

@@ -42,7 +42,13 @@ class RecordReading:
 
 
 def read_record(
-    data: Any, *, shape: str | None = None, field: str | None = None, outputs: bool = False, last: bool = False
+    data: Any,
+    *,
+    shape: str | None = None,
+    field: str | None = None,
+    outputs: bool = False,
+    last: bool = False,
+    ignored: bool = True,
 ) -> RecordReading:
     """What is judged in a record. Raises ValueError (`MessageError` is none: it is turned into one) that says why a
     record cannot be read.
@@ -50,25 +56,29 @@ def read_record(
     Of a list of messages the last one is judged, of ``{"prompt", "response"}`` the response, of several candidates
     (``choices``, ``chosen`` and ``rejected``) each. An object of no known shape is judged whole, as one text.
     outputs: instead, every text that a model wrote, for traces; last: only the newest of them. field: judge what
-    stands in that field; dots go into nested objects. Of what is nested too deeply nothing is judged.
+    stands in that field; dots go into nested objects. Of what is nested too deeply nothing is judged. ignored: whether
+    to look for what is not judged; it takes longer than all else.
     """
     try:
         if field is not None:
-            return _field(data, field, shape, outputs, last)
-        return _reading(data, shape, outputs, last)
+            return _field(data, field, shape, outputs, last, ignored)
+        return _reading(data, shape, outputs, last, ignored)
     except MessageError as error:
         raise ValueError(str(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _reading(data: Any, shape: str | None, outputs: bool, last: bool) -> RecordReading:
+def _reading(data: Any, shape: str | None, outputs: bool, last: bool, ignored: bool) -> RecordReading:
     name, draft = read_draft(data, shape, outputs)
-    judged, ignored = _judged(draft, outputs)
-    ignored += draft.ignored
-    if isinstance(data, Mapping):
-        ignored += [key for key, value in data.items() if key not in draft.used and holds_text(key, value)]
-    return RecordReading(name, tuple(judged[-1:] if last else judged), tuple(ignored))
+    judged, unjudged = _judged(draft, outputs)
+    if not ignored:
+        unjudged = []
+    else:
+        unjudged += draft.ignored
+        if isinstance(data, Mapping):
+            unjudged += [key for key, value in data.items() if key not in draft.used and holds_text(key, value)]
+    return RecordReading(name, tuple(judged[-1:] if last else judged), tuple(unjudged))
 
 
 def _judged(draft: Draft, outputs: bool) -> tuple[list[Judged], list[str]]:
@@ -114,19 +124,20 @@ def _says(message: Message) -> bool:
     return any(part.text is None or part.text for part in message.parts())
 
 
-def _field(data: Any, field: str, shape: str | None, outputs: bool, last: bool) -> RecordReading:
-    value, ignored, path = data, [], ""
+def _field(data: Any, field: str, shape: str | None, outputs: bool, last: bool, ignored: bool) -> RecordReading:
+    value, beside, path = data, [], ""
     steps = [field] if isinstance(data, Mapping) and field in data else field.split(".")
     for step in steps:
         if not isinstance(value, Mapping) or step not in value:
             raise ValueError(f"no field '{field}'")
-        ignored += [f"{path}{key}" for key, inner in value.items() if key != step and holds_text(key, inner)]
+        if ignored:
+            beside += [f"{path}{key}" for key, inner in value.items() if key != step and holds_text(key, inner)]
         value, path = value[step], f"{path}{step}."
     if isinstance(value, str):
         item: str | list[Message] = [Message("assistant", value)] if outputs else value
-        return RecordReading("text", (Judged(item, field),), tuple(ignored))
+        return RecordReading("text", (Judged(item, field),), tuple(beside))
     if not isinstance(value, Mapping) and not as_sequence(value):
         raise ValueError(f"'{field}' must be a string, not {kind_of(value)}")
-    found = _reading(value, shape, outputs, last)
+    found = _reading(value, shape, outputs, last, ignored)
     judged = tuple(Judged(j.item, f"{field}.{j.path}".rstrip("."), j.number) for j in found.judged)
-    return RecordReading(found.shape, judged, (*ignored, *(f"{field}.{path}" for path in found.ignored)))
+    return RecordReading(found.shape, judged, (*beside, *(f"{field}.{path}" for path in found.ignored)))

@@ -36,8 +36,10 @@ from guardkit.verdict import Stage
 def read_draft(data: Any, shape: str | None, outputs: bool) -> tuple[str, Draft]:
     if shape is not None and shape not in SHAPES:
         raise ValueError(f"unknown shape '{shape}'; known: {', '.join(SHAPES)}")
-    for name, read in SHAPES.items():
-        if shape in (None, name) and (draft := read(data, outputs)) is not None:
+    # Most records of data sets hold a text and numbers: no need to ask every shape.
+    is_plain = type(data) is dict and not outputs and _BEYOND_TEXT.isdisjoint(data)
+    for name in _LAST if is_plain and shape is None else SHAPES:
+        if shape in (None, name) and (draft := SHAPES[name](data, outputs)) is not None:
             return name, draft
     raise ValueError(f"not of the shape '{shape}'{keys_of(data)}" if shape else f"expected an object{keys_of(data)}")
 
@@ -265,3 +267,10 @@ SHAPES: dict[str, Callable[[Any, bool], Draft | None]] = {
     "values": _values,
 }
 """The shapes of records, in the order in which they are tried."""
+_LAST = ("text", "values")
+_BEYOND_TEXT = frozenset((
+    "kwargs", "lc", "type", "body", "response", "request", "custom_id", "url", "status_code", "done", "stop", "object",
+    "choices", "candidates", "message", "role", "from", "page_content", "class_name", "input", *LISTS, *ANSWERS,
+    *(key for pair in PAIRS for key in pair),
+))  # fmt: skip
+"""Keys without which no shape before the last ones reads an object as its own, nor refuses it."""

@@ -73,12 +73,14 @@ def test_data_juicer() -> None:
     assert [r["text"] for r in kept.to_list()] == ["fine", "fine too"]
 
 
-def test_spark(tmp_path: Path) -> None:
+def test_spark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyspark", reason="pyspark is not installed")
     import shutil
+    import sys
 
     if shutil.which("java") is None:
         pytest.skip("Spark needs Java, which is not installed")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)  # its workers' interpreter; else any python3 of the path
     from guardkit_pipelines.spark_udf import guard_udf
     from pyspark.sql import SparkSession
 

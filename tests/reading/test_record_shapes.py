@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections import UserDict
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,6 +151,7 @@ KEYS = st.sampled_from((
     "instruction", "chosen", "rejected", "conversations", "from", "value", "metadata", "contents", "parts", "body", "x",
     "page_content", "system", "kwargs", "lc", "custom_id", "class_name", "candidates", "tool_calls", "data", "request",
 ))  # fmt: skip
+BEYOND = ("done", "stop", "object", "url", "status_code", "completion", "answer", "conversation", "preferred_output")
 WORDS = st.sampled_from(("BAD", "user", "assistant", "tool", "text", "human", "image", "fine"))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | WORDS,
@@ -168,3 +171,22 @@ def test_a_marked_text_anywhere_in_a_record_is_judged_or_said_not_to_be(data: An
     if "BAD" in repr(data) and not found.ignored:
         decisions = guard.decide_batch([entry.item for entry in found.judged])
         assert any(not d.judged or d.action.value == "block" for d in decisions)
+
+
+PLAIN_KEYS = st.sampled_from(("text", "prompt", "instruction", "query", "content", "system", "metadata", "id", "data"))
+
+
+@given(st.dictionaries(PLAIN_KEYS | KEYS | st.sampled_from(BEYOND), JSON, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_what_holds_no_key_of_a_shape_is_read_as_if_every_shape_had_been_asked(data: dict[str, Any]) -> None:
+    def told(record: Any, **options: Any) -> Any:
+        try:
+            return read_record(record, **options)
+        except ValueError as error:
+            return str(error)
+
+    found = told(data)
+    assert told(UserDict(data)) == found  # a mapping that is no dict is asked of every shape
+    if not isinstance(found, str):
+        found = replace(found, ignored=())
+    assert told(data, ignored=False) == found
