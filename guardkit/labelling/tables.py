@@ -30,6 +30,9 @@ def _arrow() -> Any:
     return pyarrow
 
 
+_PEEK_ROWS = 8
+
+
 class TableUnit(Unit):
     """Rows of a table, as a record batch."""
 
@@ -110,8 +113,7 @@ def _open(pa: Any, form: str, path: Path, dataset: Any, group: int = 0) -> tuple
     if form == "parquet":
         # Pages are read as they are needed: a row group may be larger than memory.
         file = pa.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
-        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-        at_once = max(1, min(UNIT_ROWS, UNIT_BYTES * max(file.metadata.num_rows, 1) // max(size, 1)))
+        at_once = _rows_at_once(file)
 
         def of_parquet(names: Sequence[str] | None) -> Iterator[Any]:
             groups = range(group, file.num_row_groups)
@@ -132,6 +134,17 @@ def _open(pa: Any, form: str, path: Path, dataset: Any, group: int = 0) -> tuple
             yield batch if names is None else batch.select(list(names))
 
     return reader.schema, of_arrow, UNIT_ROWS
+
+
+def _rows_at_once(file: Any) -> int:
+    """How many rows of a Parquet file are a unit: by the bytes that it tells of, and by its first rows, since of texts
+    that repeat themselves it tells of only one."""
+    told = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+    size = told / max(file.metadata.num_rows, 1)
+    first = next((batch for batch in file.iter_batches(_PEEK_ROWS) if batch.num_rows), None)
+    if first is not None:
+        size = max(size, first.nbytes / first.num_rows)
+    return max(1, min(UNIT_ROWS, int(UNIT_BYTES / max(size, 1.0))))
 
 
 def group_sizes(path: Path) -> list[int]:
