@@ -81,7 +81,11 @@ Exit codes:
 @click.option("--config", metavar="NAME", help="Of a hub's data set.")
 @click.option("--split", metavar="NAME", help="Of a hub's data set. Default: all of them.")
 @click.option(
-    "--batch-size", type=click.IntRange(1, 65536), default=1024, show_default=True, help="Rows judged at once, at most."
+    "--batch-size",
+    type=click.IntRange(1, 65536),
+    default=1024,
+    show_default=True,
+    help="Rows judged at once, at most; fewer where they would take longer than two seconds.",
 )
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens judged at once, at most (4 characters each).")
 @click.option("--then", metavar="MODEL", help="A second guard, asked where the first one is unsure.")
@@ -213,7 +217,10 @@ def command(
             raise
         except OSError as error:
             talk.wipe()
-            say(f"{error.filename or out}: {error.strerror or error}; what was judged is kept: run it again", "error")
+            say(
+                f"{error.filename or out}: {error.strerror or error}; run it again, it goes on after what was kept",
+                "error",
+            )
             return 3
     allowed = guards[0]["policy"]["on_error"] == "allow"
     talk.summary(total, found.others)

@@ -106,7 +106,7 @@ class Talk:
             say(f"{others:,} other file{'' if others == 1 else 's'} in there: no data that is known, not read")
         seconds = perf_counter() - self._start
         counts = [f"{total.severities[name]:,} {name}" for name in ("safe", "controversial", "unsafe")]
-        actions = [f"{n:,} {name}" for name, n in sorted(total.actions.items())]
+        actions = [f"{n:,} {name}" for name, n in sorted(total.actions.items()) if n]
         rate = f" ({self._found.rows / seconds:,.0f}/s)" if self._found.rows >= 100 else ""
         before = f", {total.rows - self._found.rows:,} of them before" if total.rows > self._found.rows else ""
         say(f"{total.rows:,} rows{before}: {', '.join(counts)}, {total.not_judged:,} not judged; {seconds:.1f} s{rate}")

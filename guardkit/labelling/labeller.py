@@ -74,7 +74,7 @@ class Labeller:
         return [label for batch in self._batches(rows) for label in self.judge.labels(batch)]
 
     def _batches(self, rows: list[Row]) -> list[list[Row]]:
-        return list(batches([rows], self.batch_rows, self.batch_tokens))
+        return list(batches([rows], lambda: self.batch_rows, self.batch_tokens))
 
     def __call__(self, batch: Any) -> Any:
         """batch: columns of one length by their names (NumPy arrays, lists, Arrow arrays), or an Arrow table or record

@@ -37,15 +37,27 @@ def write_output(
         if dropped is not None:
             name = dropped.file or job.name
             others = _writer(files, job, whole.enter_context(dropped.store.writing(name)), name, settings, path)
-        for unit in job.given.units(path, settings.column):
-            _write(unit, _labels_of(job, unit, labels, chosen), writer, others, kept, settings.where, tally)
-        files.close()
-        if job.given.about(path)["sha256"] != about["sha256"]:
-            raise LabelError(f"{job.given.path}: changed while it was labelled; nothing of it was written")
+        try:
+            for unit in job.given.units(path, settings.column):
+                _write(unit, _labels_of(job, unit, labels, chosen), writer, others, kept, settings.where, tally)
+            files.close()
+        except LabelError:  # where it changed, rows that were not there before, or a line that broke off
+            _check_unchanged(job, path, about)
+            raise
+        _check_unchanged(job, path, about)
         output = {"name": job.name, "size": target.stat().st_size, "sha256": sha256_of(target)}
     mtime = path.stat().st_mtime_ns if job.given.dataset is None else 0
     job.progress.finish({"counts": tally.to_dict(), "output": output, "mtime_ns": mtime})
     return tally
+
+
+def _check_unchanged(job: Job, path: Path, about: Mapping[str, Any]) -> None:
+    if job.given.about(path)["sha256"] != about["sha256"]:
+        job.progress.forget()
+        raise LabelError(
+            f"{job.given.path}: changed while it was labelled; none of its labels is kept. Run it again when nothing "
+            "writes to it"
+        )
 
 
 def _writer(files: ExitStack, job: Job, target: Path, name: str, settings: Settings, path: Path) -> Writer:

@@ -77,6 +77,13 @@ class Progress:
         for block in self.blocks():
             self.store.remove(f"{self._folder}/{block.name}")
 
+    def forget(self) -> None:
+        """Drop the labels that are of no written output yet: they may be of rows that are not there any more."""
+        for block in self.blocks():
+            self.store.remove(f"{self._folder}/{block.name}")
+        if not self.has_all:
+            self.store.remove(f"{self._folder}/input.json")
+
     def reopen(self) -> None:
         """Labels will change: the output is to be written again."""
         self.store.remove(f"{self._folder}/done.json")

@@ -6,8 +6,9 @@ of one of them.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,21 +80,47 @@ def _chosen(judged: Judged, which: str) -> list[tuple[str, Item]]:
     return [*([("prompt", before)] if before else []), (path, item)]
 
 
-def batches(units: Iterable[Sequence[Row]], n_rows: int, n_tokens: int | None) -> Iterator[list[Row]]:
-    """Rows in batches: of so many rows, and of so many tokens where a single row has no more."""
-    most = None if n_tokens is None else n_tokens * CHARS_PER_TOKEN
+def batches(
+    units: Iterable[Sequence[Row]], n_rows: Callable[[], int], n_tokens: int | None = None
+) -> Iterator[list[Row]]:
+    """Rows in batches: of so many rows (asked for each batch), of so many tokens, and of what a unit may hold, where a
+    single row has no more."""
+    most = UNIT_BYTES if n_tokens is None else min(n_tokens * CHARS_PER_TOKEN, UNIT_BYTES)
     batch: list[Row] = []
-    n_chars = 0
+    n_chars, wanted = 0, n_rows()
     for rows in units:
         for row in rows:
-            size = 0 if most is None else row.n_chars
-            if batch and (len(batch) >= n_rows or (most is not None and n_chars + size > most)):
+            size = row.n_chars
+            if batch and (len(batch) >= wanted or n_chars + size > most):
                 yield batch
-                batch, n_chars = [], 0
+                batch, n_chars, wanted = [], 0, n_rows()
             batch.append(row)
             n_chars += size
     if batch:
         yield batch
+
+
+class Pace:
+    """How many rows a batch has: few at first, then what takes two seconds, since what is under way when a run ends is
+    judged again, and nothing is told before. most: never more."""
+
+    FIRST_ROWS, LEAST_ROWS, BATCH_S = 32, 8, 2.0
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic):
+        self._most, self._clock = most, clock
+        self._rows = min(self.FIRST_ROWS, most)
+        self._start = clock()
+
+    def rows(self) -> int:
+        """Of the next batch, which begins now."""
+        self._start = self._clock()
+        return self._rows
+
+    def judged(self, n: int) -> None:
+        """The batch, of `n` rows, is done."""
+        seconds = max(self._clock() - self._start, 1e-6)
+        wanted = int(n * self.BATCH_S / seconds)
+        self._rows = min(self._most, max(self.LEAST_ROWS, min(wanted, 4 * self._rows)))
 
 
 @dataclass(frozen=True)

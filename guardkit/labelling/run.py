@@ -24,7 +24,7 @@ from guardkit.labelling.judging import Judge
 from guardkit.labelling.labels import Tally
 from guardkit.labelling.output import write_output
 from guardkit.labelling.progress import Block, Kept, Ranges
-from guardkit.labelling.rows import WHOLE, Reading, Row, Split, Unit, batches
+from guardkit.labelling.rows import WHOLE, Pace, Reading, Row, Split, Unit, batches
 from guardkit.labelling.store import is_url
 
 BLOCK_ROWS = 16_384  # about 8 MB of labels
@@ -109,6 +109,7 @@ class Run:
         """Judge rows and keep their labels, a block at a time. How many there were."""
         pending: list[Kept] = []
         first, n, since = -1, 0, time.monotonic()
+        pace = Pace(self.settings.batch_rows)
 
         def flush() -> None:
             nonlocal pending, first, since
@@ -121,12 +122,13 @@ class Run:
 
         try:
             with _ahead(rows, AHEAD) as units:
-                for batch in batches(units, self.settings.batch_rows, self.settings.batch_tokens):
+                for batch in batches(units, pace.rows, self.settings.batch_tokens):
                     found = self.judge.encoded(batch)
                     if first < 0:
                         first = batch[0].index
                     pending += [(row.index, row.form, data) for row, (_, data) in zip(batch, found, strict=True)]
                     n += len(batch)
+                    pace.judged(len(batch))
                     if self._told is not None:
                         self._told(job, Tally.over(label for label, _ in found))
                     if len(pending) >= BLOCK_ROWS or time.monotonic() - since >= BLOCK_S:

@@ -13,6 +13,7 @@ from guardkit.errors import LabelError
 from guardkit.labelling import Labeller
 from guardkit.labelling.judging import Judge, RateLimit
 from guardkit.labelling.labels import voted
+from guardkit.labelling.rows import Pace, Row, batches
 from guardkit.testing import FakeGuard
 from tests.labelling.conftest import SCRIPT, Label, read_jsonl, write_jsonl
 
@@ -83,6 +84,20 @@ def test_batches_by_tokens() -> None:
     Labeller(guard, batch_rows=1)({"text": texts})
     assert few == 5
     assert model.calls == few + 10
+
+
+def test_a_batch_takes_a_few_seconds_and_holds_what_fits_into_memory() -> None:
+    now = [0.0]
+    pace = Pace(1024, clock=lambda: now[0])
+    told = []
+    for seconds_a_row in [0.0001] * 4 + [1.0] * 3:
+        n = pace.rows()
+        told.append(n)
+        now[0] += n * seconds_a_row
+        pace.judged(n)
+    assert told == [32, 128, 512, 1024, 1024, 8, 8]
+    rows = [Row(i, ("x" * (1 << 21),)) for i in range(9)]
+    assert [len(batch) for batch in batches([rows], lambda: 1024)] == [4, 4, 1]
 
 
 # ------------------------------------------------------------------------------------------------------------ votes

@@ -147,6 +147,21 @@ def test_a_row_group_larger_than_a_unit_is_read_in_parts(label: Label, tmp_path:
     assert pq.read_table(tmp_path / "out.parquet")["text"].to_pylist() == rows
 
 
+def test_texts_that_repeat_themselves_are_read_in_parts_too(tmp_path: Path) -> None:
+    """A row group with a dictionary says of itself that it is small."""
+    rows = [f"{i % 3} " + "x" * 100_000 for i in range(300)]
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"text": rows}), path)
+    assert pq.read_metadata(path).row_group(0).total_byte_size < 1 << 20
+    from guardkit.labelling.inputs import find
+    from guardkit.labelling.rows import UNIT_BYTES
+
+    (given_,) = find([str(path)]).inputs
+    units: list[Any] = list(given_.units(path, "guardkit"))
+    assert [v for unit in units for v in unit.batch["text"].to_pylist()] == rows
+    assert max(unit.batch.nbytes for unit in units) <= 1.1 * UNIT_BYTES
+
+
 # -------------------------------------------------------------------------------------------------------------- CSV
 
 
