@@ -58,6 +58,12 @@ class RunningVerdict:
         return self._watches_coverage and self._meter is not None and self._meter.found is not None
 
     @property
+    def open_from(self) -> int | None:
+        """Where a flagged run begins that the next token may complete; None where the newest one is not flagged."""
+        n = min(len(self._run), self._debounce - 1)
+        return self._run[-n][0] if n else None
+
+    @property
     def verdict(self) -> Verdict:
         return self.decision.verdict or self._last
 

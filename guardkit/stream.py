@@ -88,15 +88,26 @@ class StreamGuard:
     @property
     def verdict(self) -> Verdict:
         """The verdict so far, the unstable tail judged speculatively."""
+        return self._as_it_stands().verdict
+
+    def _as_it_stands(self) -> RunningVerdict:
         session, tail = self._session, self._reader.peek()
         if session is None or self.stopped or not self.judged or not tail.ids:
-            return self._running.verdict
+            return self._running
         speculative = self._running.copy()
         try:
             speculative.add(tail, self._guard.model.judge(Append(session, tail, keep=False), self._guard.timeout))
         except Exception as error:
             raise NotJudged(f"the text so far could not be judged ({type(error).__name__}: {error})") from error
-        return speculative.verdict
+        return speculative
+
+    def pause(self) -> tuple[Decision, int]:
+        """How a text stands that pauses here, its unstable tail judged speculatively: the decision, and how many of its
+        characters may be shown meanwhile, without those that a flagged run may begin with. Changes nothing. Raises
+        `NotJudged`."""
+        found = self._as_it_stands()
+        open_from = found.open_from
+        return found.decision, self._reader.received if open_from is None else max(open_from, self.released)
 
     @property
     def decision(self) -> Decision:

@@ -86,19 +86,21 @@ class Channel:
             await self._call(self._twin.feed(text))
 
     async def settle(self) -> None:
-        """Another text takes over: release the tail, judged as it stands. This one may go on later."""
+        """Other texts have left it behind: release the tail, judged as it stands, but for what a flagged run may begin
+        with. It may go on later."""
         await self.flush()
         stream = self._stream
         if self._settled or not self._passes() or stream is None:
             return
         self._settled = True
-        if self.released < self.received and stream.judged:
-            verdict = await self._call(off_loop(lambda: stream.verdict))
-            decision = self._guard.policy.decide(verdict) if verdict is not None else None
-            if decision is not None and decision.action.stops:
-                self.stop = decision
+        end = self.received
+        if self.released < end and stream.judged:
+            found = await self._call(off_loop(stream.pause))
+            if found is not None:
+                decision, end = found
+                self.stop = decision if decision.action.stops else None
         if self.stop is None:
-            self.released = self.received
+            self.released = max(self.released, end)
 
     async def finish(self) -> None:
         """The text is complete: judge the tail."""

@@ -20,6 +20,9 @@ from guardkit_serve.observe import Observer
 from guardkit_serve.protocols.base import Key, Piece, Protocol, Reading, Violation
 from guardkit_serve.sse import Frame
 
+BEHIND_CHARS = 64
+"""Of other texts of a choice, after which one that did not go on is taken to pause."""
+
 
 class _Entry:
     """An event in the queue, and how far its texts must be released before it may go."""
@@ -35,6 +38,25 @@ class _Entry:
     @property
     def may_go(self) -> bool:
         return not self.blocked and all(channel.released >= mark for channel, mark in self.marks)
+
+
+class _Turns:
+    """Texts of one choice that may take turns, as an answer and its reasoning: how far each is behind the others."""
+
+    def __init__(self) -> None:
+        self._came = 0  # characters
+        self._last: dict[Channel, int] = {}  # where each text went on last, in those
+
+    def took(self, channel: Channel, n_chars: int) -> list[Channel]:
+        """More of a text came; the others that are now taken to pause."""
+        self._came += n_chars
+        self._last[channel] = self._came
+        if len(self._last) == 1:
+            return []
+        behind = [other for other, at in self._last.items() if self._came - at >= BEHIND_CHARS]
+        for other in behind:
+            del self._last[other]
+        return [other for other in behind if not other.finished]
 
 
 class Flow:
@@ -53,7 +75,7 @@ class Flow:
         self._protocol, self._guard, self._observer = protocol, guard, observer
         self._seconds, self._holdback = seconds, holdback
         self._channels: dict[Key, Channel] = {}
-        self._current: dict[Any, Channel] = {}
+        self._turns: dict[Any, _Turns] = {}
         self._waiting: Channel | None = None  # has pieces that were not handed to the guard yet
         self._queue: deque[_Entry] = deque()
         self._waits, self._max_bytes = 0, max_bytes  # bytes in it
@@ -118,14 +140,15 @@ class Flow:
         for piece in reading.pieces:
             channel = self._channel(piece)
             await self._flush(channel)
-            before = self._current.get(piece.key[0])
-            if before is not None and before is not channel and not before.finished:
-                await before.settle()
-                self._check(before)
             if self.violation is not None:
                 return
-            self._current[piece.key[0]] = self._waiting = channel
+            self._waiting = channel
             entry.marks.append((channel, channel.add(piece.text)))
+            for behind in self._turns[piece.key[0]].took(channel, len(piece.text)):
+                await behind.settle()
+                self._check(behind)
+            if self.violation is not None:
+                return
         if reading.ends or reading.wholes:
             await self._flush(None)
         for end in reading.ends:
@@ -151,6 +174,7 @@ class Flow:
                 holdback=self._holdback,
                 arguments=piece.arguments,
             )
+            self._turns.setdefault(piece.key[0], _Turns())
             self._check(channel)
         return channel
 

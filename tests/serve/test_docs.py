@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from guardkit import Category
-from guardkit_serve.app import _routes
+from guardkit_serve.app import _judging, _routes
 from guardkit_serve.moderations import MAPPING
 from guardkit_serve.plan import read_config
 from guardkit_serve.settings import Settings
@@ -38,4 +38,4 @@ def test_the_config_file_in_it_is_valid(tmp_path: Path) -> None:
 
 def test_every_path_is_in_it() -> None:
     paths = set(re.findall(r"`?(/[a-z0-9_/]+)`?", PAGE.split("## Paths")[1].split("\n## ")[0]))
-    assert {route.path for route in _routes()} <= paths  # type: ignore[attr-defined]
+    assert {route.path for route in (*_judging(), *_routes())} <= paths  # type: ignore[attr-defined]

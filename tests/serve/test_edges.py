@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from guardkit import Policy
 from guardkit.testing import FakeGuard
-from tests.leaks import AFTER_MARK, BAD, FLAGGED, FLAGGED_MARK, SAFE, cut, make_guard
+from tests.leaks import AFTER_MARK, BAD, FLAGGED_MARK, SAFE, cut, make_guard
 from tests.serve import scripted
 from tests.serve.scripted import ASKS, PATHS, PROTOCOLS, Script, ask, event, make_app, run, texts
 from tests.serve.test_streams import check_clean, check_ending, stream
@@ -68,15 +69,55 @@ def test_an_answer_does_not_wait_for_the_end_of_its_reasoning(key: str) -> None:
     assert run(early()).startswith(SAFE + "one")
 
 
-def test_a_text_that_goes_on_after_another_is_one_text() -> None:
-    """Cut into alternating pieces of reasoning and answer, the flagged words are still found."""
-    events = []
-    for piece in cut(BAD, 2):
-        events += [chunk({"content": piece}), chunk({"reasoning": "so "})]
-    reply = stream("chat", Script(events))
-    assert reply.body.decode().count(FLAGGED_MARK) < FLAGGED.count(FLAGGED_MARK)  # before the words were complete
-    assert AFTER_MARK not in reply.body.decode()
+@pytest.mark.parametrize("size", [1, 2, 7, 30])
+@pytest.mark.parametrize("pieces", [1, 3, 1000])
+def test_texts_that_take_turns_are_each_held_back(size: int, pieces: int) -> None:
+    """Cut into alternating pieces of reasoning and answer, no flagged word is seen of either, and what is seen is the
+    same however the bytes come."""
+    good = list(_turns(cut(f"{SAFE} {SAFE}", size), "so it goes on and on. "[: size + 1]))
+    assert stream("chat", Script([*good, _END, event("[DONE]")])).body == b"".join([*good, _END, event("[DONE]")])
+    raw = b"".join(_turns(cut(BAD, size), "so "))
+    step = max(1, len(raw) // pieces)
+    reply = stream("chat", Script([raw[i : i + step] for i in range(0, len(raw), step)]))
+    check_clean(reply)
     check_ending("chat", reply, "end")
+    one = stream("chat", Script(list(_turns(cut(BAD, size), "so "))))
+    assert texts("chat", reply) == texts("chat", one)
+
+
+_END = chunk({}, 0, "stop")
+
+
+def _turns(texts: list[str], other: str) -> Iterator[bytes]:
+    for text in texts:
+        yield from (chunk({"content": text}), chunk({"reasoning": other}))
+
+
+def test_a_text_that_pauses_is_released_and_what_follows_it_too() -> None:
+    """Reasoning without a word about its end: the answer is not held up by it."""
+    answer = cut(f"{SAFE} {SAFE}", 6)
+    events = [chunk({"reasoning": "first things first "}), *(chunk({"content": piece}) for piece in answer)]
+    script = Script([*events, None])  # no end
+
+    async def early() -> str:
+        app = make_app(make_guard(), script)
+        reply = await ask(app, PATHS["chat"], {**ASKS["chat"], "stream": True}, leave_after=10)
+        return texts("chat", reply)
+
+    assert run(early()).startswith("first things first one fine word")
+
+
+def test_the_beginning_of_a_flagged_run_waits_for_its_second_token() -> None:
+    """A text pauses on a flagged token: nothing of the run is seen before the text goes on, or ends."""
+    guard = FakeGuard({"¶": "unsafe"}, debounce=2)
+    rest = [chunk({"content": piece}) for piece in cut(f"{SAFE} {SAFE}", 6)]
+    begun = [chunk({"reasoning": "so far so good ¶ "}), *rest]
+    goes_on = [*begun, chunk({"reasoning": "¶ and so on "}), _END, event("[DONE]")]
+    reply = stream("chat", Script(goes_on), guard)
+    assert "¶" not in texts("chat", reply)
+    check_ending("chat", reply, "end")
+    ends = [*begun, _END, event("[DONE]")]  # one flagged token at its end is no run
+    assert stream("chat", Script(ends), guard).body == b"".join(ends)
 
 
 def test_tool_calls_side_by_side_are_each_judged() -> None:
