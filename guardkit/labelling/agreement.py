@@ -37,14 +37,18 @@ def agreement(votes: Mapping[str, int], names: Sequence[str]) -> Agreement:
     if not rows:
         return Agreement(0, 0.0, {}, None)
     unanimous = sum(n for given, n in counts.items() if len(set(given)) == 1) / rows
-    pairs = {(names[i], names[j]): cohen(_table(counts, i, j)) for i, j in combinations(range(len(names)), 2)}
-    return Agreement(rows, unanimous, pairs, _fleiss(counts, rows, len(names)))
+    kappas = {pair: cohen(table) for pair, table in pairs(votes, names).items()}
+    return Agreement(rows, unanimous, kappas, _fleiss(counts, rows, len(names)))
 
 
-def _table(counts: Mapping[tuple[str, ...], int], i: int, j: int) -> Counter[tuple[str, str]]:
-    found: Counter[tuple[str, str]] = Counter()
-    for given, n in counts.items():
-        found[given[i], given[j]] += n
+def pairs(votes: Mapping[str, int], names: Sequence[str]) -> dict[tuple[str, str], Counter[tuple[str, str]]]:
+    """Of each two guards, how often they gave each two severities."""
+    found: dict[tuple[str, str], Counter[tuple[str, str]]] = {}
+    for i, j in combinations(range(len(names)), 2):
+        table = found[names[i], names[j]] = Counter()
+        for key, n in votes.items():
+            given = key.split(" ")
+            table[given[i], given[j]] += n
     return found
 
 

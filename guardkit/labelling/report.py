@@ -12,6 +12,7 @@ from typing import Any
 from guardkit import pages
 from guardkit._version import __version__
 from guardkit.evaluation import charts
+from guardkit.labelling.agreement import agreement, pairs
 from guardkit.labelling.jobs import Job, Settings
 from guardkit.labelling.labels import Label
 from guardkit.pages import html
@@ -36,6 +37,9 @@ class Found:
     columns: dict[str, dict[str, Counter[str]] | None] = field(default_factory=dict)
     risks: list[int] = field(default_factory=lambda: [0] * BINS)
     worst: list[tuple[float, int, str, str]] = field(default_factory=list)
+    votes: Counter[str] = field(default_factory=Counter)
+    """How often guards that voted gave each combination of severities, joined by blanks."""
+    voters: tuple[str, ...] = ()
     rows: int = 0
 
     def add(self, file: str, index: int, record: Mapping[str, Any], label: Label) -> None:
@@ -48,6 +52,9 @@ class Found:
             self.errors[label["error"]] += 1
         for category in label["categories"] if label["severity"] not in (None, "safe") else ():
             self.categories.setdefault(category, Counter())[severity] += 1
+        if "votes" in label and label["severity"] is not None:
+            self.voters = tuple(vote["model"] for vote in label["votes"])
+            self.votes[" ".join(vote["severity"] for vote in label["votes"])] += 1
         for name, value in record.items():
             self._column(str(name), value, severity)
         if label["scores"] and label["severity"] is not None:
@@ -108,6 +115,7 @@ def as_html(found: Found, about: Sequence[str], *, with_text: bool = True) -> st
         parts.append(_section("Not judged", ["reason", "rows"], [[e, f"{n:,}"] for e, n in found.errors.most_common()]))
     if found.categories:
         parts.append(_by("Category", "category", found.categories))
+    parts += _agreement(found)
     if found.rows > found.severities["not judged"]:
         bins = [f"{i / BINS:.2f}" for i in range(BINS)]
         chart = charts.bar_chart("Risk (1 - safe)", "score", "rows", bins, [("rows", found.risks)])
@@ -118,6 +126,18 @@ def as_html(found: Found, about: Sequence[str], *, with_text: bool = True) -> st
     parts += _worst(found, with_text)
     parts.append(f"</main>{pages.FOOT}")
     return "\n".join(parts)
+
+
+def _agreement(found: Found) -> Iterator[str]:
+    """How far guards that voted agree, and what each two of them said."""
+    if not found.votes:
+        return
+    lines = agreement(found.votes, found.voters).lines()
+    yield f"<section><h2>Agreement of the guards</h2>{''.join(f'<p>{html(line)}</p>' for line in lines)}</section>"
+    names = [s.value for s in SEVERITIES]
+    for (one, other), table in pairs(found.votes, found.voters).items():
+        rows = [[a, *(f"{table[a, b]:,}" for b in names)] for a in names]
+        yield _section(f"{one} and {other}", [f"{one} \\ {other}", *names], rows)
 
 
 def _shares(counts: Mapping[str, int], rows: int) -> list[list[str]]:

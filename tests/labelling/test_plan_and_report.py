@@ -74,3 +74,17 @@ def test_the_report_shows_what_was_found_by_column(label: Label, tmp_path: Path)
     assert "&lt;b&gt;" in page
     label(source, "--out", tmp_path / "out.jsonl", *args, "--no-text")
     assert "&lt;b&gt;" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_of_a_vote_shows_agreement_and_confusion(label: Label, tmp_path: Path) -> None:
+    label.scripts = {"one": {"BAD": "unsafe"}, "two": {"BAD": "unsafe", "HMM": "controversial"}}
+    texts = ["fine"] * 6 + ["BAD"] * 3 + ["HMM"]
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": f"{text} {i}"} for i, text in enumerate(texts)])
+    args = [source, "--out", tmp_path / "out.jsonl", "--model", "one", "--vote", "two"]
+    assert label(*args, "--report", tmp_path / "page.html").code == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Agreement of the guards" in page
+    assert "one and two: 90.0%" in page  # Cohen's kappa: (0.9 - (0.7 x 0.6 + 0.3 x 0.3)) / (1 - 0.51)
+    assert "kappa 0.80" in page
+    label(source, "--out", tmp_path / "alone.jsonl", "--report", tmp_path / "page.html")
+    assert "Agreement of the guards" not in (tmp_path / "page.html").read_text(encoding="utf-8")
