@@ -131,7 +131,7 @@ LAYERS = (
     ("training.run",),
     ("training.__main__",),
     ("training.halves", "training.files", "training.annotators", "training.logistic"),
-    ("training.light", "training.cross"),
+    ("training.light", "training.cross", "training.heads"),
     ("training.confusion",),
     ("training.labels",),
     ("training.boundary", "training.continuing"),

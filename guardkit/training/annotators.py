@@ -84,15 +84,19 @@ def _checked(opinion: Opinion) -> Opinion:
 
 
 def trainer_named(name: str) -> Trainer:
-    """The built-in trainers ("light": nano's vectors and n-grams, "ngrams": n-grams alone), or MODULE:NAME. Raises
-    `LabelError`."""
+    """The built-in trainers ("light": nano's vectors and n-grams, "ngrams": n-grams alone, "heads:BASE": Stream's heads
+    on a backbone), or MODULE:NAME. Raises `LabelError`."""
     if name in ("light", "ngrams"):
         from guardkit.training.light import Light
 
         return Light(vectors=name == "light")
     module, colon, attribute = name.partition(":")
+    if module == "heads" and attribute:
+        from guardkit.training.heads import Heads
+
+        return Heads(attribute)
     if not colon:
-        raise LabelError(f"--trainer {name}: light, ngrams, or MODULE:NAME of a function of your own")
+        raise LabelError(f"--trainer {name}: light, ngrams, heads:BASE, or MODULE:NAME of a function of your own")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

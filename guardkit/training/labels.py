@@ -225,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--group", metavar="COLUMN", help="rows with the same value stay in one half")
     made.add_argument("--seed", type=int, default=0, help="of the halves")
     made.add_argument("--weight", type=float, default=WEIGHT, help="of unsafe to safe rows, strict; inverse for loose")
-    made.add_argument("--trainer", default="light", metavar="NAME", help="light, ngrams, or MODULE:NAME")
+    made.add_argument("--trainer", default="light", metavar="NAME", help="light, ngrams, heads:BASE or MODULE:NAME")
     made.add_argument("--keep-given", action="store_true", help="where both models contradict a label, keep it")
     made.add_argument("--teacher", action="append", default=[], metavar="MODEL", help="a guard; several vote")
     made.add_argument("--teacher-trainer", metavar="NAME", help="instead: trained on halves, as for --trainer")
