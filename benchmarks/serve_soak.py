@@ -2,8 +2,9 @@
 
     python benchmarks/serve_soak.py [--streams 500] [--seconds 300]
 
-A scripted upstream sends answers of 120 events at 20 a second; some clients hang up half-way. Each answer that was read
-to its end must be, byte for byte, what the upstream sent.
+A scripted upstream sends answers of 120 events at 20 a second, or as fast as they are taken; some clients hang up
+half-way. Each answer that was read to its end must be, byte for byte, what the upstream sent. Upstream, client and
+guard have the same cores: what each of them takes is told.
 """
 
 from __future__ import annotations
@@ -13,43 +14,52 @@ import asyncio
 import json
 import multiprocessing
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 from common import header, median, mib
-from serve_overhead import PATH, start
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import StreamingResponse
-from starlette.routing import Route
+from serve_overhead import PATH, cpu_s, start
 
 N_EVENTS, GAP_S = 120, 0.05
-TEXT = "dark soil and sun for the tomatoes and water in the morning when the air is cool so that leaves stay dry"
+TEXT = (
+    "the train to the coast leaves at nine from platform four and the seats by the window can be booked one day before "
+    "at the desk"
+)
+WORDS = TEXT.split()
+LEFT_BYTES = 5000  # that those who hang up read before
 
 
 def events(number: int) -> list[bytes]:
-    words = TEXT.split()
     head = {"id": f"c{number}", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     out = []
     for i in range(N_EVENTS):
-        delta = {"content": f"{words[(number + i) % len(words)]} "} if i < N_EVENTS - 1 else {}
+        delta = {"content": f"{WORDS[(number + i) % len(WORDS)]} "} if i < N_EVENTS - 1 else {}
         choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
         out.append(f"data: {json.dumps({**head, 'choices': [choice]})}\n\n".encode())
     return [*out, b"data: [DONE]\n\n"]
 
 
 def upstream() -> Any:
-    async def answer(request: Request) -> StreamingResponse:
-        number = (await request.json())["seed"]
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["method"] != "POST":  # whether it is there
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        raw, more = b"", True
+        while more:
+            message = await receive()
+            raw, more = raw + message.get("body", b""), message.get("more_body", False)
+        kind = (b"content-type", b"text/event-stream")
+        await send({"type": "http.response.start", "status": 200, "headers": [kind]})
+        for event in events(json.loads(raw)["seed"]):
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await asyncio.sleep(GAP_S)
+        await send({"type": "http.response.body", "body": b""})
 
-        async def body() -> Any:
-            for event in events(number):
-                yield event
-                await asyncio.sleep(GAP_S)
-
-        return StreamingResponse(body(), media_type="text/event-stream")
-
-    return Starlette(routes=[Route(PATH, answer, methods=["POST"])])
+    return app
 
 
 def guarding(behind: str) -> Any:
@@ -65,46 +75,84 @@ def rss(pid: int) -> float:
         return int(file.read().split()[1]) * 4096 / (1 << 20)
 
 
-async def soak(address: str, pid: int, streams: int, seconds: float) -> None:
-    end, numbers = time.monotonic() + seconds, iter(range(10**9))
-    counts = {"whole": 0, "left": 0, "wrong": 0, "failed": 0}
-    firsts: list[float] = []
+class Clients:
+    """Each asks for one answer after the other, until `end` (monotonic)."""
 
-    async def one(client: httpx.AsyncClient) -> None:
-        while time.monotonic() < end:
-            number = next(numbers)
-            body = {
-                "model": "m",
-                "stream": True,
-                "seed": number,
-                "messages": [{"role": "user", "content": f"part {number}"}],
-            }
-            begun, got = time.monotonic(), b""
+    def __init__(self, address: str, end: float):
+        self.host, _, self.port = address.removeprefix("http://").partition(":")
+        self.end = end
+        self.counts = {"whole": 0, "left": 0, "wrong": 0, "failed": 0}
+        self.firsts: list[float] = []  # seconds to the first byte
+        self.n_bytes = 0
+        self._numbers = iter(range(10**9))
+
+    async def ask(self) -> None:
+        while time.monotonic() < self.end:
+            number = next(self._numbers)
             try:
-                async with client.stream("POST", address + PATH, json=body) as answer:
-                    async for piece in answer.aiter_raw():
-                        firsts.extend([time.monotonic() - begun] if not got else [])
-                        got += piece
-                        if number % 7 == 3 and len(got) > 5000:
-                            break
-                sent = b"".join(events(number))
-                kind = "whole" if got == sent else "left" if number % 7 == 3 and sent.startswith(got) else "wrong"
-                counts[kind] += 1
-            except httpx.HTTPError as error:
-                counts["failed"] += 1
+                self.counts[await self._one(number)] += 1
+            except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+                self.counts["failed"] += 1
                 print(f"{type(error).__name__}: {error}")
 
-    async def watch() -> None:
-        while time.monotonic() < end:
-            print(f"{end - time.monotonic():5.0f} s left, {mib(rss(pid))} MiB, {counts}", flush=True)
-            await asyncio.sleep(max(seconds / 10, 1))
+    async def _one(self, number: int) -> str:
+        messages = [{"role": "user", "content": f"part {number}"}]
+        body = json.dumps({"model": "m", "stream": True, "seed": number, "messages": messages}).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\ncontent-type: application/json\r\n"
+        begun = time.monotonic()
+        reader, writer = await asyncio.open_connection(self.host, int(self.port))
+        try:
+            writer.write(f"{head}connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            if not answer.startswith(b"HTTP/1.1 200"):
+                raise ValueError(answer.partition(b"\r\n")[0].decode())
+            raw = bytearray()
+            leaves = number % 7 == 3
+            while piece := await reader.read(1 << 16):
+                if not raw:
+                    self.firsts.append(time.monotonic() - begun)
+                raw += piece
+                self.n_bytes += len(piece)
+                if leaves and len(raw) > LEFT_BYTES:
+                    break
+        finally:
+            writer.close()
+        sent, got = b"".join(events(number)), b"".join(_chunks(bytes(raw)))
+        if leaves:
+            return "left" if sent.startswith(got) else "wrong"
+        return "whole" if got == sent and raw.endswith(b"0\r\n\r\n") else "wrong"
 
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(trust_env=False, timeout=120, limits=limits) as client:
-        await asyncio.gather(watch(), *(one(client) for _ in range(streams)))
-        await asyncio.sleep(1)
+
+def _chunks(raw: bytes) -> Iterator[bytes]:
+    """Of a body in HTTP's chunks, the last of which may be cut off."""
+    at = 0
+    while (end := raw.find(b"\r\n", at)) >= 0 and (size := int(raw[at:end], 16)):
+        yield raw[end + 2 : end + 2 + size]
+        at = end + 4 + size
+
+
+async def soak(address: str, pids: dict[str, int], streams: int, seconds: float) -> None:
+    begun, own = time.monotonic(), time.process_time()
+    before = {name: cpu_s(pid) for name, pid in pids.items()}
+    clients, pid = Clients(address, begun + seconds), pids["guard"]
+    per_event = len(b"".join(events(0))) / (N_EVENTS + 1) + 6
+
+    async def watch() -> None:
+        while (left := clients.end - time.monotonic()) > 0:
+            print(f"{left:5.0f} s left, {mib(rss(pid))} MiB, {clients.counts}", flush=True)
+            await asyncio.sleep(min(max(seconds / 10, 1), left))
+        took = time.monotonic() - begun
+        shares = {name: (cpu_s(p) - before[name]) / took for name, p in pids.items()}
+        shares["client"] = (time.process_time() - own) / took
+        told = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+        print(f"about {clients.n_bytes / per_event / took:.0f} events/s; cores: {told}")
+
+    await asyncio.gather(watch(), *(clients.ask() for _ in range(streams)))
+    await asyncio.sleep(1)
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
         left = (await client.get(f"{address}/metrics")).text
-    print(f"at the end {mib(rss(pid))} MiB, {counts}; first byte {median(firsts) * 1e3:.0f} ms")
+    first = median(clients.firsts) * 1e3
+    print(f"at the end {mib(rss(pid))} MiB, {clients.counts}; first byte {first:.0f} ms (median)")
     print("\n".join(line for line in left.splitlines() if "open" in line and not line.startswith("#")))
 
 
@@ -114,11 +162,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     given = parser.parse_args()
     multiprocessing.set_start_method("spawn")
-    header("guard serve under many streams", "starlette", "uvicorn", "httpx")
+    header("guard serve under many streams", "starlette", "uvicorn", "httpx", "httptools", "uvloop")
     behind, source = start(upstream)
     guarded, address = start(guarding, source)
-    assert guarded.pid is not None
-    asyncio.run(soak(address, guarded.pid, given.streams, given.seconds))
+    asyncio.run(soak(address, {"guard": guarded.pid or 0, "upstream": behind.pid or 0}, given.streams, given.seconds))
     for process in (behind, guarded):
         process.terminate()
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from guardkit import Decision, Guard, GuardkitError
 from guardkit.batch import Item, size_of
 
-AT_ONCE = 4
+AT_ONCE = 8
 """Batches of a guard under way; what comes meanwhile makes the next one."""
 MAX_TEXTS = 64  # in a batch
 MAX_CHARS = 4096

@@ -14,7 +14,7 @@ from guardkit.testing import FakeGuard
 from tests.leaks import AFTER_MARK, BAD, FLAGGED_MARK, SAFE, cut, make_guard
 from tests.serve import scripted
 from tests.serve.scripted import ASKS, PATHS, PROTOCOLS, Script, ask, event, make_app, run, texts
-from tests.serve.test_streams import check_clean, check_ending, stream
+from tests.serve.test_streams import CUTTINGS, check_clean, check_ending, stream
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 
@@ -529,3 +529,32 @@ def randomly(chance: random.Random, whole: Any) -> list[Any]:
         out.append(whole[at : at + size])
         at += size
     return out
+
+
+@pytest.mark.parametrize("seed", range(max(1, CUTTINGS // 2)))
+def test_random_turns_leak_nothing(seed: int) -> None:
+    """Texts that take turns at random, of several choices: no flagged token of any is seen, however long it waited for
+    the next one, and what is seen is the same however the bytes come."""
+    chance = random.Random(seed)
+    bad = f"{SAFE} {FLAGGED_MARK} {FLAGGED_MARK * 2} {AFTER_MARK} {AFTER_MARK * 3}"
+    left = {(i, key): list(cut(SAFE, chance.randint(2, 40))) for i in range(2) for key in ("content", "reasoning")}
+    left[chance.choice(list(left))] = cut(bad, chance.choice((1, 3, 9, 200)))
+    events = []
+    while left:
+        of = chance.choice(list(left))
+        for _ in range(chance.choice((1, 1, 1, 5, 40))):
+            if of in left:
+                events.append(chunk({of[1]: left[of].pop(0)}, of[0]))
+                if not left[of]:
+                    del left[of]
+    events += [chunk({}, i, "stop") for i in range(2)] + [event("[DONE]")]
+    raw, size = b"".join(events), chance.choice((50, 400, 5000, 1 << 20))
+    guard = FakeGuard({FLAGGED_MARK: "unsafe"}, debounce=2)
+    replies = [
+        stream("chat", Script(pieces), guard, ask_for={"n": 2})
+        for pieces in (events, [raw[i : i + size] for i in range(0, len(raw), size)])
+    ]
+    for reply in replies:
+        check_clean(reply)
+        check_ending("chat", reply, "end")
+    assert texts("chat", replies[0]) == texts("chat", replies[1])
