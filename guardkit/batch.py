@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -16,15 +17,16 @@ from guardkit.errors import MessageError, NotJudged, Overloaded
 from guardkit.judge import RunningVerdict, empty_verdict, verdict_of
 from guardkit.locate import Flagged, locate, to_original
 from guardkit.messages import Message, Part, read_messages, starts_in_reasoning
-from guardkit.models.base import Append, Query, QueryScores, StreamModel
+from guardkit.models.base import Append, Query, QueryScores, StreamModel, too_late
 from guardkit.policy import Action, Decision, Policy
 from guardkit.response import ResponseReader
-from guardkit.runner import Rounds, Steps
+from guardkit.runner import Rounds, Steps, desk
 from guardkit.verdict import SEVERITIES, Severity, Stage, Verdict
 
 Item = str | Sequence[Message | Mapping[str, Any]]
 """What can be judged: a text, or messages of which the last is judged."""
 
+LONG = 4096  # characters of a text: of more, only one is read at a time
 FEED_CHARS = 1 << 16  # a long response is judged this many characters at a time
 
 
@@ -84,11 +86,24 @@ def _action(decision: Decision) -> tuple[Action, Severity]:
 class Judging:
     """One batch on its way through a model."""
 
-    def __init__(self, model: StreamModel, policy: Policy, debounce: int, n_locate: int | None = None):
+    def __init__(
+        self,
+        model: StreamModel,
+        policy: Policy,
+        debounce: int,
+        n_locate: int | None = None,
+        timeout: float | None = None,
+    ):
+        """timeout: seconds that an item may wait until it is read."""
         self.model, self.policy, self.debounce, self._n_locate = model, policy, debounce, n_locate
+        self._timeout = timeout
+        self.waited = 0.0  # seconds, of the item that waited longest
 
-    def judge(self, items: Sequence[Item], stage: Stage | None, views: bool) -> Rounds[list[Outcome]]:
-        """Every item's outcome. A fault of one item does not touch the others."""
+    def judge(
+        self, items: Sequence[Item], stage: Stage | None, views: bool, here: bool = False
+    ) -> Rounds[list[Outcome]]:
+        """Every item's outcome. A fault of one item does not touch the others. here: read it without waiting for other
+        threads, as an event loop must."""
         start = time.perf_counter()
         self._groups: list[list[_Work]] = []
         parts: list[list[Part]] = []
@@ -98,12 +113,15 @@ class Judging:
             found: list[Part] = []
             error: BaseException | None = None
             try:
-                context, found = _read(item, stage)
-                for part in found:
-                    if part.text is None:
-                        error = error or NotJudged(f"{part.what} content cannot be judged by {self.model.name}")
-                    else:
-                        work += _works(part.stage, part.text, context, views)
+                since = time.perf_counter()
+                with nullcontext() if here else desk(size_of([item], LONG) > LONG):
+                    self._wait_since(since)
+                    context, found = _read(item, stage)
+                    for part in found:
+                        if part.text is None:
+                            error = error or NotJudged(f"{part.what} content cannot be judged by {self.model.name}")
+                        else:
+                            work += _works(part.stage, part.text, context, views)
             except Exception as problem:  # whatever it is, this item is not judged and the others are
                 error = problem
             self._groups.append(work)
@@ -124,6 +142,12 @@ class Judging:
             asked = found[0].stage if found else stage or Stage.prompt
             outcomes.append(Outcome(asked, decisions, error, sum(len(p.text or "") for p in found)))
         return outcomes
+
+    def _wait_since(self, since: float) -> None:
+        waited = time.perf_counter() - since
+        if self._timeout is not None and waited >= self._timeout:
+            raise too_late(self._timeout)
+        self.waited = max(self.waited, waited)
 
     def _job(self, work: _Work) -> Steps[list[Decision]]:
         return self._ask(work) if work.stage.is_query or self.model.whole_texts else self._respond(work)

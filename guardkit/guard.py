@@ -29,16 +29,16 @@ from guardkit.verdict import Stage, Verdict
 UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word
 CHAINS = "langchain_guardkit"  # the module that makes guards steps of a chain
 SMALL = 1024  # characters of texts that are read on an event loop
-_Round = tuple[StreamModel, Sequence[Job[Any]]]
-"""Jobs that are to be run, and the model that they ask."""
+_Round = tuple[StreamModel, Sequence[Job[Any]], float | None]
+"""Jobs that are to be run, the model that they ask, and the seconds that each piece of their work has."""
 
 
 class Guard:
     """Judges texts with one model under one policy. Safe to share between threads and tasks; load it once.
 
     policy: a built-in's name, a `Policy`, a mapping or a YAML file. on_error: overrides the policy's action for what
-    cannot be judged. timeout: seconds that one piece of work may wait and take before the text counts as
-    not judged.
+    cannot be judged. timeout: seconds that one piece of work may wait (to be read, and for the model) and take before
+    the text counts as not judged.
     holdback, debounce: the defaults of `stream`. threshold: the probability of "unsafe" from which on a text is unsafe,
     and of harm from which on it is controversial, in place of the model's own. locate: how many further queries finding
     the flagged place in a text may take; True leaves it to the model, False names the whole text. normalize: whether
@@ -86,6 +86,8 @@ class Guard:
         self.then = then if then is None or threshold is None else then.with_threshold(threshold)
         self.when, self.locate = when, locate
         self.timeout, self.holdback, self.debounce, self.normalize = timeout, holdback, debounce, normalize
+        if normalize and model.judges_normalized_view:  # now, and not when some thread or forked child reads its first
+            importlib.import_module("guardkit.normalize")
         self._audit = Audit(audit, model.name, audit_text) if audit is not None else None
         self._closed = False
         for each in filter(None, (self.model, self.then)):
@@ -307,48 +309,49 @@ class Guard:
         results: list[Any] | None = None
         with telemetry.checking(self, items) as check:
             while not isinstance(asked := _sent(steps, results), list):
-                results = run(*asked, self.timeout)
+                results = run(*asked)
             return check.found(asked)
 
     async def _ajudge(self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None) -> list[Outcome]:
-        steps = self._steps(items, stage, normalize)
-        results: list[Any] | None = None
         here = size_of(items, SMALL) <= SMALL
+        steps = self._steps(items, stage, normalize, here)
+        results: list[Any] | None = None
         with telemetry.checking(self, items) as check:
             while True:
                 # Texts are read and normalised: a few words here, more in a thread.
                 asked = _sent(steps, results) if here else await off_loop(functools.partial(_sent, steps, results))
                 if isinstance(asked, list):
                     return check.found(asked)
-                results = await arun(*asked, self.timeout, here=here)
+                results = await arun(*asked, here=here)
 
     def _steps(
-        self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None
+        self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None, here: bool = False
     ) -> Generator[_Round, list[Any], list[Outcome]]:
         """What a batch asks of the models: yields what is to be run, is sent the results."""
         self._check_open()
         if isinstance(items, str):
             raise MessageError("a batch is a list of items; for one text use check")
         views = self.normalize if normalize is None else normalize
-        outcomes = yield from self._judging(self.model, items, stage, views)
+        outcomes = yield from self._judging(self.model, items, stage, views, here)
         unclear = [i for i, outcome in enumerate(outcomes) if self._is_unclear(outcome)] if self.then else []
         if self.then is not None and unclear:
-            second = yield from self._judging(self.then, [items[i] for i in unclear], stage, views)
+            second = yield from self._judging(self.then, [items[i] for i in unclear], stage, views, here)
             for i, outcome in zip(unclear, second, strict=True):
                 outcomes[i] = outcome
         return outcomes
 
     def _judging(
-        self, model: StreamModel, items: Sequence[Item], stage: Stage | str | None, views: bool
+        self, model: StreamModel, items: Sequence[Item], stage: Stage | str | None, views: bool, here: bool
     ) -> Generator[_Round, list[Any], list[Outcome]]:
         n_locate = model.locate_queries if self.locate is True else int(self.locate)
-        rounds = Judging(model, self.policy, self.debounce, n_locate).judge(
-            items, _stage(stage), views and model.judges_normalized_view
-        )
+        judging = Judging(model, self.policy, self.debounce, n_locate, self.timeout)
+        rounds = judging.judge(items, _stage(stage), views and model.judges_normalized_view, here)
         try:
             jobs = next(rounds)
+            left = None if self.timeout is None else self.timeout - judging.waited  # of the time to wait and take
             while True:
-                jobs = rounds.send((yield model, jobs))
+                jobs = rounds.send((yield model, jobs, left))
+                left = self.timeout
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 

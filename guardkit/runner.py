@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextvars
 import functools
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -278,13 +279,26 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, "guardkit-read")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stayed in the parent
+@functools.cache
+def desk(is_long: bool) -> AbstractContextManager[Any]:
+    """Where threads read their texts: one short and one long at a time. The interpreter runs one thread at a time, in
+    turns: of two hundred that read at once, the loop's own, which judges them, would get a two-hundredth."""
+    return threading.RLock()  # a signal handler may judge in the middle of its own thread's reading
+
+
+if hasattr(os, "register_at_fork"):  # threads, and whoever was at a desk, stayed in the parent
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=desk.cache_clear)
 
 
 def off_loop(call: Callable[[], _T]) -> asyncio.Future[_T]:
     """Run `call` in a thread, for the event loop that asks."""
     import asyncio
 
-    context = contextvars.copy_context()
-    return asyncio.get_running_loop().run_in_executor(_pool(), lambda: context.run(call))
+    context, loop = contextvars.copy_context(), asyncio.get_running_loop()
+    try:
+        return loop.run_in_executor(_pool(), lambda: context.run(call))
+    except RuntimeError:  # the program is ending, and what it still asks is asked here
+        done = loop.create_future()
+        done.set_result(call())
+        return done

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from guardkit import Guard, GuardkitError, GuardViolation, NotJudged, Overloaded, Severity
+from guardkit import Guard, GuardkitError, GuardViolation, NotJudged, Overloaded, Severity, Stage
 from guardkit.errors import MissingExtra
 from guardkit.loop import Load, Loop
-from guardkit.models.base import Query
+from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.gen_grammar import Unparsable
 from guardkit.models.nano.scheduler import NanoScheduler
 from guardkit.policy import Action
@@ -299,6 +299,69 @@ def test_many_threads_are_judged_as_one_by_one_in_bounded_memory() -> None:
         assert found[i] == guard.check(texts[i], stage="response" if i % 3 == 0 else "prompt")
 
 
+class _Watched(dict[str, str]):
+    """A message that knows how many like it are read at once."""
+
+    reading, most = 0, 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        _Watched.reading += 1
+        _Watched.most = max(_Watched.most, _Watched.reading)
+        time.sleep(0.002)
+        _Watched.reading -= 1
+        return super().get(key, default)
+
+
+def test_of_many_threads_one_reads_a_text_at_a_time_and_who_waits_too_long_is_not_judged() -> None:
+    """Else the thread that judges what was read would hardly ever have its turn at the interpreter."""
+    for timeout, n_judged in ((60.0, range(20, 21)), (0.02, range(1, 15))):
+        guard = Guard(FakeModel(SCRIPT), timeout=timeout)
+        found: list[Any] = []
+        message = _Watched(role="user", content="hello")
+        start = threading.Barrier(20)
+
+        def work(guard: Guard = guard, found: Any = found, message: Any = message, start: Any = start) -> None:
+            start.wait()
+            found.append(guard.decide([message]))
+
+        threads = [threading.Thread(target=work) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert _Watched.most == 1
+        judged = [decision for decision in found if decision.judged]
+        assert len(judged) in n_judged
+        assert all("longer than" in d.error and d.action is Action.block for d in found if not d.judged)
+
+
+def test_a_response_that_is_given_up_in_the_middle_of_a_wave_is_not_computed() -> None:
+    model: Any = Guard.load(threads=3).model
+    scheduler = NanoScheduler(model)
+    tokens = [Tokens(Stage.response, model.tokenizer.encode(TEXT * 8)[0]) for _ in range(9)]
+    tickets = [Ticket[Any](Append(model.open(()), each), None, model) for each in tokens]
+    for ticket in tickets:
+        scheduler.take(ticket)
+    pieces: list[int] = []
+    forward = model.judge_pieces
+
+    def counted(work: Any) -> Any:
+        pieces.append(len(work))
+        return forward(work)
+
+    model.judge_pieces = counted
+    try:
+        assert scheduler.step()
+        for ticket in tickets:
+            ticket.cancel()
+        while scheduler.step():
+            pass
+    finally:
+        del model.judge_pieces
+    assert 0 < sum(pieces) < 9
+    assert scheduler.load().waiting == 0
+
+
 def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
     scheduler = NanoScheduler(Guard.load().model)  # type: ignore[arg-type]
     scheduler._new_rate.per_s = 1000.0  # as if measured
@@ -457,6 +520,8 @@ class _Stuck:
         return Load()
 
     def interrupt(self) -> None: ...
+
+    def before_fork(self) -> None: ...
 
     def forked(self) -> None: ...
 

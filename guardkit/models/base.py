@@ -307,7 +307,7 @@ class StreamModel(ABC):
 
 
 def too_late(timeout: float | None) -> TimeoutError:
-    return TimeoutError(f"the model took longer than {timeout} s")
+    return TimeoutError(f"the model took longer than {timeout:.4g} s")
 
 
 def _load_again(name: str, options: dict[str, Any], threshold: float | None) -> StreamModel:

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -63,12 +64,26 @@ def load_model(name: str | Path, **options: Any) -> StreamModel:
     Raises `UnknownModel` for a name that is none of these, `MissingExtra` where a package is missing, and
     `ModelLoadError` for files that do not load. Options that the model does not take raise TypeError.
     """
+    _check_interpreter()
     options = {k: v for k, v in options.items() if v is not None}
     if isinstance(name, Path) or name.startswith("~"):
         name = str(Path(name).expanduser().absolute())
     model = _load(name, dict(options))
     model.source = name, options
     return model
+
+
+def _check_interpreter() -> None:
+    """ONNX Runtime and torch hang where Python is not the process's first interpreter, as under mod_wsgi."""
+    for module in ("_interpreters", "_xxsubinterpreters"):  # the name since Python 3.13, and before
+        with suppress(ImportError):
+            python = importlib.import_module(module)
+            if python.get_current() != python.get_main():
+                raise ModelLoadError(
+                    "models do not run in a sub-interpreter: load them in the main one (mod_wsgi: "
+                    "WSGIApplicationGroup %{GLOBAL}), or in a process of its own"
+                )
+            return
 
 
 def _load(name: str, options: dict[str, Any]) -> StreamModel:

@@ -21,9 +21,9 @@ from guardkit.ticket import Ticket
 if TYPE_CHECKING:
     from guardkit.models.nano.model import Nano, NanoSession
 
-BATCH_TOKENS = 1536  # padded tokens in one forward pass
-WAVE_TOKENS = 4 * BATCH_TOKENS  # sorted by length together
-KNOWN_TOKENS = 16 * WAVE_TOKENS  # of windows that were judged before, drawn beside them
+BATCH_TOKENS = 512  # padded, in one forward pass: more at once are no faster a token, and the first ones wait longer
+WAVE_TOKENS = 12 * BATCH_TOKENS  # sorted by length together
+KNOWN_TOKENS = 2 * WAVE_TOKENS  # of windows that were judged before, drawn beside them: they only have to be tokenised
 SHORT_CHARS = 4096  # a text of more is long: it takes at most half of a wave while short ones wait
 MAX_WAITING = 1 << 16  # pieces of work; more are refused
 SLACK = 1.5  # work is refused where what waits before it would take this many times its time
@@ -254,6 +254,11 @@ class NanoScheduler:
         return not fed.ticket.done()
 
     def _run_fed(self, batch: list[tuple[_Fed, list[int]]]) -> None:
+        for fed, _ in batch:
+            if not self._is_wanted(fed):  # any more, since the wave was laid out
+                self._end(fed.ticket)
+        if not (batch := [plan for plan in batch if not plan[0].ticket.done()]):
+            return
         try:
             found = self._model.judge_pieces([(fed.session, ids) for fed, ids in batch])
         except Exception as error:
