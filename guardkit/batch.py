@@ -6,7 +6,7 @@ A response goes through the same machine as a stream (`judge.py`), so both give 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,11 +20,14 @@ from guardkit.messages import Message, Part, read_messages, starts_in_reasoning
 from guardkit.models.base import Append, Query, QueryScores, StreamModel, too_late
 from guardkit.policy import Action, Decision, Policy
 from guardkit.response import ResponseReader
-from guardkit.runner import Rounds, Steps, desk
+from guardkit.runner import Job, Rounds, Steps, desk
 from guardkit.verdict import SEVERITIES, Severity, Stage, Verdict
 
 Item = str | Sequence[Message | Mapping[str, Any]]
 """What can be judged: a text, or messages of which the last is judged."""
+
+Round = tuple[StreamModel, Sequence[Job[Any]], float | None]
+"""Jobs that are to be run, the model that they ask, and the seconds that each piece of their work has."""
 
 LONG = 4096  # characters of a text: of more, only one is read at a time
 FEED_CHARS = 1 << 16  # a long response is judged this many characters at a time
@@ -94,10 +97,24 @@ class Judging:
         n_locate: int | None = None,
         timeout: float | None = None,
     ):
-        """timeout: seconds that an item may wait until it is read."""
+        """timeout: seconds that an item may wait, to be read and for the model, and take."""
         self.model, self.policy, self.debounce, self._n_locate = model, policy, debounce, n_locate
         self._timeout = timeout
-        self.waited = 0.0  # seconds, of the item that waited longest
+        self._waited = 0.0  # seconds to be read, of the item that waited longest
+
+    def ask(
+        self, items: Sequence[Item], stage: Stage | None, views: bool, here: bool
+    ) -> Generator[Round, list[Any], list[Outcome]]:
+        """`judge`, with all that is needed to run its jobs."""
+        rounds = self.judge(items, stage, views, here)
+        try:
+            jobs = next(rounds)
+            left = None if self._timeout is None else self._timeout - self._waited
+            while True:
+                jobs = rounds.send((yield self.model, jobs, left))
+                left = self._timeout
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     def judge(
         self, items: Sequence[Item], stage: Stage | None, views: bool, here: bool = False
@@ -147,7 +164,7 @@ class Judging:
         waited = time.perf_counter() - since
         if self._timeout is not None and waited >= self._timeout:
             raise too_late(self._timeout)
-        self.waited = max(self.waited, waited)
+        self._waited = max(self._waited, waited)
 
     def _job(self, work: _Work) -> Steps[list[Decision]]:
         return self._ask(work) if work.stage.is_query or self.model.whole_texts else self._respond(work)

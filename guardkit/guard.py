@@ -15,22 +15,20 @@ from typing import Any, NoReturn, Self
 from guardkit import telemetry
 from guardkit.astream import Answered, AsyncStreamGuard, Fed, Feeds
 from guardkit.audit import Audit, Sink
-from guardkit.batch import Item, Judging, Outcome, size_of
+from guardkit.batch import Item, Judging, Outcome, Round, size_of
 from guardkit.errors import GuardkitError, GuardViolation, MessageError, MissingExtra, NotJudged, Overloaded
 from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
 from guardkit.models.base import StreamModel
 from guardkit.models.registry import DEFAULT_MODEL, load_model
 from guardkit.policy import DEFAULT_POLICY, MARK, Action, Decision, Policy, parse_on_error
-from guardkit.runner import Job, arun, off_loop, run
+from guardkit.runner import arun, off_loop, run
 from guardkit.stream import HOLDBACK, StreamGuard
 from guardkit.verdict import Stage, Verdict
 
 UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word
 CHAINS = "langchain_guardkit"  # the module that makes guards steps of a chain
 SMALL = 1024  # characters of texts that are read on an event loop
-_Round = tuple[StreamModel, Sequence[Job[Any]], float | None]
-"""Jobs that are to be run, the model that they ask, and the seconds that each piece of their work has."""
 
 
 class Guard:
@@ -326,7 +324,7 @@ class Guard:
 
     def _steps(
         self, items: Sequence[Item], stage: Stage | str | None, normalize: bool | None, here: bool = False
-    ) -> Generator[_Round, list[Any], list[Outcome]]:
+    ) -> Generator[Round, list[Any], list[Outcome]]:
         """What a batch asks of the models: yields what is to be run, is sent the results."""
         self._check_open()
         if isinstance(items, str):
@@ -342,18 +340,10 @@ class Guard:
 
     def _judging(
         self, model: StreamModel, items: Sequence[Item], stage: Stage | str | None, views: bool, here: bool
-    ) -> Generator[_Round, list[Any], list[Outcome]]:
+    ) -> Generator[Round, list[Any], list[Outcome]]:
         n_locate = model.locate_queries if self.locate is True else int(self.locate)
         judging = Judging(model, self.policy, self.debounce, n_locate, self.timeout)
-        rounds = judging.judge(items, _stage(stage), views and model.judges_normalized_view, here)
-        try:
-            jobs = next(rounds)
-            left = None if self.timeout is None else self.timeout - judging.waited  # of the time to wait and take
-            while True:
-                jobs = rounds.send((yield model, jobs, left))
-                left = self.timeout
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+        return judging.ask(items, _stage(stage), views and model.judges_normalized_view, here)
 
     def _is_unclear(self, outcome: Outcome) -> bool:
         if outcome.error is not None:
@@ -398,7 +388,7 @@ def _stage(stage: Stage | str | None) -> Stage | None:
     raise GuardkitError(f"unknown stage '{stage}'; known: {', '.join(s.value for s in Stage)}")
 
 
-def _sent(steps: Generator[_Round, list[Any], list[Outcome]], results: list[Any] | None) -> _Round | list[Outcome]:
+def _sent(steps: Generator[Round, list[Any], list[Outcome]], results: list[Any] | None) -> Round | list[Outcome]:
     try:
         return steps.send(results)  # type: ignore[arg-type]
     except StopIteration as end:
