@@ -4,7 +4,8 @@
 
 Of each file so many rows of each severity are drawn. A row that people called controversial gets "safe" or "unsafe" by
 a coin, as annotators with two labels only would split on it; then `cross_annotate` sees two levels, and what it calls
-controversial is held against the people's label.
+controversial is held against the people's label. --flip: so many of the other labels are turned round, and repaired by
+the same trainer as a teacher of its own halves.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pathlib import Path
 from guardkit.evaluation.rows import row_of
 from guardkit.evaluation.specs import Fields
 from guardkit.labelling.rows import Item
-from guardkit.training.annotators import trainer_named
+from guardkit.training.annotators import Trainer, trainer_named
 from guardkit.training.confusion import NAMES
-from guardkit.training.cross import cross_annotate
+from guardkit.training.cross import Labelled, cross_annotate, disputed, repair, trained_teacher
 from guardkit.training.files import Records
 from guardkit.training.halves import content_of, halves
 from guardkit.verdict import SEVERITIES, Severity
@@ -54,6 +55,12 @@ def coin(item: Item) -> Severity:
     return Severity.unsafe if bit else Severity.safe
 
 
+def flipped(given: list[Severity], true: list[Severity], share: float) -> list[int]:
+    """Rows of a clear label that are turned round."""
+    clear = [i for i, severity in enumerate(true) if severity is not Severity.controversial]
+    return sorted(random.Random("flip").sample(clear, round(share * len(clear))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder of NAME.jsonl.gz with text and severity")
@@ -61,6 +68,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=900, help="of each file, at most")
     parser.add_argument("--trainer", nargs="+", default=["light", "ngrams"])
     parser.add_argument("--weight", nargs="+", type=float, default=[2.0, 4.0, 8.0])
+    parser.add_argument("--flip", type=float, default=0.05, help="the share of clear labels that is turned round")
+    parser.add_argument("--confidence", nargs="+", type=float, default=[0.7, 0.8, 0.9], help="of the teacher")
     args = parser.parse_args()
     drawn = draw(args.data, args.files, args.rows)
     items = [item for _, item, _ in drawn]
@@ -78,6 +87,33 @@ def main() -> None:
             for name in args.files:
                 rows = [i for i, (file, _, _) in enumerate(drawn) if file == name]
                 show(name, [true[i] for i in rows], [found[i] for i in rows])
+        if args.flip:
+            mend(items, true, given, made, args.flip, args.confidence)
+
+
+def mend(
+    items: list[Item], true: list[Severity], given: list[Severity], made: Trainer, share: float, sure: list[float]
+) -> None:
+    """Flipped labels among the rows whose label is clear: how many are disputed, and what a trained teacher makes."""
+    rows = [i for i, severity in enumerate(true) if severity is not Severity.controversial]
+    items, true, given = ([part[i] for i in rows] for part in (items, true, given))
+    turned = set(flipped(given, true, share))
+    told = [
+        (Severity.safe if t is Severity.unsafe else Severity.unsafe) if i in turned else t for i, t in enumerate(true)
+    ]
+    labelled = cross_annotate(items, told, halves(items), made)
+    doubted = disputed(labelled, told)
+    found = len(turned & set(doubted)) / len(turned)
+    others = len(set(doubted) - turned) / (len(items) - len(turned))
+    print(
+        f"{len(items):,} clear rows, {len(turned):,} flipped: disputed {found:.1%} of them, {others:.1%} of the others"
+    )
+    opinions = trained_teacher(items, told, halves(items, seed=1), made, doubted)
+    for least in sure:
+        mended = repair([Labelled(label, "given") for label in told], told, opinions, confidence=least)
+        wrong = sum(label.severity is not t for label, t in zip(mended, true, strict=True))
+        right = sum(mended[i].severity is true[i] for i in turned)
+        print(f"  teacher {least:g} sure: {right} of {len(turned)} flips mended, wrong labels {len(turned)} -> {wrong}")
 
 
 def show(name: str, true: list[Severity], found: list[Severity | None]) -> None:

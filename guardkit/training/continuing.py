@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -82,21 +84,43 @@ class LocalLLM:
         texts: list[str] = []
         calls = tokens = 0
         ends = _ends(self._model, tokenizer)
-        while len(texts) < prefix.k:
-            torch.manual_seed(prefix.seed + len(texts))
-            n = min(self._batch, prefix.k - len(texts)) if sampling.temperature > 0 else 1
-            with torch.inference_mode():
+        with torch.inference_mode():
+            cache = self._read(inputs) if drawn["do_sample"] and prefix.k > 1 else {}
+            while len(texts) < prefix.k:
+                torch.manual_seed(prefix.seed + len(texts))
+                n = min(self._batch, prefix.k - len(texts)) if drawn["do_sample"] else 1
                 out = self._model.generate(
-                    **inputs, max_new_tokens=sampling.max_tokens, num_return_sequences=n,
-                    pad_token_id=tokenizer.pad_token_id, **drawn,
+                    **{name: rows.repeat(n, 1) for name, rows in inputs.items()}, **_repeated(cache, n), **drawn,
+                    max_new_tokens=sampling.max_tokens, pad_token_id=tokenizer.pad_token_id,
                 )  # fmt: skip
-            new = out[:, start:].tolist()
-            calls += 1
-            tokens += sum(_length(row, ends) for row in new)
-            texts += tokenizer.batch_decode(new, skip_special_tokens=True) * (
-                1 if sampling.temperature > 0 else prefix.k
-            )
+                new = out[:, start:].tolist()
+                calls += 1
+                tokens += sum(_length(row, ends) for row in new)
+                texts += tokenizer.batch_decode(new, skip_special_tokens=True) * (1 if drawn["do_sample"] else prefix.k)
         return Continued(tuple(texts[: prefix.k]), calls, tokens)
+
+    def _read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The prefix read once for all its continuations: keys and values of all tokens but the last, under the name
+        that the model calls them by; nothing for a model whose cache cannot be had twice."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        ids = inputs["input_ids"][:, :-1]
+        if not ids.shape[1] or any(type(layer).__name__ != "DynamicLayer" for layer in cache.layers):
+            return {}
+        parameters = inspect.signature(self._model.forward).parameters
+        name = "cache" if "cache" in parameters else "past_key_values"  # by transformers' version
+        self._model(
+            ids, use_cache=True, **{name: cache}, **({"logits_to_keep": 1} if "logits_to_keep" in parameters else {})
+        )
+        return {name: cache}
+
+
+def _repeated(cache: Mapping[str, Any], n: int) -> dict[str, Any]:
+    found = {name: copy.deepcopy(kept) for name, kept in cache.items()}
+    for kept in found.values():
+        kept.batch_repeat_interleave(n)
+    return found
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

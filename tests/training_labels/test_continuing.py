@@ -113,6 +113,16 @@ def test_a_local_model_continues_by_seed_and_counts_its_tokens() -> None:
         assert (len(one.texts), one.calls) == (3, 2)
         assert 3 <= one.tokens <= 18
     assert found[0] != found[2]
+    # The prefix is read once for all its continuations; they are what `generate` itself writes.
+    import torch
+
+    rendered = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(f"{rendered} sun", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    torch.manual_seed(1)
+    drawn = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0, "pad_token_id": tokenizer.pad_token_id}
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, num_return_sequences=2, **drawn)
+    assert isinstance(found[0], Continued)
+    assert list(found[0].texts[:2]) == tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     greedy = LocalLLM(model, tokenizer, Sampling(0.0, max_tokens=6))
     (same,) = greedy.continuations([Prefix(CHAT, " sun", 3, 1)])
     assert isinstance(same, Continued)
