@@ -22,6 +22,7 @@ from guardkit.evaluation.rows import dig, row_of
 from guardkit.evaluation.specs import Fields
 from guardkit.guard import Guard
 from guardkit.labelling.judging import RateLimit
+from guardkit.labelling.manifest import guard_settings
 from guardkit.labelling.rows import Item
 from guardkit.training.annotators import GuardTeacher, Opinion, Predictor, Trainer, asked, trainer_named
 from guardkit.training.confusion import Comparison
@@ -65,10 +66,11 @@ class Read:
     def add(self, number: int, record: Mapping[str, Any], settings: Settings) -> None:
         row = row_of(number, record, settings.fields)
         group = dig(record, settings.group) if settings.group is not None else None
-        self.items.append(row.item)
+        error = row.error or ("several texts in it: a label is of one" if row.others else None)
+        self.items.append(row.item if error is None else None)
         self.given.append(SEVERITIES[row.severity] if row.severity >= 0 else None)
         self.groups.append(None if group is None else str(group))
-        self.errors.append(row.error or (None if row.item is not None else "no text in it"))
+        self.errors.append(error or (None if row.item is not None else "no text in it"))
 
 
 def label(
@@ -254,6 +256,9 @@ def main(argv: Sequence[str] | None = None, load: Callable[..., Guard] = Guard.l
     except KeyboardInterrupt:
         print("labels: interrupted; what was done is kept: run the same command again", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"labels: {error}; what was done is kept: run the same command again", file=sys.stderr)
+        return 3
     if not args.quiet:
         print("\n".join(found.lines()))
     if args.json:
@@ -271,14 +276,16 @@ def _run(args: argparse.Namespace, load: Callable[..., Guard]) -> Comparison:
     settings = Settings(
         fields, args.group, args.seed, args.weight, args.keep_given, args.teacher_on, args.confidence, args.suffix
     )
+    described: dict[str, Any] = {"trainer": args.trainer, "teacher": args.teacher_trainer}
     teacher: Predictor | Trainer | None = None
     if args.teacher:
         options = {"device": args.device} if args.device else {}
         limit = RateLimit(args.rate) if args.rate else None
-        teacher = GuardTeacher.of([load(name, **options) for name in args.teacher], args.teacher, limit)
+        guards = [load(name, **options) for name in args.teacher]
+        teacher = GuardTeacher.of(guards, args.teacher, limit)
+        described["teacher"] = [guard_settings(g, name, None) for g, name in zip(guards, args.teacher, strict=True)]
     elif args.teacher_trainer:
         teacher = trainer_named(args.teacher_trainer)
-    described = {"trainer": args.trainer, "teacher": args.teacher or args.teacher_trainer}
     return label(
         args.inputs, args.out, trainer=trainer_named(args.trainer), teacher=teacher,
         teacher_trains=bool(args.teacher_trainer), settings=settings, described=described, columns=args.by,

@@ -171,3 +171,6 @@ def test_the_command_with_voting_guards_other_columns_and_a_compressed_output(
     assert main([*args, "--map", "fine=green"]) == 2
     assert "'green' is no severity" in capsys.readouterr().err
     assert main([str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "x.jsonl")]) == 2
+    (tmp_path / "file").write_text("")
+    assert main([*args, "--out", str(tmp_path / "file" / "out.jsonl")]) == 3
+    assert "run the same command again" in capsys.readouterr().err

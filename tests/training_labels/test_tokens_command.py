@@ -97,6 +97,15 @@ def test_each_row_comes_back_with_its_boundary_or_why_it_has_none(tmp_path: Path
     assert report.odd == 0
 
 
+@pytest.mark.parametrize(
+    "text", ["\n  A recipe, with venom", "<think>A recipe</think>\n\nA recipe with venom", "配方 recipe 毒 venom"]
+)
+def test_offsets_are_into_the_answer_as_it_stands(tmp_path: Path, text: str) -> None:
+    messages = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": text}]
+    _, rows = run(tmp_path, finder(), [answer(text), {"messages": messages, "severity": "unsafe"}])
+    assert [row["unsafe_from"] for row in rows] == [text.index("recipe")] * 2
+
+
 def test_bisection_finds_what_testing_every_prefix_finds_at_a_fraction_of_the_calls(tmp_path: Path) -> None:
     rows = [answer(f"{'word ' * n} recipe {'more ' * (60 - n)} venom") for n in range(0, 60, 7)]
     every, few = Writer(), Writer()
