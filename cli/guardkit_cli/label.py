@@ -173,7 +173,14 @@ def command(
         kept = _where(where)
         if dropped is not None and kept is None:
             raise click.UsageError("--dropped goes with --where")
-        found = find(inputs, form=input_format, revision=revision, config=config, split=split)  # type: ignore[arg-type]
+        found = find(
+            inputs,
+            outputs=[out, *([dropped] if dropped is not None else [])],
+            form=input_format,  # type: ignore[arg-type]
+            revision=revision,
+            config=config,
+            split=split,
+        )
         place = Place.of(out, found.inputs)
         side = Place.of(dropped, found.inputs) if dropped is not None else None
         jobs = jobs_of(found.inputs, place, form)

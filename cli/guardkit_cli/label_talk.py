@@ -109,5 +109,6 @@ class Talk:
         actions = [f"{n:,} {name}" for name, n in sorted(total.actions.items()) if n]
         rate = f" ({self._found.rows / seconds:,.0f}/s)" if self._found.rows >= 100 else ""
         before = f", {total.rows - self._found.rows:,} of them before" if total.rows > self._found.rows else ""
-        say(f"{total.rows:,} rows{before}: {', '.join(counts)}, {total.not_judged:,} not judged; {seconds:.1f} s{rate}")
+        rows = f"{total.rows:,} row{'' if total.rows == 1 else 's'}{before}"
+        say(f"{rows}: {', '.join(counts)}, {total.not_judged:,} not judged; {seconds:.1f} s{rate}")
         say(f"by the policy: {', '.join(actions) or 'nothing'}")

@@ -88,24 +88,38 @@ def sha256_of(path: Path) -> str:
 @dataclass
 class Found:
     """inputs: in the order they were given, those of a folder by name. others: files of folders that are no data.
-    saved: folders that `datasets` saved, as they stand below the output."""
+    saved: folders that `datasets` saved, as they stand below the output. outputs: what the run itself writes."""
 
     inputs: list[Input] = field(default_factory=list)
     others: int = 0
     saved: list[tuple[Path, str]] = field(default_factory=list)
+    outputs: Sequence[str] = ()
+
+    def is_output(self, path: str, given: str) -> bool:
+        """Whether a path in the folder `given` is where the run writes to, or lies there."""
+        at = _resolved(path)
+        return any(
+            at.is_relative_to(out) and not _resolved(given).is_relative_to(out) for out in map(_resolved, self.outputs)
+        )
+
+
+def _resolved(path: str) -> PurePosixPath:
+    return PurePosixPath(path if is_url(path) else os.path.realpath(path.removeprefix("file://")))
 
 
 def find(
     given: Sequence[str],
     *,
+    outputs: Sequence[str] = (),
     form: Format | None = None,
     revision: str | None = None,
     config: str | None = None,
     split: str | None = None,
 ) -> Found:
-    """The inputs that `given` stands for. form: of all files, instead of finding it out. revision, config, split: of a
-    hub's data set. Raises `LabelError` for what does not exist or has no known format."""
-    found = Found()
+    """The inputs that `given` stands for. outputs: files and folders that the run writes to, which are no inputs where
+    they lie in a folder that is. form: of all files, instead of finding it out. revision, config, split: of a hub's
+    data set. Raises `LabelError` for what does not exist or has no known format."""
+    found = Found(outputs=outputs)
     for one in given:
         before = len(found.inputs)
         if one.startswith(HUB) or _is_hub_name(one):
@@ -166,6 +180,8 @@ def _input(path: str, name: str, form: Format | None) -> Input | None:
 def _local(path: str, form: Format | None, found: Found) -> None:
     if os.path.isdir(path):
         _folder(Path(path), "", form, found)
+    elif path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+        raise LabelError(f"{path}: not a file; what is labelled is read twice, so write a stream to a file first")
     elif os.path.exists(path):
         name = os.path.basename(path)
         known = _input(path, name, form) or Input(path, name, _sniffed(path), format_of(name)[1])
@@ -173,7 +189,7 @@ def _local(path: str, form: Format | None, found: Found) -> None:
     elif glob.has_magic(path):
         base = _fixed(path)
         for match in sorted(glob.glob(path, recursive=True)):
-            if os.path.isfile(match):
+            if os.path.isfile(match) and not found.is_output(match, base or "."):
                 _add(match, os.path.relpath(match, base or "."), form, found)
     else:
         raise LabelError(f"{path}: there is no such file, folder or pattern; a hub's data set is hub:ORGANISATION/NAME")
@@ -197,9 +213,9 @@ def _add(path: str, name: str, form: Format | None, found: Found) -> None:
         found.inputs.append(known)
 
 
-def _folder(folder: Path, below: str, form: Format | None, found: Found) -> None:
+def _folder(folder: Path, below: str, form: Format | None, found: Found, above: tuple[Path, ...] = ()) -> None:
     """The files in a folder and in its folders, by name; hidden ones are left out. Of one that `datasets` saved, the
-    files that its state names."""
+    files that its state names. above: the folders that it is in, since a link may lead back to one."""
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         found.saved.append((folder, below))
         for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]:
@@ -207,12 +223,17 @@ def _folder(folder: Path, below: str, form: Format | None, found: Found) -> None
         return
     if (folder / "dataset_dict.json").is_file():
         found.saved.append((folder, below))
+    above = (*above, folder.resolve())
+    top = above[0]
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or (path.name in _HF and (folder / "dataset_dict.json").is_file()):
             continue
-        if path.is_dir() and not path.is_symlink():
-            _folder(path, f"{below}{path.name}/", form, found)
-        elif path.is_file():
+        if found.is_output(str(path), str(top)):
+            continue
+        if path.is_dir():
+            if path.resolve() not in above:
+                _folder(path, f"{below}{path.name}/", form, found, above)
+        elif path.is_file() or path.is_symlink():  # a link to nothing is an input that cannot be read
             _add(str(path), f"{below}{path.name}", form, found)
 
 
@@ -245,8 +266,10 @@ def _remote(url: str, form: Format | None, found: Found) -> None:
         raise LabelError(f"{url}: there is no such file or folder")
     for match in matches:
         name = match[len(base) :].lstrip("/")
-        if not any(part.startswith(".") for part in PurePosixPath(name).parts):
-            _add(f"{scheme}://{match.lstrip('/') if scheme != 'file' else match}", name, form, found)
+        full = f"{scheme}://{match.lstrip('/') if scheme != 'file' else match}"
+        is_hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+        if not is_hidden and not found.is_output(full, full.removesuffix(name)):
+            _add(full, name, form, found)
 
 
 def _of_hub(name: str, revision: str | None, config: str | None, split: str | None) -> list[Input]:

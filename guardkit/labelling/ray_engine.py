@@ -55,7 +55,8 @@ def ray_module() -> Any:
 
 class RayRun:
     """Labels inputs on a cluster. labeller: what judges, loaded in each actor. told: hears of each piece of work that
-    is done; problem: of an input that could not be read (the others go on)."""
+    is done; problem: of an input that could not be read (the others go on). Raises `LabelError` where there is no
+    cluster."""
 
     def __init__(
         self,
@@ -76,7 +77,11 @@ class RayRun:
         self.shares: dict[str, float] = {}
         """How much of each input is done, by its output's name."""
         if not self._ray.is_initialized():
-            self._ray.init(address=options.address, log_to_driver=False, configure_logging=False)
+            try:
+                self._ray.init(address=options.address, log_to_driver=False, configure_logging=False)
+            except Exception as error:  # no cluster at that address, a node that is not up in time
+                where = f"the cluster at {options.address}" if options.address else "a cluster on this machine"
+                raise LabelError(f"Ray: {where} did not answer: {error}") from error
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # what is done is told by `told`
         self._ray.data.DataContext.get_current().enable_progress_bars = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,39 @@ def test_prompt_answer_or_both(label: Label, tmp_path: Path) -> None:
     }
     assert [p["stage"] for p in found["both"][0]["parts"]] == ["prompt", "response"]
     assert [p["severity"] for p in found["both"][0]["parts"]] == ["unsafe", "safe"]
+
+
+def test_links_in_folders_are_followed_once_and_a_link_to_nothing_is_told(label: Label, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "elsewhere" / "b.jsonl", [{"text": "BAD"}])
+    write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": "fine"}])
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    assert label(tmp_path / "in", "--out", tmp_path / "out").code == 0
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == [".guardkit", "a.jsonl", "linked"]
+    assert [p.name for p in (tmp_path / "out" / "linked").iterdir()] == ["b.jsonl"]
+    (tmp_path / "in" / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    done = label(tmp_path / "in", "--out", tmp_path / "out")
+    assert done.code == 3
+    assert "gone.jsonl: No such file" in done.err
+
+
+def test_an_output_inside_the_input_is_no_input(label: Label, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data" / "a.jsonl", [{"text": "fine"}])
+    out, side = tmp_path / "data" / "sub" / "labelled", tmp_path / "data" / "dropped"
+    for given_ in (tmp_path / "data", tmp_path / "data" / "**" / "*.jsonl"):
+        for _ in range(2):
+            done = label(given_, "--out", out, "--where", "safe", "--dropped", side)
+            assert done.code == 0
+            assert "1 row: 1 safe" in done.err or "1 row, 1 of them before: 1 safe" in done.err
+    assert label.calls == 0
+    assert [p.name for p in sorted(out.iterdir())] == [".guardkit", "a.jsonl"]
+    assert label(tmp_path / "data", "--out", tmp_path / "data").code == 2  # it would be written over
+
+
+def test_a_stream_is_no_input(label: Label, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for stream in (tmp_path / "pipe", "/dev/null", "-"):
+        done = label(stream, "--out", tmp_path / "out")
+        assert done.code == 2
+        assert "write a stream to a file first" in done.err
