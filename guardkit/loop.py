@@ -114,6 +114,11 @@ class Loop:
         return replace(load, waiting=load.waiting + waiting)
 
     @property
+    def is_free(self) -> bool:
+        """Whether it is open, and nothing waits. For who has the turn."""
+        return not (self._closed or self._inbox or self._scheduler.busy)
+
+    @property
     def closed(self) -> bool:
         return bool(self._closed)
 

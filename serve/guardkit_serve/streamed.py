@@ -19,7 +19,7 @@ from guardkit_serve.flow import Flow
 from guardkit_serve.protocols.base import Protocol, Violation
 from guardkit_serve.rolling import Refused, Rolling
 from guardkit_serve.sse import Parser
-from guardkit_serve.upstream import failure
+from guardkit_serve.upstream import failure, pieces_of
 
 SSE = "text/event-stream"
 STREAM_HEADERS = {"content-type": f"{SSE}; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -64,7 +64,7 @@ class Streamed:
         protocol, started = self._protocol, False
         observer, first = self._serving.observer, True
         error: HttpError | None = None
-        parser, pieces = Parser(self._settings.max_event_bytes), response.aiter_bytes()
+        parser, pieces = Parser(self._settings.max_event_bytes), pieces_of(response)
         try:
             try:
                 async for piece in pieces:

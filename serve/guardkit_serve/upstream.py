@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import cache
 
 import httpx
@@ -127,6 +127,11 @@ def headers_for(upstream: Upstream, path: str, given: Headers, keys: bool) -> di
         out |= {name: given[name] for name in ("authorization", "x-api-key") if name in given}
     carry(out)
     return out
+
+
+def pieces_of(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The bytes of an answer, as they come."""
+    return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
 
 
 def failure(problem: httpx.HTTPError) -> HttpError:
