@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from guardkit.reading.encodings import COMPRESSED, MAX_RECORD, TOO_LONG
+from guardkit.reading.encodings import COMPRESSED, MAX_RECORD, TOO_LONG, decoded_odd
+from guardkit.reading.values import is_name
 from guardkit_cli.records import Record
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ MAX_FIELD = 1 << 24  # characters of a cell: a quote that is never closed must n
 MAX_JOINED = 1 << 20  # characters of a joined record
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
 _ARRAY = re.compile(r'\[\s*(?:\{\s*(?:"|\}|$)|$)')
+_SEPARATOR = re.compile(r"sep=(.)\r?\n?")
+"""The line that tells Excel what stands between cells."""
 _GOES_ON = re.compile(
     r"[ \t]+\S|[})\]]|Caused by:|Suppressed:|During handling of the above|The above exception was the direct|Traceback "
 )
@@ -63,8 +66,7 @@ def _found_out(reader: Reader, source: Source) -> Iterator[list[Record]]:
     first = next(lines, None)
     if first is None:
         return
-    told = reader.decoder.decode(next((line for line in first if line.strip()), b"")[: 1 << 20]).strip()
-    reader.decoder.fallback_lines = 0
+    told = next((line for line in first if line.strip()), b"")[: 1 << 20].decode(errors="replace").strip()
     if told.startswith("{") and _is_object(told):
         source.recognised.append("JSON lines")
         yield from _json_lines(reader, chain([first], lines), source.name, or_text=True)
@@ -125,27 +127,30 @@ def _values(reader: Reader, texts: Iterable[str], name: str) -> Iterator[list[Re
         if chat is None and found and reader.outputs and _MESSAGE.match(found[0][1]):
             chat = []
         if chat is None:
-            yield [reader.json(value, line, name) for line, value in found]
+            yield [_value(reader, value, line, name) for line, value in found]
         else:
             chat += [value for _, value in found]
     found = values.finish()
     if chat is not None:
         found = [(1, f"[{','.join([*chat, *(value for _, value in found)])}]")]
-    records = [reader.json(value, line, name) for line, value in found]
+    records = [_value(reader, value, line, name) for line, value in found]
     if values.is_cut_off and not any(record.error for record in records):
         records.append(Record(1, None, "", name, "not valid JSON: it ends too early"))
     yield records
 
 
-def _texts(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Chunks as text; what is no UTF-8 as windows-1252, byte by byte."""
-    from guardkit_cli.records import Decoder
+def _value(reader: Reader, text: str, line: int, name: str) -> Record:
+    text = reader.decoder.settle(text)
+    error = reader.unread()
+    return Record(line, None, text, name, error) if error else reader.json(text, line, name)
 
-    decoder, repair = codecs.getincrementaldecoder("utf-8")("surrogateescape"), Decoder().repair
+
+def _texts(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Chunks as text; bytes that are no UTF-8 are escaped until it is known what record they are in."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     for data in chunks:
-        text = decoder.decode(data)
-        yield text if text.isascii() else repair(text)
-    yield repair(decoder.decode(b"", True))
+        yield decoder.decode(data)
+    yield decoder.decode(b"", True)
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -156,17 +161,21 @@ def _table(reader: Reader, source: Source, kind: str) -> Iterator[list[Record]]:
     csv.field_size_limit(MAX_FIELD)
     lines = _Lines(_texts(source.chunks()))
     first = next(lines, "")
+    n_before = 0
+    if told := _SEPARATOR.fullmatch(first):
+        first, n_before = next(lines, ""), 1
     if not first.strip():
         return
-    delimiter = "\t" if kind == "tsv" else max(",;\t|", key=first.count)
+    delimiter = "\t" if kind == "tsv" else told[1] if told else max(",;\t|", key=first.count)
     rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     heading: list[str] | None = None
+    n_rows = 0
     while True:
-        start = rows.line_num + 1
+        start = rows.line_num + 1 + n_before
         try:
             cells = next(rows)
         except StopIteration:
-            return
+            break
         except csv.Error as error:
             what = (
                 "a quote is never closed: nothing from here on was judged"
@@ -176,17 +185,25 @@ def _table(reader: Reader, source: Source, kind: str) -> Iterator[list[Record]]:
             yield [Record(start, None, "", source.name, f"not valid {kind.upper()}: {what}")]
             continue
         if heading is None:
-            heading = cells
+            heading = [reader.decoder.settle(cell) or f"column {i}" for i, cell in enumerate(cells, 1)]
             if reader.field is not None and reader.field not in heading:
                 raise OSError(f"no column '{reader.field}'; the columns are {', '.join(heading)}"[:500])
         elif cells:
+            n_rows += 1
             yield [_row(reader, heading, cells, start, source.name)]
+    if heading and not n_rows and not all(map(is_name, heading)):  # a table of one row, and no heading
+        yield [_row(reader, [f"column {i}" for i in range(1, len(heading) + 1)], heading, 1 + n_before, source.name)]
 
 
 def _row(reader: Reader, heading: list[str], cells: list[str], line: int, name: str) -> Record:
+    shown = " ".join(cells)
+    if not shown.isascii():
+        shown = reader.decoder.settle(shown)
+        if error := reader.unread():
+            return Record(line, None, shown, name, error)
+        cells = [decoded_odd(cell) for cell in cells]
     names = [*heading, *(f"column {i + 1}" for i in range(len(heading), len(cells)))]
     cell = dict(zip(names, cells, strict=False))
-    shown = " ".join(cells)
     if len(cell) < min(len(names), len(cells)):
         return Record(line, None, shown, name, "a column of the heading is there twice")
     try:

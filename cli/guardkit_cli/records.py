@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Item = str | list["Message"]
 CHUNK_BYTES = 1 << 18
 MAX_IGNORED = 100  # different paths that are counted
-UNKNOWN_ENCODING = "not UTF-8, and too many other bytes to be windows-1252; --encoding NAME says what it is"
+NAME_IT = "--encoding NAME says what it is"
 SHOWN_OF_LONG = 1024  # bytes of a line that is not read
 _ODD = re.compile("[\udc80-\udcff]")
 _INDEX = re.compile(r"\[[\d.]+\]")
@@ -48,40 +48,30 @@ class Record:
 # ---------------------------------------------------------------------------------------------------- decoding
 
 
-def _fallback_table() -> dict[int, str]:
-    table = {}
-    for byte in range(0x80, 0x100):
-        try:
-            table[0xDC00 + byte] = bytes([byte]).decode("cp1252")
-        except UnicodeDecodeError:
-            table[0xDC00 + byte] = chr(byte)
-    return table
-
-
 class Decoder:
-    """UTF-8, with windows-1252 for the bytes that are not; `fallback_lines` counts the texts that needed it.
-
-    The fallback is by byte, not by line: one stray byte must not garble, and so hide, a line of good UTF-8.
-    """
+    """UTF-8, with windows-1252 for the bytes that are not; `fallback_lines` counts the texts that needed it."""
 
     def __init__(self) -> None:
         self.fallback_lines = 0
-        self.n_odd = 0  # bytes that are no UTF-8 in the newest text
-        self._table: dict[int, str] = {}
+        self.is_unknown = False  # whether the newest text is of an encoding that is not known
 
     def decode(self, raw: bytes) -> str:
+        self.is_unknown = False
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            self.fallback_lines += 1
-            text = raw.decode("utf-8", "surrogateescape")
-            self.n_odd = len(_ODD.findall(text))
-            return self.repair(text)
+            return self.settle(raw.decode("utf-8", "surrogateescape"))
 
-    def repair(self, text: str) -> str:
-        """Give escaped bytes (as `surrogateescape` leaves them, also in `sys.argv`) their windows-1252 meaning."""
-        self._table = self._table or _fallback_table()
-        return text.translate(self._table)
+    def settle(self, text: str) -> str:
+        """A text whose odd bytes are escaped, as `surrogateescape` leaves them."""
+        self.is_unknown = False
+        if text.isascii() or not _ODD.search(text):
+            return text
+        from guardkit.reading.encodings import decoded_odd, is_unknown_encoding
+
+        self.fallback_lines += 1
+        self.is_unknown = is_unknown_encoding(text)
+        return decoded_odd(text)
 
 
 # ----------------------------------------------------------------------------------------------------- sources
@@ -227,7 +217,7 @@ class Reader:
 
     def argument(self, number: int, text: str) -> list[Record]:
         """A TEXT of the command line."""
-        text = self.decoder.repair(text)
+        text = self.decoder.settle(text)
         return [self.json(text, number, "") if self.jsonl else Record(number, text, text, "")]
 
     def read(self, source: Source) -> Iterator[list[Record]]:
@@ -258,14 +248,16 @@ class Reader:
             from guardkit.reading.encodings import TOO_LONG
 
             return Record(number, None, self.decoder.decode(raw), name, TOO_LONG)
-        n_before = self.decoder.fallback_lines
         text = self.decoder.decode(raw)
-        if self.decoder.fallback_lines > n_before:
-            from guardkit.reading.encodings import is_unknown_encoding
+        error = self.unread(raw)
+        return Record(number, text if error is None else None, text, name, error)
 
-            if is_unknown_encoding(raw, self.decoder.n_odd):
-                return Record(number, None, text, name, UNKNOWN_ENCODING)
-        return Record(number, text, text, name)
+    def unread(self, raw: bytes = b"") -> str | None:
+        """Why the text that was decoded last, from `raw`, cannot be judged."""
+        from guardkit.reading.encodings import GARBLED, UNKNOWN, is_garbled
+
+        told = UNKNOWN if self.decoder.is_unknown else GARBLED if is_garbled(raw) else None
+        return told and f"{told}; {NAME_IT}"
 
     def json(self, text: str, line: int, source: str, *, or_text: bool = False) -> Record:
         """The record in a JSON text; one with an error where it cannot be read. or_text: what is no JSON is a text."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from guardkit.reading.encodings import decoded_odd
 from guardkit_cli import loading
 from guardkit_cli.output import is_terminal, say, to_json
-from guardkit_cli.records import Decoder, Source
+from guardkit_cli.records import Source
 
 if TYPE_CHECKING:
     from guardkit import Verdict
@@ -99,7 +100,6 @@ class Bytes:
 
     def __init__(self) -> None:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._table = Decoder()
         self._odd: deque[tuple[int, bytes]] = deque()  # (index of the character, its byte), not released yet
         self._n_in = 0
         self._n_out = 0
@@ -112,7 +112,7 @@ class Bytes:
                 self._odd.append((self._n_in + found.start(), bytes([ord(found[0]) - 0xDC00])))
                 self.n_odd += 1
             if self._odd:
-                escaped = self._table.repair(escaped)
+                escaped = decoded_odd(escaped)
         self._n_in += len(escaped)
         return escaped
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from guardkit.errors import LabelError
-from guardkit.labelling.packed import ODD, lines_of, opened
+from guardkit.labelling.packed import lines_of, opened
 from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, WHOLE, Reading, Row, Split, Unit, Unread, wrapped
+from guardkit.reading.encodings import decoded_odd
 from guardkit.reading.jsontext import parse
 
 # ------------------------------------------------------------------------------------------------------------ units
@@ -176,8 +177,8 @@ def _values(path: Path, file: IO[bytes]) -> Iterator[bytes]:
                 return
             piece = file.read(1 << 18)
             ended = not piece
-            buffer, at = buffer[at:] + utf8.decode(piece, ended).translate(ODD).removeprefix("\ufeff"), 0
+            buffer, at = buffer[at:] + utf8.decode(piece, ended).removeprefix("\ufeff"), 0
             continue
         started = True
-        yield _ENDS.sub(" ", buffer[at:end]).encode()
+        yield _ENDS.sub(" ", decoded_odd(buffer[at:end])).encode()
         at = end

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from guardkit.errors import LabelError, MissingExtra
+from guardkit.reading.encodings import decoded_odd
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 BOM = b"\xef\xbb\xbf"
-ODD = {
-    0xDC00 + byte: bytes([byte]).decode("cp1252", "replace").replace("\ufffd", chr(byte)) for byte in range(128, 256)
-}
 
 
 def is_packed(path: Path) -> bool:
@@ -139,14 +137,6 @@ def compressing(kind: str | None, raw: IO[bytes]) -> Iterator[IO[bytes]]:
                 yield packed
 
 
-def decoded(raw: bytes) -> str:
-    """UTF-8, with windows-1252 for the bytes that are not: by byte, since one stray byte must not garble a line."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("utf-8", "surrogateescape").translate(ODD)
-
-
 def _is_utf8(raw: bytes) -> bool:
     try:
         raw.decode()
@@ -162,6 +152,6 @@ def lines_of(file: IO[bytes], offset: int = 0) -> Iterator[bytes]:
     for number, line in enumerate(file):
         line = line.removeprefix(BOM) if number == 0 and not offset else line
         if line and not line.isascii() and not _is_utf8(line):
-            line = decoded(line).encode()
+            line = decoded_odd(line.decode("utf-8", "surrogateescape")).encode()
         if line:
             yield line

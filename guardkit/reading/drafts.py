@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,10 @@ ANSWERS = ("response", "completion", "output", "answer", "generation")
 QUESTIONS = ("prompt", "instruction", "question", "query", "input")
 LISTS = ("messages", "conversations", "conversation", "contents")
 PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+NUMBERED = re.compile(r"(?:response|answer|output|completion|generation)[_-]?(?:[0-9]|[abjkxy])", re.IGNORECASE)
+"""Answers that are compared: ``response_a`` and ``response_b``, ``output_1`` and ``output_2``."""
+CANDIDATES = ("completions", "responses", "generations", "outputs")
+"""Lists of answers, as texts or as objects that hold one."""
 SYSTEM = ("system", "instructions", "systemInstruction", "system_instruction", "system_prompt")
 BESIDE = (*at.REASONING, *at.CALLS, "refusal", "additional_kwargs")
 NO_TEXT = frozenset((
@@ -90,28 +95,34 @@ def context_of(data: Any, but: str | None = None) -> tuple[list[Told], tuple[str
         return [*found, *messages_in(data["input"]["messages"], "input.messages")], (*used, "input")
     if listed is not None:
         return [*found, *messages_in(data[listed], listed)], (*used, listed)
-    asked = [k for k in QUESTIONS if k != but and data.get(k) not in (None, "")]
-    for key in asked:
-        if not isinstance(data[key], str):
-            raise ValueError(f"'{key}' must be a string, not {kind_of(data[key])}")
-        found.append((key, None, Message("user", data[key])))
+    asked = [k for k in QUESTIONS if k != but and isinstance(data.get(k), str) and data[k]]
+    found += [(key, None, Message("user", data[key])) for key in asked]
     return found, (*used, *asked)
 
 
 def is_chat(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) for m in value)
+    """Whether a value is a list of messages to or from a model; other chats (of people, without roles) are not."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(m, Mapping) for m in value)
+        and any((is_message(m) and m.keys() & _SPEAKERS) or ("parts" in m and "kind" not in m) for m in value)
+    )
+
+
+_SPEAKERS = frozenset(("role", "value", "lc", "content", "data", "summary", "call_id", "arguments", "output"))
 
 
 def answer_in(value: Any, key: str, beside: Mapping[str, Any]) -> list[Message]:
-    """An answer as messages of which the last is judged: a text, blocks, one message, or the messages of a turn."""
+    """An answer as messages of which the last is judged: texts, blocks, one message, or the messages of a turn."""
     if isinstance(value, str):
         return [read_message({"role": "assistant", "content": value, **beside})]
     if isinstance(value, Mapping) and not beside:
         return [read_message(value, 0, "assistant")]
-    if is_chat(value) and not beside:
-        if all(is_message(m) for m in value):
+    if isinstance(value, list) and value and not beside:
+        if all(isinstance(m, Mapping) and is_message(m) for m in value):
             return [read_message(m, i, "assistant") for i, m in enumerate(value)]
-        return [read_message({"role": "assistant", "content": value})]
+        if any(found.text or found.text is None for found in texts_of(value, Stage.response)):
+            return [read_message({"role": "assistant", "content": value})]
     raise ValueError(f"'{key}' must be a string, not {kind_of(value)}")
 
 

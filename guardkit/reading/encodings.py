@@ -13,6 +13,8 @@ from itertools import chain
 from typing import Any
 
 MAX_RECORD = 1 << 26  # bytes of one line, value or text that is held; what is longer is said not to be read
+UNKNOWN = "not UTF-8, and too many other bytes to be windows-1252"
+GARBLED = "binary data, or text of another encoding"
 TOO_LONG = f"longer than {MAX_RECORD >> 20} MiB: nothing of it was judged; cut it into records"
 SAMPLE = 1 << 14  # bytes of the beginning that decide
 MAX_OUT = 1 << 16  # decompressed at once
@@ -32,6 +34,11 @@ _BINARY = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an office document", b"RIFF": "a RIFF file", b"%!PS-": "a PostScript file",
 }  # fmt: skip
 _CONTROLS = bytes([*range(0, 9), *range(14, 27), *range(28, 32)])
+_CONTROLS_BUT_NUL = _CONTROLS[1:]  # NULs between letters are left out by the view
+_ODD = re.compile("[\udc80-\udcff]+")
+_WINDOWS = {
+    0xDC00 + byte: bytes([byte]).decode("cp1252", "replace").replace("\ufffd", chr(byte)) for byte in range(128, 256)
+}
 _LETTER = rb"[\t\n\r A-Za-z,.']"  # pairs of them are rare in UTF-16, Chinese and Japanese included
 _LETTERS = re.compile(rb"(?:" + _LETTER + rb"{2})+")
 _LETTER_RUN = re.compile(_LETTER + rb"{20,}")
@@ -157,9 +164,26 @@ def binary_kind(data: bytes) -> str | None:
     return None
 
 
-def is_unknown_encoding(raw: bytes, n_odd: int) -> bool:
-    """Whether a text has too many bytes that are no UTF-8 to be one with a few odd bytes, or windows-1252."""
-    return n_odd >= 16 and n_odd > 0.3 * len(raw)
+def decoded_odd(text: str) -> str:
+    """A text whose bytes that are no UTF-8 are escaped (`surrogateescape`): with windows-1252 for them, byte by byte,
+    since one stray byte must not garble, and so hide, a line of good UTF-8."""
+    return text.translate(_WINDOWS)
+
+
+def is_unknown_encoding(text: str) -> bool:
+    """Whether a text, its bytes that are no UTF-8 escaped, has more of them than windows-1252 would explain: many, or
+    whole words of them."""
+    runs = _ODD.findall(text)
+    n_odd = sum(map(len, runs))
+    if n_odd < 4 or len(set("".join(runs))) < 3:  # also rules and boxes that are drawn with one sign
+        return False
+    return n_odd > (0.3 if n_odd >= 16 else 0.45) * len(text) or any(len(r) > 3 and len(set(r)) > 2 for r in runs)
+
+
+def is_garbled(raw: bytes) -> bool:
+    """Whether a line is no text that could be read: a piece of UTF-16 behind ASCII, or binary data."""
+    n_controls = len(raw) - len(raw.translate(None, _CONTROLS_BUT_NUL))
+    return n_controls >= 3 and n_controls > 0.3 * len(raw)
 
 
 # ----------------------------------------------------------------------------------------------------- compression

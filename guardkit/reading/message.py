@@ -41,6 +41,7 @@ def read_message(source: Any, index: int = 0, role: str | None = None) -> Messag
     else:
         is_block = False
     named = _enum_value(named) if named is not None else role
+    named = named.lower() if isinstance(named, str) else named
     if isinstance(named, str) and named in at.CALL_ROLES:
         return read_message(_as_call(source), index)
     if not isinstance(named, str):
@@ -342,11 +343,11 @@ class MessageReader:
     def media(self, kind: str, block: Any) -> None:
         """What cannot be judged, and the texts beside it. A file whose type is text is read as a document."""
         text = file_text(block)
-        if text is None:
+        if text is None or text.is_picture:
             self.unknown.append(kind)
-        elif text:
+        if text is not None and text.content:
             with self.at(Stage.document, kind):
-                self.sink.append(text)
+                self.sink.append(text.content)
         for found in texts_of(block, self.stage):
             is_caption = bool(found.path) and found.path[-1] in at.CAPTIONS
             if found.text and (is_caption or (not is_name(found.text) and any(c.isspace() for c in found.text))):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from guardkit.reading import positions as at
 from guardkit.reading.jsontext import parse
@@ -36,28 +39,52 @@ def _texts(value: Any) -> list[str]:
     ]
 
 
-def file_text(block: Any) -> str | None:
-    """The text of a file whose media type says that it is one; None for media."""
-    media_type, data = "", None
+@dataclass(frozen=True, slots=True)
+class FileText:
+    """The text of a file. is_picture: what it shows cannot be judged by it (SVG)."""
+
+    content: str
+    is_picture: bool
+
+
+def file_text(block: Any) -> FileText | None:
+    """The text of a file whose media type says that it is one; None for media, and for what cannot be decoded."""
+    media_type, data, is_plain = "", None, False
     for found in texts_of(block, Stage.document):
         key = found.path[-1] if found.path else None
         if found.text is None:
             continue
         if key in at.MEDIA_TYPES:
             media_type = found.text
-        elif found.text.startswith("data:") and "," in found.text:
-            head, _, data = found.text.partition(",")
-            media_type = head.removeprefix("data:").partition(";")[0]
+        elif found.text[:5].lower() == "data:" and "," in found.text:
+            head, _, data = found.text[5:].partition(",")
+            media_type, is_plain = head or "text/plain", not head.lower().endswith(";base64")
         elif key in at.MEDIA_DATA:
             data = found.text
-    if data is None or not media_type.startswith(at.TEXT_MEDIA):
+    kind, _, parameters = media_type.lower().partition(";")
+    if data is None or not at.TEXT_MEDIA.fullmatch(kind.strip()):
         return None
+    charset = re.search(r"charset=\"?([\w.:-]+)", parameters)
+    text = unquote(data) if is_plain else _from_base64(data, charset[1] if charset else "utf-8")
+    return None if text is None else FileText(text, kind.startswith("image/"))
+
+
+def _from_base64(data: str, encoding: str) -> str | None:
+    """What base64 says, however it is written; what is none of it, as it stands. None for bytes that are no text."""
+    packed = re.sub(r"[\r\n]", "", data).translate(_FOR_URLS).rstrip("=")
     try:
-        return decoded(base64.b64decode(data, validate=True))
+        raw = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError):
         return data
+    marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if marked else encoding)
+    except (UnicodeDecodeError, LookupError):
+        return None
+    return decoded(text.encode("utf-8", "surrogatepass"))
 
 
+_FOR_URLS = str.maketrans("-_", "+/")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|.)?", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 

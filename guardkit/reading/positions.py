@@ -6,18 +6,21 @@ text, for one whose stage is not that of its surroundings, and for media.
 
 from __future__ import annotations
 
+import re
+
 from guardkit.verdict import Stage
 
 ROLES = {
     "user": Stage.prompt,
     "human": Stage.prompt,
+    "prompter": Stage.prompt,
     "system": Stage.prompt,
     "developer": Stage.prompt,
     "assistant": Stage.response,
     "ai": Stage.response,
     "model": Stage.response,
     "chatbot": Stage.response,
-    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), Stage.response),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "bot", "agent"), Stage.response),
     "tool": Stage.tool_output,
     "function": Stage.tool_output,
     "ipython": Stage.tool_output,
@@ -126,13 +129,10 @@ BLOCK_NO_TEXT = frozenset((
     "acknowledged_safety_checks", "pending_safety_checks", "max_output_length", "environment", "extras_type",
 ))  # fmt: skip
 """Of a block of a known kind; `type` of one whose kind is known."""
-TEXT_MEDIA = (
-    "text/",
-    "application/json",
-    "application/xml",
-    "application/yaml",
-    "application/x-ndjson",
-    "application/csv",
+TEXT_MEDIA = re.compile(
+    r"text/.+|.+\+(?:json|xml|yaml)|message/rfc822|application/(?:x-)?(?:json|jsonl|ndjson|json5|xml|yaml|toml|csv|tsv|sql"
+    r"|javascript|ecmascript|typescript|python|sh|shellscript|perl|ruby|php|httpd-php|tex|latex|rtf|graphql|subrip"
+    r"|www-form-urlencoded)"
 )
 """Media types of files that are texts: decoded and judged as documents."""
 WRAPPERS = frozenset(

@@ -9,6 +9,7 @@ The shape is found out from the content; `shape` says it outright.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,8 @@ def read_record(
 
 def _reading(data: Any, shape: str | None, outputs: bool, last: bool, ignored: bool) -> RecordReading:
     name, draft = read_draft(data, shape, outputs)
+    if isinstance(data, Mapping):
+        _refuse_twins(data, draft.used)
     judged, unjudged = _judged(draft, outputs)
     if not ignored:
         unjudged = []
@@ -79,6 +82,20 @@ def _reading(data: Any, shape: str | None, outputs: bool, last: bool, ignored: b
         if isinstance(data, Mapping):
             unjudged += [key for key, value in data.items() if key not in draft.used and holds_text(key, value)]
     return RecordReading(name, tuple(judged[-1:] if last else judged), tuple(unjudged))
+
+
+def _refuse_twins(data: Mapping[Any, Any], used: tuple[str, ...]) -> None:
+    """Raises for a key that many parsers take for one that is judged: "Text" beside "text"."""
+    others = [key for key in data if key not in used]
+    known = {_plain_key(key): key for key in used} if others else {}
+    for key in others:
+        twin = known.get(_plain_key(str(key)), key)
+        if twin != key:
+            raise ValueError(f"'{key}' and '{twin}': for many parsers that is a key given twice")
+
+
+def _plain_key(key: str) -> str:
+    return (key if key.isascii() else unicodedata.normalize("NFKC", key)).strip().casefold()
 
 
 def _judged(draft: Draft, outputs: bool) -> tuple[list[Judged], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guardkit.messages import Message, Part
@@ -10,7 +10,9 @@ from guardkit.reading import positions as at
 from guardkit.reading.drafts import (
     ANSWERS,
     BESIDE,
+    CANDIDATES,
     LISTS,
+    NUMBERED,
     PAIRS,
     QUESTIONS,
     SYSTEM,
@@ -19,6 +21,7 @@ from guardkit.reading.drafts import (
     context_of,
     first_of,
     holds_text,
+    is_chat,
     is_message,
     keys_of,
     kind_of,
@@ -92,10 +95,12 @@ def _choices(data: Any, outputs: bool) -> Draft | None:
     key = first_of(data, ("choices", "candidates"))
     if key is None:
         return None
-    one_output(data, key, outputs)
     listed = data[key]
-    if not isinstance(listed, list) or not listed or not all(isinstance(c, Mapping) for c in listed):
+    if isinstance(listed, Mapping) or (isinstance(listed, list) and any(not isinstance(c, Mapping) for c in listed)):
+        return None  # of a question in a quiz
+    if not isinstance(listed, list) or not listed:
         raise ValueError(f"'{key}' must be a list of objects, with at least one")
+    one_output(data, key, outputs)
     answers: list[tuple[str, int | None, list[Message]]] = []
     for i, choice in enumerate(listed):
         given = [name for name in ("message", "text", "delta", "content") if choice.get(name) is not None]
@@ -120,23 +125,43 @@ def _choices(data: Any, outputs: bool) -> Draft | None:
 
 
 def _preference(data: Any, outputs: bool) -> Draft | None:
-    """The better and the worse of two answers; each is judged."""
-    pair = next((p for p in PAIRS if isinstance(data, Mapping) and all(k in data for k in p)), None)
-    if pair is None:
+    """Answers to one question, each judged: the better and the worse of two, numbered ones, or a list of them."""
+    if not isinstance(data, Mapping):
+        return None
+    keys: Sequence[str] = next((p for p in PAIRS if all(k in data for k in p)), ())
+    keys = keys or [k for k in data if isinstance(k, str) and NUMBERED.fullmatch(k) and isinstance(data[k], str | list)]
+    given = [(key, data[key]) for key in keys if data[key]]
+    if len(keys) < 2:
+        listed = first_of(data, CANDIDATES)
+        if listed is None or not isinstance(data[listed], list):
+            return None
+        keys, texts = (listed,), [_candidate(item) for item in data[listed]]
+        given = [(f"{listed}[{i}]", text) for i, text in enumerate(texts) if text is not None]
+        if len(given) < len(texts):
+            return None
+    if not given:
         return None
     context, used = context_of(data)
-    return Draft(context, [(key, i, answer_in(data[key], key, {})) for i, key in enumerate(pair)], (*pair, *used))
+    answers = [(path, i, answer_in(value, path, {})) for i, (path, value) in enumerate(given)]
+    return Draft(context, answers, (*keys, *used))
+
+
+def _candidate(item: Any) -> Any:
+    """An answer in a list of them: a text, a message, or an object with one text that is known to be it."""
+    if isinstance(item, str):
+        return item or None
+    if not isinstance(item, Mapping):
+        return None
+    return item if any(key in item for key in (*ANSWERS, "text", "content", "generated_text")) else None
 
 
 def _chat(data: Any, outputs: bool) -> Draft | None:
     """A list of messages, alone or in a request."""
     if isinstance(data, list):
-        if not any(isinstance(m, Mapping) and is_message(m) for m in data):
-            return None
-        return Draft(messages_in(data, ""), [], ())
+        return Draft(messages_in(data, ""), [], ()) if is_chat(data) else None
     key = first_of(data, LISTS)
-    if key is None:
-        return None
+    if key is None or (isinstance(data[key], list) and data[key] and not is_chat(data[key])):
+        return None  # a chat of people, or turns of another form: all of it is judged
     one_output(data, key, outputs)
     context, used = context_of(data)
     return Draft([*context, *([] if key in used else messages_in(data[key], key))], [], (key, *used))
@@ -222,7 +247,7 @@ def _text(data: Any, outputs: bool) -> Draft | None:
     if key == "prompt" and as_sequence(value) and all(isinstance(m, Mapping) for m in value):
         return Draft(messages_in(value, key), [], (key,))
     if not isinstance(value, str):
-        if key in ("text", "prompt"):
+        if key in ("text", "prompt") and not isinstance(value, Mapping | list):
             raise ValueError(f"'{key}' must be a string, not {kind_of(value)}")
         return None
     used = [k for k in (*SYSTEM, "input") if key == "instruction" and isinstance(data.get(k), str)]
@@ -231,6 +256,16 @@ def _text(data: Any, outputs: bool) -> Draft | None:
             [("instruction", None, Message("user", "\n".join([value, *(data[k] for k in used)])))], [], (key, *used)
         )
     return Draft([], [], (key,), value)
+
+
+TOKENS = ("prompt", "input", "inputs", "input_ids", "prompt_token_ids", "token_ids", "tokens")
+
+
+def _are_tokens(value: Any) -> bool:
+    """Whether a prompt is given as the ids of its tokens, or several are."""
+    while isinstance(value, list) and value and isinstance(value[0], list):
+        value = value[0]
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
 def _values(data: Any, outputs: bool) -> Draft | None:
@@ -246,6 +281,8 @@ def _values(data: Any, outputs: bool) -> Draft | None:
         raise ValueError(f"no text in it{keys_of(data)}")
     text = "\n".join(f.text for f in found if f.text is not None)
     unread = tuple(dict.fromkeys(f.what for f in found if f.text is None))
+    if isinstance(data, Mapping) and any(_are_tokens(data.get(key)) for key in TOKENS):
+        unread += ("token ids",)
     if not unread:
         return Draft([], [], tuple(data) if isinstance(data, Mapping) else (), text)
     return Draft(

@@ -24,6 +24,7 @@ from guardkit.verdict import Stage
 
 MAX_DEPTH = 200
 MAX_VALUES = 1_000_000
+MIN_SPELLED = 8  # numbers in a list that may be a text
 _PLAIN = (
     type(None), bool, int, float, complex, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta,
     datetime.tzinfo, uuid.UUID, type(Ellipsis), range,
@@ -78,10 +79,10 @@ def texts_of(value: Any, stage: Stage, *, path: Path = (), names: bool = False) 
     """Every text in `value`, in order, with its path, and what cannot be judged in it. Empty strings are left out.
 
     Walks mappings, sequences, sets, dataclasses, named tuples, enums, exceptions, and objects by their attributes
-    (pydantic models with their extra fields). Bytes that are UTF-8 text are text. Numbers, dates, UUIDs and the like
-    hold no text. Keys of mappings that read as text are found too; `names` also finds those that are mere names, each
-    once. A cycle is walked once; what lies deeper than `MAX_DEPTH`, or beyond `MAX_VALUES` values, is listed as not
-    judgeable, as is whatever has no readable content (a generator, a lock).
+    (pydantic models with their extra fields). Bytes that are UTF-8 text are text, and so is a list of such numbers;
+    other numbers, dates, UUIDs and the like hold no text. Keys of mappings that read as text are found too; `names`
+    also finds those that are mere names, each once. A cycle is walked once; what lies deeper than `MAX_DEPTH` or beyond
+    `MAX_VALUES` values is listed as not judgeable, as is whatever has no readable content (a generator, a lock).
     """
     walk = _Walk(stage, names)
     walk.value(value, path)
@@ -127,6 +128,9 @@ class _Walk:
             self._container(value, path)
 
     def _container(self, value: Any, path: Path) -> None:
+        if (spelled := _spelled(value)) is not None:
+            self.found.append(Found(path, spelled, self._stage))
+            return
         children = _children(value)
         if children is None:
             self._unknown(path, type(value).__name__)
@@ -171,6 +175,18 @@ def decoded(data: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return None if _CONTROL.search(text) else text
+
+
+def _spelled(value: Any) -> str | None:
+    """The text that a list of numbers is, byte by byte (journald writes messages so); None for other lists."""
+    if not isinstance(value, list | tuple) or len(value) < MIN_SPELLED or type(value[0]) is not int:
+        return None
+    try:
+        text = decoded(bytes(value))
+    except (TypeError, ValueError):  # not all of them are bytes
+        return None
+    words = text.split() if text else []
+    return text if len(words) > 1 and sum(map(str.isalpha, "".join(words))) > 0.7 * len("".join(words)) else None
 
 
 def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:

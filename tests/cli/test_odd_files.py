@@ -72,10 +72,25 @@ BLOCKED: dict[str, bytes] = {
     "separator.txt": "fine\u2028BAD\n".encode(),
     "surrogate.jsonl": b'{"text":"\\ud83d BAD"}\n',
     "key.jsonl": b'{"this is BAD": 1}\n',
+    "one row, no heading.csv": b"1,this is BAD\n",
+    "excel.csv": b"sep=;\r\nid;text\r\n1;BAD\r\n",
+    "blank headings.csv": b"note,,\nfine,x,BAD\n",
+    "latin.csv": "wo,text\nCaf\xe9,BAD\n".encode("latin-1"),
     "a.toml": b'[a]\nb = """\nthis is BAD\n"""\n',
     "a.vtt": b"WEBVTT\n\n00:01.000 --> 00:02.000\nthis is BAD\n",
 }
+RUSSIAN, CHINESE = "нехорошие слова, и их много", "如何製造炸彈殺人"
 REFUSED: dict[str, bytes] = {
+    "cp1251.csv": f"id;text\n1;{RUSSIAN}\n".encode("cp1251"),
+    "gbk.csv": f"id,text\n1,{CHINESE}\n".encode("gbk"),
+    "shift-jis.tsv": f"id\ttext\n1\t{JAPANESE}".encode("shift-jis"),
+    "cp1251.json": f'[{{"text": "{RUSSIAN}"}}]'.encode("cp1251"),
+    "cp1251, found out": f'[\n{{"text": "{RUSSIAN}"}}\n]'.encode("cp1251"),
+    "few letters of big5.txt": CHINESE.encode("big5"),
+    "koi8 in a long line.log": f"2026-11-26 INFO request of a user: {RUSSIAN[:15]} (from Firefox on Windows)\n".encode(
+        "koi8-r"
+    ),
+    "utf-16 behind ascii.log": b"fine\n" * 9 + f"\n{RUSSIAN}\n".encode("utf-16-le")[:-1],
     "shift-jis.txt": JAPANESE.encode("shift-jis"),
     "euc-jp.txt": JAPANESE.encode("euc-jp"),
     "a.tar": packed("w"),
@@ -104,3 +119,29 @@ def test_what_cannot_be_read_is_said_not_to_be_judged(cli, tmp_path, name):
     (tmp_path / name).write_bytes(REFUSED[name])
     result = cli("check", "--input", str(tmp_path / name))
     assert result.code == 3, result.out + result.err
+
+
+def test_rows_of_an_encoding_that_is_not_known_do_not_hide_the_others(cli, tmp_path):
+    lines = ["id;text", f"1;{RUSSIAN}", "2;BAD"]
+    (tmp_path / "a.csv").write_bytes("\n".join(lines).encode("cp1251"))
+    result = cli("check", "--json", "--input", str(tmp_path / "a.csv"))
+    assert [(row["line"], row["severity"]) for row in result.rows] == [(2, None), (3, "unsafe")]
+    assert "--encoding" in result.err
+    named = cli("check", "--json", "--text", "--encoding", "cp1251", "--input", str(tmp_path / "a.csv"))
+    assert [row["text"] for row in named.rows] == [RUSSIAN, "BAD"]
+
+
+def test_odd_bytes_in_a_table_are_told(cli, tmp_path):
+    (tmp_path / "a.csv").write_bytes("id;text\n1;Café\n".encode("latin-1"))
+    assert "1 line not valid UTF-8" in cli("check", "--input", str(tmp_path / "a.csv")).err
+
+
+def test_the_line_that_tells_excel_the_delimiter_is_no_heading(cli, tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"sep=;\r\nid;text\r\n1;BAD\r\n")
+    (row,) = cli("check", "--json", "--field", "text", "--input", str(tmp_path / "a.csv")).rows
+    assert (row["line"], row["action"]) == (3, "block")
+
+
+def test_a_heading_alone_holds_no_record(cli, tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"id,text\n")
+    assert cli("check", "--json", "--input", str(tmp_path / "a.csv")).rows == []

@@ -1,7 +1,9 @@
+# ruff: noqa: E501
 """Messages and blocks of every API: each text at its stage, media listed, identifiers passed over."""
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -70,6 +72,37 @@ def test_arguments_with_a_key_twice_are_judged_as_they_stand() -> None:
 def test_what_is_no_message(source: Any, says: str) -> None:
     with pytest.raises(MessageError, match=says):
         Message.of(source, 7)
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "input_file", "filename": "a.json", "file_data": f"data:application/ld+json;base64,{b64(T.encode())}"},
+        {"type": "file", "file": {"file_data": f"DATA:TEXT/PLAIN;charset=utf-16;base64,{b64(T.encode('utf-16'))}"}},
+        {"type": "input_file", "file_data": "data:text/plain," + T.replace(" ", "%20")},
+        {"type": "input_file", "file_data": "data:," + T.replace(" ", "%20")},
+        {"inlineData": {"mimeType": "application/javascript", "data": b64(T.encode())}},
+        {"inlineData": {"mimeType": "text/x-python; charset=latin-1", "data": b64("é ".encode("latin-1") + T.encode())}},
+        {"type": "document", "source": {"type": "base64", "media_type": "application/atom+xml", "data": base64.encodebytes(T.encode() * 9).decode()}},
+        {"type": "file", "mediaType": "message/rfc822", "data": base64.urlsafe_b64encode(f"{T}?>?>".encode()).decode().rstrip("=")},
+        {"type": "file", "mediaType": "application/x-yaml", "data": T},
+    ],
+)  # fmt: skip
+def test_files_that_are_texts_are_read(block: dict[str, Any]) -> None:
+    message = Message.of(user(block))
+    assert message.unjudgeable == ()
+    assert Stage.document in [part.stage for part in message.parts() if T in (part.text or "")]
+
+
+def test_a_picture_of_text_is_read_and_still_a_picture() -> None:
+    drawing = b64(f"<svg><text>{T}</text></svg>".encode())
+    message = Message.of(user({"type": "image_url", "image_url": {"url": f"data:image/svg+xml;base64,{drawing}"}}))
+    assert message.unjudgeable == ("image_url",)
+    assert any(T in (part.text or "") for part in message.parts())
 
 
 KEYS = st.sampled_from((
