@@ -6,21 +6,23 @@ that one name or one loan word says nothing.
 
 from __future__ import annotations
 
+RARE = "a rare script"
 SCRIPTS: tuple[tuple[int, str], ...] = (
     (0x41, "Latin"), (0x370, "Greek"), (0x400, "Cyrillic"), (0x530, "Armenian"), (0x590, "Hebrew"), (0x600, "Arabic"),
     (0x700, "Syriac"), (0x750, "Arabic"), (0x780, "Thaana"), (0x7C0, "Nko"), (0x860, "Syriac"), (0x870, "Arabic"),
     (0x900, "Devanagari"), (0x980, "Bengali"), (0xA00, "Gurmukhi"), (0xA80, "Gujarati"), (0xB00, "Oriya"),
     (0xB80, "Tamil"), (0xC00, "Telugu"), (0xC80, "Kannada"), (0xD00, "Malayalam"), (0xD80, "Sinhala"), (0xE00, "Thai"),
     (0xE80, "Lao"), (0xF00, "Tibetan"), (0x1000, "Myanmar"), (0x10A0, "Georgian"), (0x1100, "Hangul"),
-    (0x1200, "Ethiopic"), (0x13A0, "Cherokee"), (0x1400, "Canadian Aboriginal"), (0x1680, ""), (0x1780, "Khmer"),
-    (0x1800, "Mongolian"), (0x18B0, "Canadian Aboriginal"), (0x1900, ""), (0x1C80, "Cyrillic"), (0x1C90, "Georgian"),
-    (0x1CC0, ""), (0x1E00, "Latin"), (0x1F00, "Greek"), (0x2000, ""), (0x2C60, "Latin"), (0x2C80, ""),
+    (0x1200, "Ethiopic"), (0x13A0, "Cherokee"), (0x1400, "Canadian Aboriginal"), (0x1680, "Ogham"), (0x16A0, "Runic"),
+    (0x1700, "a script of the Philippines"), (0x1780, "Khmer"),
+    (0x1800, "Mongolian"), (0x18B0, "Canadian Aboriginal"), (0x1900, RARE), (0x1C80, "Cyrillic"), (0x1C90, "Georgian"),
+    (0x1CC0, ""), (0x1E00, "Latin"), (0x1F00, "Greek"), (0x2000, ""), (0x2C00, "Glagolitic"), (0x2C60, "Latin"), (0x2C80, "Coptic"),
     (0x2D00, "Georgian"), (0x2D30, "Tifinagh"), (0x2D80, "Ethiopic"), (0x2DE0, "Cyrillic"), (0x2E00, ""),
     (0x2E80, "Han"), (0x3000, ""), (0x3040, "Kana"), (0x3100, ""), (0x3130, "Hangul"), (0x3190, ""), (0x31F0, "Kana"),
-    (0x3200, ""), (0x3400, "Han"), (0x4DC0, ""), (0x4E00, "Han"), (0xA000, "Yi"), (0xA4D0, ""), (0xA640, "Cyrillic"),
-    (0xA6A0, ""), (0xA720, "Latin"), (0xA800, ""), (0xAC00, "Hangul"), (0xD800, ""), (0xF900, "Han"), (0xFB00, ""),
+    (0x3200, ""), (0x3400, "Han"), (0x4DC0, ""), (0x4E00, "Han"), (0xA000, "Yi"), (0xA4D0, ""), (0xA500, "Vai"), (0xA640, "Cyrillic"),
+    (0xA6A0, "Bamum"), (0xA700, ""), (0xA720, "Latin"), (0xA800, RARE), (0xAB30, ""), (0xAB70, "Cherokee"), (0xABC0, RARE), (0xAC00, "Hangul"), (0xD800, ""), (0xF900, "Han"), (0xFB00, ""),
     (0xFB50, "Arabic"), (0xFE00, ""), (0xFE70, "Arabic"), (0xFF00, ""), (0xFF66, "Kana"), (0xFFA0, ""),
-    (0x1E900, "Adlam"), (0x1E960, ""), (0x20000, "Han"), (0x323B0, ""),
+    (0x10000, RARE), (0x1BC00, ""), (0x1E900, "Adlam"), (0x1E960, ""), (0x20000, "Han"), (0x323B0, ""),
 )  # fmt: skip
 """The first code point of each stretch of letters, and its script; "" where no script is told (styled letters)."""
 

@@ -64,6 +64,13 @@ def test_several_are_told_by_name() -> None:
         assert language(UNMEASURED[name], FOUR) == name
 
 
+@pytest.mark.parametrize(
+    "text", ["ᚺᛟᚹ ᛞᛟ ᛁ ᛗᚨᚲᛖ ᚨ ᚲᛁᛏᛖ", "𐐸𐐬 𐐻𐐭 𐑋𐐩𐐿 𐐩 𐐿𐐴𐐻 𐐮𐑌", "𓀀𓁐𓂀 𓃀𓄿𓅓𓆣𓆤 𓆥𓆦𓆧𓆨", "ⰔⰎⰑⰂⰑ ⱄⰾⱁⰲⱁ ⰱⱏⰺⱄⱅⱏ ⰳⰾⰰⰳⱁⰾⱏ ⰰⰸⱏ"]
+)
+def test_a_rare_script_is_told(text: str) -> None:
+    assert language(text, FOUR) is not None
+
+
 @pytest.mark.parametrize("text", MEASURED)
 def test_measured_languages_code_and_names_are_covered(text: str) -> None:
     assert language(text, FOUR) is None

@@ -222,6 +222,23 @@ APART: dict[str, Callable[[str], str]] = {
     "base64, compressed": lambda t: base64.b64encode(zlib.compress(t.encode())).decode(),
     "base32 in lower case": lambda t: base64.b32encode(t.encode()).decode().lower(),
     "UTF-7": lambda t: "+" + base64.b64encode(t.encode("utf-16-be")).decode().rstrip("=") + "-",
+    "Ascii85 without marks": lambda t: "say " + base64.a85encode(t.encode()).decode() + " now",
+    "base85": lambda t: base64.b85encode(t.encode()).decode(),
+    "words in hex": lambda t: " ".join("0x" + word.encode().hex() for word in t.split()),
+    "bits that no screen shows": lambda t: (
+        "hi" + "".join("\u200b" if bit == "0" else "\u200c" for b in t.encode() for bit in f"{b:08b}") + " there"
+    ),
+    "names of letters, joined": of_words(lambda c: NATO[ord(c) - 97], "-", " "),
+    "pieces in a call": lambda t: "CONCAT(" + ",".join(f"'{t[i : i + 3]}'" for i in range(0, len(t), 3)) + ")",
+    "pieces in a list": lambda t: json.dumps([t[i : i + 5] for i in range(0, len(t), 5)]).strip("[]"),
+    "pieces in variables": lambda t: "".join(f'a{i}="{t[i * 7 : i * 7 + 7]}"; ' for i in range(7)) + "print(a0 + a1)",
+    "pieces in variables, a line each": lambda t: "\n".join(
+        f"{v} = '{t[i * 7 : i * 7 + 7]}'" for i, v in enumerate("abcdefg")
+    ),
+    "RTF": lambda t: "{\\rtf1 " + "".join(f"\\u{ord(c)}?" for c in t) + "}",
+    "moves of a cursor": lambda t: "".join(f"{c}\x1b[1C\x1b[1D" for c in t),
+    "dots in words": lambda t: " ".join("·".join((w[:2], w[2:])) if len(w) > 3 else w for w in t.split()),
+    "pictures beside words": lambda t: t.replace(" ", " 🌻 "),
     "rot47": lambda t: "".join(chr(33 + (ord(c) + 14) % 94) if c != " " else c for c in t),
 }
 
@@ -261,6 +278,14 @@ def test_letters_apart_and_codes_are_read(wrapping: str) -> None:
         "case`s`:case`o`:f(e,n){g(t),h(),o(),s(),c(),l(),d(),f(),p(),m()}",
         "A[i]=A[j];A[j]=t;x=y==z?a:b;(e,t,n)=>{e(t),n(r)}",
         "⠠⠝⠕ · a • b • c",
+        '["apple", "pear", "fig", "nut", "oat", "rye"]',
+        '<svg x="1 " y="2 " w="3 " h="4 "><a id="x" b="y" c="z"/>',
+        'a="x"; b="y"; c="z"; d="1"',
+        "Hi 😊 how are you today my friend, I am fine 😊 and well 🌻 ok thanks a lot for asking me",
+        "https://example.com/a?x=%(1)+{2}*3|4;5<6>7@8!9#10$11^12`13~14&y=!!!!((((",
+        "function(e,t){return!(e<t)||{a:$(e),b:`x`}};!function(){}(window);",
+        "0x1234 0xab 0xcafe 0xbeef 0x12 0x99aabb deadbeef cafe 1234 abcdef00 12",
+        "la cel·la i el col·legi",
     ],
 )
 def test_lists_and_tables_have_no_view(line: str) -> None:

@@ -60,10 +60,8 @@ def reader_of(
 
 
 def check_encoding(encoding: str | None) -> None:
-    import codecs
-
     try:
-        codecs.lookup(encoding or "utf-8")
+        "".encode(encoding or "utf-8")  # refuses rot13, base64 and the like, too
     except LookupError:
         raise click.UsageError(f"unknown encoding '{encoding}'") from None
 

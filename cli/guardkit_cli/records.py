@@ -217,8 +217,12 @@ class Reader:
 
     def argument(self, number: int, text: str) -> list[Record]:
         """A TEXT of the command line."""
-        text = self.decoder.settle(text)
-        return [self.json(text, number, "") if self.jsonl else Record(number, text, text, "")]
+        try:
+            raw = os.fsencode(text)
+        except UnicodeEncodeError:  # a lone surrogate, from a caller in Python
+            raw = text.encode("utf-8", "surrogatepass")
+        record = self.text(number, raw, "")
+        return [self.json(record.text, number, "") if self.jsonl and record.error is None else record]
 
     def read(self, source: Source) -> Iterator[list[Record]]:
         """The records of each read, as they come."""

@@ -24,6 +24,7 @@ QUOTED = re.compile(r"([\"'`])[^\W\d_]{1,20}[.,;:!?]?\1(?:\s{0,2}[,;+]?\s{0,9}\1
 OFTEN = 3  # pictures between words from which on they are blanks
 QUOTED_WORD = re.compile(r"([\"'`])([^\s\"'`]{1,22})\1")
 WORD = re.compile("[A-Za-z]+")
+SPACED_PICTURES = re.compile("(?<=[A-Za-z.,']) [\u2600-\u27bf\U0001f300-\U0001faff\ufe0f\u200d]{1,8}+ (?=[A-Za-z])")
 PICTURES = re.compile("(?<=[A-Za-z.,'])[\u2600-\u27bf\U0001f300-\U0001faff\ufe0f\u200d]{1,8}+(?=[A-Za-z])")
 
 
@@ -37,8 +38,14 @@ def join_marked(draft: Draft) -> bool:
     if any(between in text for between in ('","', '", "', "','", "', '", '" "', '",\n')):
         changed |= draft.rewrite(QUOTED, _words)
     if not text.isascii() and sum(1 for _ in islice(PICTURES.finditer(draft.text), OFTEN)) == OFTEN:
-        changed |= draft.rewrite(PICTURES, lambda m: [(" ", m.start())])
+        changed |= draft.rewrite(PICTURES, _blank)
+    if not text.isascii() and 4 * sum(1 for _ in SPACED_PICTURES.finditer(draft.text)) > draft.text.count(" "):
+        changed |= draft.rewrite(SPACED_PICTURES, _blank)
     return changed | _halve(draft)
+
+
+def _blank(match: re.Match[str]) -> Pieces:
+    return [(" ", match.start())]
 
 
 def _letters(match: re.Match[str]) -> Pieces | None:

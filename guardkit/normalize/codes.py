@@ -9,6 +9,7 @@ import re
 from collections import Counter
 
 from guardkit.normalize.draft import Draft, Pieces
+from guardkit.normalize.encodings import UNPRINTABLE, reads_as_text
 from guardkit.normalize.words import COMMON
 
 CALL = r"(?i:n?char|chrw?|unichr|fromcharcode)\$?\((?:0[xX][0-9a-fA-F]{1,5}|[0-9]{1,6})\)"
@@ -19,6 +20,8 @@ UNDERSCORED = re.compile("(?:_x[0-9a-fA-F]{4}_){3,}+")
 UNDERSCORED_CODE = re.compile("_x([0-9a-fA-F]{4})_")
 UUENCODED = re.compile(r"begin [0-7]{3} [^\n]{1,80}\n((?:[ -`]{2,61}\r?\n){1,2000}+)")
 ASCII85 = re.compile(r"<~([!-uz\s]{10,4000})~>")
+BASE85 = re.compile(r"(?<!\S)[!-~]{25,4000}(?!\S)")
+SIGNS85 = bytes(33 if chr(code) in "!#$%()*+;<>?@^`{|}~" else 97 for code in range(256))
 BRAILLE = dict(zip("⠁⠃⠉⠙⠑⠋⠛⠓⠊⠚⠅⠇⠍⠝⠕⠏⠟⠗⠎⠞⠥⠧⠺⠭⠽⠵", "abcdefghijklmnopqrstuvwxyz", strict=True)) | {
     "⠀": " ", "⠠": "", "⠰": "", "⠲": ".", "⠂": ",", "⠦": "?", "⠖": "!", "⠄": "'", "⠤": "-",
 }  # fmt: skip
@@ -32,7 +35,7 @@ tango uniform victor whiskey xray yankee zulu alpha juliet x-ray
 """
 NATO = {name: name[0] for name in _NAMES.split()}
 NATO_NAME = "(?i:" + "|".join(sorted(NATO, key=len, reverse=True)) + ")"
-NATO_RUN = re.compile(rf"(?<![\w-]){NATO_NAME}(?:(?:[ ,.-]|, | ?[/|\n] ?|  ){NATO_NAME}(?![\w-])){{5,}}+")
+NATO_RUN = re.compile(rf"(?<![\w-]){NATO_NAME}(?:(?:[ ,.-]|, | ?[/|\n] ?|  ){NATO_NAME}(?!\w)){{5,}}+")
 NATO_PART = re.compile(rf"({NATO_NAME})([^A-Za-z]*)")
 
 
@@ -47,6 +50,8 @@ def read_codes(draft: Draft) -> bool:
         changed |= draft.rewrite(UUENCODED, _uuencoded)
     if "<~" in text:
         changed |= draft.rewrite(ASCII85, _ascii85)
+    if text.encode("utf-8", "replace").translate(SIGNS85).count(b"!") * 12 > len(text):
+        changed |= draft.rewrite(BASE85, _base85)
     if not text.isascii():
         changed |= draft.rewrite(BRAILLE_RUN, _braille)
     elif 3 * len(text.encode().translate(None, b"0123456789")) < 2 * len(text):
@@ -87,6 +92,21 @@ def _ascii85(match: re.Match[str]) -> Pieces | None:
         return _whole(base64.a85decode(match[1]), match.start())
     except ValueError:
         return None
+
+
+def _base85(match: re.Match[str]) -> Pieces | None:
+    """Base85 of either alphabet without marks, where it turns into text; its beginning tells nearly always."""
+    for decode in (base64.b85decode, base64.a85decode):
+        try:
+            begin = decode(match[0][:25])
+            if UNPRINTABLE.search(begin.decode("utf-8", "ignore")) or len(begin.decode("utf-8", "ignore")) < 10:
+                continue
+            read = _whole(decode(match[0]), match.start())
+        except ValueError:
+            continue
+        if read and reads_as_text(read[0][0]):
+            return read
+    return None
 
 
 def _whole(raw: bytes, at: int) -> Pieces | None:

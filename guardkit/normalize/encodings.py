@@ -42,6 +42,7 @@ BASE32 = re.compile(
 HEX_RUN = re.compile(
     r"(?<!\w)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w)(?:(?:[ ,;:]{1,2}|-|\r?\n)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w))*+"
 )
+HEX_WORD = re.compile(r"[0-9a-fA-F]{2,}")
 HEX_GROUP = re.compile(r"(?:0[xX](?=[0-9a-fA-F]))?([0-9a-fA-F]{2}|[^0-9a-fA-F]++)")
 BITS = re.compile(r"(?<!\w)[01]{8}(?![^\W01])(?:[ ,]{0,2}[01]{8}(?![^\W01])){3,}+")
 BYTE = re.compile("[01]{8}")
@@ -88,7 +89,16 @@ LONG = b"a" * 16
 GROUPS_OF_4, GROUPS_OF_8 = b"aaaa " * 5, b"aaaaaaaa " * 3
 NUMBERS = (  # long runs; bytes and codes set apart by one or two signs (a date with its time has seven groups)
     *(b"h" * 12, b"h" * 8 + b" " + b"h" * 8, b"hh " * 8, b"hh  " * 8, b"hhh hhh hhh", b"hhh  hhh  hhh"),
-    *(b"hxhh hxhh hxhh", b"hxhh  hxhh  hxhh", b"hhhhhhh hhhhhhh", b"hhhh hhhh hhhh hhhh"),
+    *(
+        b"hxhhhh hxhh",
+        b"hxhhhh hxhhhh",
+        b"hxhh hxhhhh",
+        b"hhhhhh hhhh hhhhhh",
+        b"hxhh hxhh hxhh",
+        b"hxhh  hxhh  hxhh",
+        b"hhhhhhh hhhhhhh",
+        b"hhhh hhhh hhhh hhhh",
+    ),
 )
 
 
@@ -281,7 +291,10 @@ def _hex(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
     if len(match[0]) < 2 * MIN_BYTES:
         return None
     found = [(m[1], m.start(1)) for m in HEX_GROUP.finditer(match.string, match.start(), match.end())]
+    sizes = {len(group) for group in HEX_WORD.findall(match[0])[1:-1]}
     digits = [(int(pair, 16), at) for pair, at in found if len(pair) == 2 and pair.isalnum()]
+    if len(sizes) > 1 and max(sizes) > 2:  # a group a word
+        digits = [(int(p, 16) if len(p) == 2 and p.isalnum() else 32, at) for p, at in found if p.isalnum() or at]
     if len(digits) < MIN_BYTES:
         return None
     return _settle(bytes(value for value, _ in digits), lambda byte: digits[byte][1], unwrapped, word=8)

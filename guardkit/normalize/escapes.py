@@ -19,6 +19,8 @@ BACKSLASH = re.compile(
     r"|x\{?([0-9a-fA-F]{2})\}?|([0-3][0-7]{2})|N\{([A-Z][A-Z0-9 -]{1,87})\}|([nrt\"'/]))"
 )
 BACKSLASHES = re.compile(rf"(?:{re.sub('[(](?![?])', '(?:', BACKSLASH.pattern)})++")
+RICH_TEXT = re.compile(r"(?:\\u-?[0-9]{1,5}\?){3,}+")  # of RTF: code points in decimal, "?" for old readers
+RICH_TEXT_CODE = re.compile(r"u(-?[0-9]+)")
 STYLE_ESCAPES = re.compile(r"(?:\\0{0,4}[2-7][0-9a-fA-F] ?){3,}+")  # of CSS
 STYLE_ESCAPE = re.compile(r"\\0{0,4}([2-7][0-9a-fA-F])")
 CODE_POINTS = re.compile(r"(?<!\w)(?:U\+[0-9A-Fa-f]{4,6}+[ ,;]{0,2}){3,}+")
@@ -45,7 +47,7 @@ SET_LETTERS = re.compile(r"\{([^{}]{1,3})\}|\\? |~")
 INLINE = r"(?!/?(?:p|div|td|th|tr|li|ul|ol|dl|dt|dd|br|hr|h[1-6]|table|tbody|thead|section|article|pre|option|title)\b)"
 ATTRIBUTES = r"(?:\s++[\w:@.-]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s\"'<>=]++))?)*+"
 TAGS = re.compile(
-    rf"(?<=[^\W\d_])(?:<{INLINE}(?:/?[A-Za-z][\w:-]*+{ATTRIBUTES}\s*+/?)>|<!--(?:[^<>-]|-(?!->))*+-->|\x1b\[[0-9;]*+m"
+    rf"(?<=[^\W\d_])(?:<{INLINE}(?:/?[A-Za-z][\w:-]*+{ATTRIBUTES}\s*+/?)>|<!--(?:[^<>-]|-(?!->))*+-->|\x1b\[[0-9;?]*+[@-~]"
     r"|\[/?(?:b|i|u|s|color|size|font|url)(?:=[^\[\]\s]{0,40}+)?\]|\]\]><!\[CDATA\[)++(?=[^\W\d_])"
 )
 ANY_TAG = re.compile(TAGS.pattern.removeprefix(r"(?<=[^\W\d_])").removesuffix(r"(?=[^\W\d_])"))
@@ -54,6 +56,14 @@ HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u00ad\u2010]\r?\n[ \t>*#/|]{0,20}+(?=[^\W\
 CUT = r"([\"'`])[ \t\n]{0,20}+(?:\+|\.\.?|&|\|\||~)[ \t\n]{0,20}+\1"
 CUT_STRING = re.compile(rf"(?<=[^\W\d_]){CUT}(?=[^\W\d_])")
 ANY_CUT = re.compile(rf"(?<=[^\W\d_ ]|[ ,.'!?]){CUT}(?=[^\W\d_]|[ ,.'!?])")
+# Pieces of a text in variables that are put together later: a = "How do "; b = "I make "; c1="a kite"
+SET_TO = r"[$]?(?:[A-Za-z]{1,2}|part|text|str|var|chunk|piece)_?[0-9]{0,2} ?:?= ?"
+NAMED_PIECES = re.compile(
+    rf"(?<![\w.-]){SET_TO}([\"'])[^\"'\n]{{1,60}}\1(?:\s{{0,3}}[;,]?\s{{0,3}}{SET_TO}\1[^\"'\n]{{1,60}}\1){{2,}}+"
+)
+LISTED_PIECES = re.compile(r"([\"'])[^\"'\n]{1,60}\1(?: ?, {0,2}\1[^\"'\n]{1,60}\1){4,}+")
+PIECE = re.compile(r"([\"'])([^\"'\n]+)\1")
+DOTS = re.compile("(?<=[^\\W\\d_])[·•∙‧˙](?=[^\\W\\d_])")
 OFTEN = 4  # what cuts words so often is taken out between words, too
 HIDDEN_KINDS = ("Cf", "Mn", "Lm", "Zs")
 
@@ -79,6 +89,12 @@ def unescape(draft: Draft) -> bool:
         changed |= draft.rewrite(HYPHEN, _hyphen)
     if '"' in text or "'" in text or "`" in text:
         changed |= _cut_out(draft, CUT_STRING, ANY_CUT)
+        if '="' in text or "='" in text or '= "' in text or "= '" in text:
+            changed |= draft.rewrite(NAMED_PIECES, _pieces)
+        if any(between in text for between in ('"," ', '", " ', "',' ", "', ' ", ' ","', ' ", "', " ','", " ', '")):
+            changed |= draft.rewrite(LISTED_PIECES, _pieces)
+    if not text.isascii() and sum(1 for _ in islice(DOTS.finditer(draft.text), 3)) == 3:
+        changed |= draft.rewrite(DOTS, _nothing)
     return changed
 
 
@@ -121,6 +137,17 @@ def _cut_out(draft: Draft, inside: re.Pattern[str], anywhere: re.Pattern[str]) -
     return draft.rewrite(anywhere if often else inside, _nothing)
 
 
+def _pieces(match: re.Match[str]) -> Pieces | None:
+    """Pieces as one text, where blanks at their ends show that they are pieces and no list."""
+    found = list(PIECE.finditer(match.string, match.start(), match.end()))
+    if sum(m[2][0] == " " or m[2][-1] == " " for m in found) < max(2, len(found) / 6):
+        return None
+    text = "".join(m[2] for m in found)
+    if 2 * sum(map(str.isalpha, text)) < len(text):
+        return None
+    return [(char, m.start(2) + i) for m in found for i, char in enumerate(m[2])]
+
+
 def _hyphen(match: re.Match[str]) -> Pieces | None:
     return [] if match.string[match.end()].islower() or match.string[match.start() - 1].isupper() else None
 
@@ -130,6 +157,8 @@ def _hyphen(match: re.Match[str]) -> Pieces | None:
 
 def _backslashes(draft: Draft) -> bool:
     changed = draft.rewrite(LETTERS_ESCAPED, _bare)
+    if "?\\u" in draft.text:
+        changed |= draft.rewrite(RICH_TEXT, _rich_text)
     changed |= draft.rewrite(SET_APART, _set_letters)
     bytewise = 0  # a folder may be called \\x64 or \\101
     for match in BACKSLASH.finditer(draft.text):
@@ -141,6 +170,11 @@ def _backslashes(draft: Draft) -> bool:
         if ('"' in draft.text or "'" in draft.text) and LINE_SIGN.search(draft.text):
             changed = draft.rewrite(BACKSLASHES, _read_backslashes)
     return changed | draft.rewrite(STYLE_ESCAPES, _style_escapes)
+
+
+def _rich_text(match: re.Match[str]) -> Pieces | None:
+    found = RICH_TEXT_CODE.finditer(match.string, match.start(), match.end())
+    return [(chr(int(m[1]) % 0x10000), m.start() - 1) for m in found if not 0xD800 <= int(m[1]) % 0x10000 < 0xE000]
 
 
 def _bare(match: re.Match[str]) -> Pieces | None:

@@ -60,6 +60,10 @@ def _drop_hidden(match: re.Match[str]) -> Pieces | None:
         native = [char for char in (before, after) if NATIVE_JOINER.match(char)]
         if native and not any(char.isalpha() for char in (before, after) if char not in native):
             return None
+    if len(run) > 31 and len(set(run)) == 2:
+        for zero in sorted(set(run)):
+            if (text := _bits(run, zero)) is not None:
+                return [(f" {text}", start)]
     # Text written in characters that no screen shows: as tags, or as bytes in variation selectors.
     pieces = [(chr(code), start + i) for i, char in enumerate(run) if 32 <= (code := ord(char) - 0xE0000) <= 126]
     selectors = [(chr(code), start + i) for i, char in enumerate(run) if 32 <= (code := ord(char) - 0xE00F0) <= 126]
@@ -67,6 +71,17 @@ def _drop_hidden(match: re.Match[str]) -> Pieces | None:
     if len(pieces) > 3 and before.isalnum():
         pieces.insert(0, (" ", start))  # a message of its own, no part of the word it hides behind
     return pieces
+
+
+def _bits(run: str, zero: str) -> str | None:
+    """Text written in two hidden characters, eight a byte."""
+    bits = "".join("0" if char == zero else "1" for char in run)
+    raw = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits) - 7, 8))
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() and any(map(str.isalpha, text)) else None
 
 
 def _spell_flags(match: re.Match[str]) -> Pieces | None:

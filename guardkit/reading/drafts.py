@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,12 @@ ANSWERS = ("response", "completion", "output", "answer", "generation")
 QUESTIONS = ("prompt", "instruction", "question", "query", "input")
 LISTS = ("messages", "conversations", "conversation", "contents")
 PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
-NUMBERED = re.compile(r"(?:response|answer|output|completion|generation)[_-]?(?:[0-9]|[abjkxy])", re.IGNORECASE)
+NUMBERED = frozenset(
+    f"{name}{joint}{mark}"
+    for name in ("response", "answer", "output", "completion", "generation")
+    for joint in ("", "_", "-")
+    for mark in "0123456789abjkxyAB"
+)
 """Answers that are compared: ``response_a`` and ``response_b``, ``output_1`` and ``output_2``."""
 CANDIDATES = ("completions", "responses", "generations", "outputs")
 """Lists of answers, as texts or as objects that hold one."""

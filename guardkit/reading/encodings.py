@@ -146,8 +146,8 @@ def _transcoded(encoding: str, chunks: Iterable[bytes]) -> Iterator[bytes]:
                 yield (text.removeprefix("\ufeff") if at_start else text).encode("utf-8", "surrogatepass")
                 at_start = False
         yield decoder.decode(b"", True).encode("utf-8", "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise NotText(f"not valid {name.upper()}: {error.reason}") from None
+    except UnicodeError as error:
+        raise NotText(f"not valid {name.upper()}: {getattr(error, 'reason', error)}") from None
 
 
 def binary_kind(data: bytes) -> str | None:

@@ -129,7 +129,7 @@ def _preference(data: Any, outputs: bool) -> Draft | None:
     if not isinstance(data, Mapping):
         return None
     keys: Sequence[str] = next((p for p in PAIRS if all(k in data for k in p)), ())
-    keys = keys or [k for k in data if isinstance(k, str) and NUMBERED.fullmatch(k) and isinstance(data[k], str | list)]
+    keys = keys or [k for k in data if k in NUMBERED and isinstance(data[k], str | list)]
     given = [(key, data[key]) for key in keys if data[key]]
     if len(keys) < 2:
         listed = first_of(data, CANDIDATES)
@@ -308,6 +308,6 @@ _LAST = ("text", "values")
 _BEYOND_TEXT = frozenset((
     "kwargs", "lc", "type", "body", "response", "request", "custom_id", "url", "status_code", "done", "stop", "object",
     "choices", "candidates", "message", "role", "from", "page_content", "class_name", "input", *LISTS, *ANSWERS,
-    *(key for pair in PAIRS for key in pair),
+    *(key for pair in PAIRS for key in pair), *NUMBERED, *CANDIDATES,
 ))  # fmt: skip
 """Keys without which no shape before the last ones reads an object as its own, nor refuses it."""

@@ -95,7 +95,10 @@ def test_an_encoding_that_cannot_be_known_must_be_named(cli, tmp_path):
     assert "--encoding" in result.err
     (row,) = cli("check", "--json", "--text", "--encoding", "cp1251", "--input", path).rows
     assert row["text"] == "нехорошие слова, и BAD среди них"
-    assert cli("check", "--encoding", "nonsense", "x").code == 2
+    for no_encoding in ("nonsense", "rot13", "base64", "hex"):
+        assert cli("check", "--encoding", no_encoding, "--input", path).code == 2
+    without_mark = cli("check", "--encoding", "utf-16", "--input", path)
+    assert (without_mark.code, "not valid UTF-16" in without_mark.err) == (3, True)
 
 
 @pytest.mark.parametrize(

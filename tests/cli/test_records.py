@@ -112,3 +112,11 @@ def test_a_value_that_is_too_long_to_hold_is_said_not_to_be_read(cli, tmp_path, 
     result = cli("check", "--input", str(path))
     assert result.code == 3
     assert "longer than 64 MiB" in result.out + result.err
+
+
+def test_an_argument_is_utf8_whatever_the_locale():
+    told = Reader().argument(1, "größe 漢字".encode().decode("ascii", "surrogateescape"))
+    assert [record.text for record in told] == ["größe 漢字"]
+    (unknown,) = Reader().argument(1, "нехорошие слова".encode("cp1251").decode("utf-8", "surrogateescape"))
+    assert unknown.item is None
+    assert "--encoding" in (unknown.error or "")
