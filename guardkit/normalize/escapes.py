@@ -91,7 +91,7 @@ def unescape(draft: Draft) -> bool:
         changed |= _cut_out(draft, CUT_STRING, ANY_CUT)
         if '="' in text or "='" in text or '= "' in text or "= '" in text:
             changed |= draft.rewrite(NAMED_PIECES, _pieces)
-        if any(between in text for between in ('"," ', '", " ', "',' ", "', ' ", ' ","', ' ", "', " ','", " ', '")):
+        if '",' in text or "'," in text:
             changed |= draft.rewrite(LISTED_PIECES, _pieces)
     if not text.isascii() and sum(1 for _ in islice(DOTS.finditer(draft.text), 3)) == 3:
         changed |= draft.rewrite(DOTS, _nothing)

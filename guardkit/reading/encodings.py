@@ -182,8 +182,9 @@ def is_unknown_encoding(text: str) -> bool:
 
 def is_garbled(raw: bytes) -> bool:
     """Whether a line is no text that could be read: a piece of UTF-16 behind ASCII, or binary data."""
-    n_controls = len(raw) - len(raw.translate(None, _CONTROLS_BUT_NUL))
-    return n_controls >= 3 and n_controls > 0.3 * len(raw)
+    sample = raw[:SAMPLE]
+    n_controls = len(sample) - len(sample.translate(None, _CONTROLS_BUT_NUL))
+    return n_controls >= 3 and n_controls > 0.3 * len(sample)
 
 
 # ----------------------------------------------------------------------------------------------------- compression
