@@ -39,8 +39,10 @@ def join_marked(draft: Draft) -> bool:
         changed |= draft.rewrite(QUOTED, _words)
     if not text.isascii() and sum(1 for _ in islice(PICTURES.finditer(draft.text), OFTEN)) == OFTEN:
         changed |= draft.rewrite(PICTURES, _blank)
-    if not text.isascii() and 4 * sum(1 for _ in SPACED_PICTURES.finditer(draft.text)) > draft.text.count(" "):
-        changed |= draft.rewrite(SPACED_PICTURES, _blank)
+    if not text.isascii() and " " in text:
+        n_pictures = sum(1 for _ in SPACED_PICTURES.finditer(draft.text))
+        if n_pictures > OFTEN and 3 * n_pictures > draft.text.count(" "):
+            changed |= draft.rewrite(SPACED_PICTURES, _blank)
     return changed | _halve(draft)
 
 
