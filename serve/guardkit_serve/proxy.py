@@ -141,6 +141,7 @@ class _Exchange:
             lambda: self.serving.upstreams.served(self.upstream, self._headers("/v1/models")),
             seconds=self.settings.judge_s,
             max_event_bytes=self.settings.max_event_bytes,
+            max_answer_bytes=self.settings.max_answer_bytes,
         )
         try:
             if self.streams:

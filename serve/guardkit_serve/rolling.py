@@ -28,7 +28,7 @@ from guardkit_serve.protocols.base import Protocol, Violation
 from guardkit_serve.protocols.chat import Chat
 from guardkit_serve.settings import RollbackSettings
 from guardkit_serve.sse import DONE, Parser
-from guardkit_serve.upstream import failure
+from guardkit_serve.upstream import failure, pieces_of
 
 Ask = Callable[[bytes], Awaitable[httpx.Response]]
 Served = Callable[[], Awaitable[list[tuple[str, str]]]]
@@ -81,9 +81,10 @@ class Rolling:
         *,
         seconds: float,
         max_event_bytes: int,
+        max_answer_bytes: int,
     ):
         self.protocol, self._guard, self._observer = protocol, guard, observer
-        self._source = _Upstream(ask, served, max_event_bytes, _wants_usage(protocol.body, options))
+        self._source = _Upstream(ask, served, max_event_bytes, max_answer_bytes, _wants_usage(protocol.body, options))
         self._answer = self._begin(options, seconds)
 
     def _begin(self, options: RollbackSettings, seconds: float) -> RollbackStream:
@@ -174,9 +175,9 @@ class Rolling:
 class _Upstream:
     """The upstream, as `guardkit.rollback` asks it (a `Transport`)."""
 
-    def __init__(self, ask: Ask, served: Served, max_event_bytes: int, wants_usage: bool):
+    def __init__(self, ask: Ask, served: Served, max_event_bytes: int, max_bytes: int, wants_usage: bool):
         self._ask, self._served = ask, served
-        self._max_event_bytes, self._wants_usage = max_event_bytes, wants_usage
+        self._max_event_bytes, self._max_bytes, self._wants_usage = max_event_bytes, max_bytes, wants_usage
         self._n_asked = 0
         self.usage: dict[str, int] = {}
 
@@ -200,10 +201,16 @@ class _Upstream:
 
     async def _read(self, response: httpx.Response) -> AsyncGenerator[Delta, None]:
         """The last delta comes behind what follows it, the usage above all."""
-        parser, pieces = Parser(self._max_event_bytes), response.aiter_bytes()
+        parser, pieces = Parser(self._max_event_bytes), pieces_of(response)
         last: Delta | None = None
+        left = self._max_bytes
         try:
             async for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    raise HttpError(
+                        502, f"the upstream's answer has more than {self._max_bytes:,} bytes", "upstream_error"
+                    )
                 for frame in parser.feed(piece):
                     if frame.data is None or frame.data.strip() == DONE:
                         continue

@@ -131,7 +131,8 @@ def headers_for(upstream: Upstream, path: str, given: Headers, keys: bool) -> di
 
 def pieces_of(response: httpx.Response) -> AsyncIterator[bytes]:
     """The bytes of an answer, as they come."""
-    return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+    as_sent = not response.is_stream_consumed and "content-encoding" not in response.headers
+    return response.aiter_raw() if as_sent else response.aiter_bytes()
 
 
 def failure(problem: httpx.HTTPError) -> HttpError:

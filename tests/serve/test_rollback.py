@@ -205,6 +205,13 @@ def test_faults_of_the_upstream(streams: bool) -> None:
     assert error["code"] == "upstream_error"
 
 
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_answer_has_a_size(streams: bool) -> None:
+    reply = chat(server(Llm(lambda so_far, number: WORDS * 500), max_answer_bytes=50_000), streams)
+    assert reply.status == 502
+    assert "more than 50,000 bytes" in reply.json["error"]["message"]
+
+
 def test_a_guard_that_fails_shows_nothing_whatever_on_error_says() -> None:
     for on_error in ("block", "allow"):
         guard = FakeGuard({"soil": RuntimeError("broken")}, on_error=on_error)
