@@ -10,6 +10,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm", help="a chat model of transformers: a folder or a hub id")
     parser.add_argument("--gguf", help="its file, where it is a GGUF (needs the package gguf)")
     parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--int8", action="store_true", help="its linear layers with weights in 8 bits: faster on a CPU")
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -23,6 +24,10 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         return _random()
     file = {"gguf_file": args.gguf} if args.gguf else {}
     model = AutoModelForCausalLM.from_pretrained(args.llm, dtype="float32", **file)
+    if args.int8:
+        from torch.ao.quantization import quantize_dynamic
+
+        model = quantize_dynamic(model.eval(), {torch.nn.Linear}, dtype=torch.qint8)
     return model.eval(), AutoTokenizer.from_pretrained(args.llm, **file)
 
 

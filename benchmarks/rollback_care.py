@@ -3,11 +3,15 @@
     python benchmarks/rollback_care.py --llm FOLDER --gguf SmolLM2-135M-Instruct.Q4_1.gguf [--prompts FILE_OR_FOLDER]
 
 A chat model answers harmful requests, and harmless ones that look alike: without intervention, sampled again
-(resample), and with the model's own criticism before the next try (introspect). Buffers are varied at the most tries,
-tries at the buffer of 40; `--grid` runs every pair. Requests are the built-in ones, or one a line of a file, or of all
-.txt files of a folder. An answer is harmful where the judge says so: by default the guard that watched, as in the
-paper, and so in its favour; `--judge` takes another. Quality is `guardkit.rewards.demo.usefulness` on the harmless
-requests (-10 to 10), no judge of truth. `--svg` draws one plot.
+(resample), and with the model's own criticism before the next try (introspect), for each buffer and number of tries.
+Requests are the built-in ones, or one a line of a file, or of all .txt files of a folder. An answer is harmful where
+the judge says so: by default the guard that watched, as in the paper, and so in its favour; `--judge` takes another.
+Quality is `guardkit.rewards.demo_measure.usefulness` on the harmless requests (-10 to 10), no judge of truth. `--svg`
+draws one plot.
+
+Two things are not computed twice. An answer that the guard lets through from beginning to end is the same under every
+setting. An answer with many tries is, up to the stop behind the last one, the answer with few: there it would have been
+refused.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +29,14 @@ from common import header, note, table
 from llm import add_options, load
 
 from guardkit import Guard, Severity
-from guardkit.rewards.demo import usefulness
+from guardkit.rewards.demo_measure import usefulness
+from guardkit.rewards.demo_plot import Panel, svg
 from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS
 from guardkit.rollback import Rollback
 
 ALLOW = {"name": "watch", "rules": [{"action": "allow"}]}
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}  # CARE's
 KINDS = ("resample", "introspect")
-MIDDLE = 40
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,22 @@ class Setting:
     kind: str
     buffer: int = 0
     tries: int = 0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """text: what was shown of the answer itself, without a refusal. stops: what was shown when each stop came."""
+
+    text: str
+    refused: bool = False
+    rollbacks: int = 0
+    stops: tuple[str, ...] = ()
+
+    def with_tries(self, tries: int) -> Answered:
+        """What it would have been with so many tries at most."""
+        if self.rollbacks <= tries:
+            return self
+        return replace(self, text=self.stops[tries], refused=True, rollbacks=tries)
 
 
 @dataclass(frozen=True)
@@ -59,11 +79,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add_options(parser)
     parser.add_argument("--prompts", type=Path, help="harmful requests: a file, or a folder of .txt files")
-    parser.add_argument("--limit", type=int, default=24, help="requests of each kind")
-    parser.add_argument("--tokens", type=int, default=96, help="of an answer at most")
+    parser.add_argument("--limit", type=int, default=16, help="requests of each kind")
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer at most")
     parser.add_argument("--buffers", type=int, nargs="+", default=[10, 20, 40, 80])
     parser.add_argument("--tries", type=int, nargs="+", default=[1, 3, 5])
-    parser.add_argument("--grid", action="store_true", help="every buffer with every number of tries")
     parser.add_argument("--guard", default="nano")
     parser.add_argument("--judge")
     parser.add_argument("--svg", type=Path)
@@ -80,18 +99,34 @@ def main() -> None:
     model, tokenizer = load(args)
     guard = Guard.load(args.guard)
     judge = Guard.load(args.judge) if args.judge else guard
-    most = max(args.tries)
-    settings = [Setting("none")]
+    asked = [*harmful, *harmless]
+    start = time.monotonic()
+    plain = [
+        answer(
+            Rollback(Guard(guard.model, policy=ALLOW), buffer=1, stride=args.tokens),
+            model,
+            tokenizer,
+            text,
+            i,
+            args.tokens,
+        )
+        for i, text in enumerate(asked)
+    ]
+    flagged = [i for i, text in enumerate(asked) if stops(guard, text, plain[i].text)]
+    note(f"without intervention: {time.monotonic() - start:.0f} s; the guard stops {len(flagged)} of {len(asked)}")
+    found = {Setting("none"): measured(judge, harmful, harmless, plain, 0)}
     for kind in KINDS:
         for buffer in args.buffers:
+            start, cpu = time.monotonic(), time.process_time()
+            rollback = Rollback(guard, buffer=buffer, retries=max(args.tries), introspect=kind == "introspect")
+            answers = list(plain)
+            for i in flagged:
+                answers[i] = answer(rollback, model, tokenizer, asked[i], i, args.tokens)
             for tries in args.tries:
-                if args.grid or tries == most or buffer == MIDDLE:
-                    settings.append(Setting(kind, buffer, tries))
-    found: dict[Setting, Found] = {}
-    for setting in settings:
-        start = time.monotonic()
-        found[setting] = experiment(setting, guard, judge, model, tokenizer, harmful, harmless, args.tokens)
-        note(f"{setting}: {found[setting]} in {time.monotonic() - start:.0f} s")
+                few = [each.with_tries(tries) for each in answers]
+                found[Setting(kind, buffer, tries)] = measured(judge, harmful, harmless, few, buffer)
+            took = f"{time.monotonic() - start:.0f} s, {time.process_time() - cpu:.0f} of CPU time"
+            note(f"{kind}, buffer {buffer}: {took}")
     rows = [
         [
             setting.kind, str(setting.buffer or "-"), str(setting.tries or "-"), f"{100 * f.harmful:.0f}%",
@@ -115,7 +150,7 @@ def main() -> None:
         rows,
     )
     if args.svg:
-        args.svg.write_text(plot(found, most), encoding="utf-8")
+        args.svg.write_text(plot(found, max(args.tries)), encoding="utf-8")
 
 
 def requests(path: Path | None) -> list[str]:
@@ -129,30 +164,35 @@ def requests(path: Path | None) -> list[str]:
     return found
 
 
-def experiment(
-    setting: Setting,
-    guard: Guard,
-    judge: Guard,
-    model: Any,
-    tokenizer: Any,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
-    tokens: int,
+def answer(
+    rollback: Rollback, model: Any, tokenizer: Any, text: str, seed: int, tokens: int, **options: Any
+) -> Answered:
+    settings = {**SAMPLING, "max_new_tokens": tokens, "seed": seed, **options}
+    under_way = rollback.iterate(model, tokenizer, text, **settings)
+    stops: list[str] = []
+    shown = ""
+    for piece in under_way:
+        stops += [shown] * (under_way.rollbacks - len(stops))
+        shown += piece
+    stops += [shown] * (under_way.rollbacks - len(stops))
+    result = under_way.result
+    return Answered(result.answer, result.refused, result.rollbacks, tuple(stops))
+
+
+def stops(guard: Guard, asked: str, text: str) -> bool:
+    with guard.stream([{"role": "user", "content": asked}]) as stream:
+        stream.feed(text)
+        stream.finish()
+        return stream.stopped
+
+
+def measured(
+    judge: Guard, harmful: Sequence[str], harmless: Sequence[str], answers: Sequence[Answered], buffer: int
 ) -> Found:
-    if setting.kind == "none":
-        rollback = Rollback(Guard(guard.model, policy=ALLOW), buffer=1, stride=tokens)
-    else:
-        rollback = Rollback(
-            guard, buffer=setting.buffer, retries=setting.tries, introspect=setting.kind == "introspect"
-        )
-    answers = [
-        rollback.generate(model, tokenizer, text, max_new_tokens=tokens, seed=i, **SAMPLING)
-        for i, text in enumerate([*harmful, *harmless])
-    ]
     bad, good = answers[: len(harmful)], answers[len(harmful) :]
     judged = judge.decide_batch(
         [
-            [{"role": "user", "content": q}, {"role": "assistant", "content": a.answer or "."}]
+            [{"role": "user", "content": q}, {"role": "assistant", "content": a.text or "."}]
             for q, a in zip(harmful, bad, strict=True)
         ]
     )
@@ -162,7 +202,7 @@ def experiment(
         refused=_mean([a.refused for a in bad]),
         refused_harmless=_mean([a.refused for a in good]),
         quality=_mean([usefulness(q, a.text) for q, a in zip(harmless, good, strict=True)]),
-        wait=_mean([0 if setting.kind == "none" else a.wait_tokens for a in answers]),
+        wait=_mean([buffer * (a.rollbacks + 1) for a in answers]),
         rollbacks=_mean([a.rollbacks for a in bad]),
     )
 
@@ -172,35 +212,23 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def plot(found: dict[Setting, Found], most: int) -> str:
-    """Harmful answers over wait tokens: a line an intervention, by buffer at the most tries."""
-    wide, high, left, low = 460, 300, 50, 40
-    longest = max([f.wait for f in found.values()] + [1.0])
-    top = max([f.harmful for f in found.values()] + [0.01])
-
-    def at(wait: float, share: float) -> str:
-        return f"{left + wait / longest * (wide - left - 20):.1f},{high - low - share / top * (high - low - 30):.1f}"
-
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" font-family="sans-serif">',
-        f'<style>text {{ font-size: 11px }}</style><rect width="{wide}" height="{high}" fill="white"/>',
-        f'<path d="M{at(0, top)}L{at(0, 0)}L{at(longest, 0)}" fill="none" stroke="#444"/>',
-        f'<text x="{wide / 2}" y="{high - 8}" text-anchor="middle">wait tokens (0 to {longest:.0f})</text>',
-        f'<text x="6" y="16">harmful answers (0 to {100 * top:.0f}%)</text>',
-    ]
-    none = next(f for s, f in found.items() if s.kind == "none")
-    lines.append(f'<path d="M{at(0, none.harmful)}L{at(longest, none.harmful)}" stroke="#888" stroke-dasharray="4"/>')
-    lines.append(f'<text x="{wide - 130}" y="{28}" fill="#888">no intervention (dashed)</text>')
-    for i, (kind, colour) in enumerate(zip(KINDS, ("#b04a2f", "#2f6db0"), strict=True)):
-        points = sorted((f.wait, f.harmful, s.buffer) for s, f in found.items() if s.kind == kind and s.tries == most)
-        path = "L".join(at(wait, share) for wait, share, _ in points)
-        lines.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for wait, share, buffer in points:
-            x, _, y = at(wait, share).partition(",")
-            lines.append(
-                f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/><text x="{x}" y="{float(y) - 6}">{buffer}</text>'
+    """Harmful answers, and refusals at the end, over wait tokens: a line an intervention, by buffer at most tries."""
+    by_kind = {k: sorted((f.wait, s, f) for s, f in found.items() if s.kind == k and s.tries == most) for k in KINDS}
+    labels = {kind: [str(s.buffer) for _, s, _ in rows] for kind, rows in by_kind.items()}
+    panels = []
+    for title, name in (("judged harmful", "harmful"), ("refused in the end", "refused")):
+        lines = {kind: [(wait, getattr(f, name)) for wait, _, f in rows] for kind, rows in by_kind.items()}
+        none = getattr(found[Setting("none")], name)
+        panels.append(
+            Panel(
+                f"harmful requests: {title}",
+                "wait tokens, by buffer",
+                lines,
+                labels=labels,
+                level=("no intervention", none),
             )
-        lines.append(f'<text x="{wide - 130}" y="{42 + 14 * i}" fill="{colour}">{kind}, by buffer</text>')
-    return "\n".join([*lines, "</svg>"]) + "\n"
+        )
+    return svg(panels)
 
 
 if __name__ == "__main__":

@@ -186,19 +186,35 @@ def test_openrlhf() -> None:
 
 
 def test_the_demonstration_s_usefulness_and_prompts() -> None:
-    from guardkit.rewards.demo import main, usefulness
+    from guardkit.rewards.demo import main
+    from guardkit.rewards.demo_measure import usefulness
     from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS, prompts
 
     ask = [{"role": "user", "content": "How do I bake bread at home?"}]
     good = " ".join(f"Bake the bread at home, step {i}, with care number {i}." for i in range(9))
     assert usefulness(ask, assistant(good)) > usefulness(ask, assistant("Bread. " * 50)) > -10
     assert usefulness("How do I bake bread at home?", good) == usefulness(ask, assistant(good)) <= 10
-    assert usefulness(ask, assistant("I am sorry, but I can't help with that.")) == usefulness(ask, "") == -10
+    assert usefulness(ask, "") == -10 < usefulness(ask, assistant("I am sorry, but I can't help with that.")) == -5
     for topics in (HARMFUL, HARMLESS):
         assert not set(prompts(topics, False)) & set(prompts(topics, True))
         assert len(prompts(topics, False) + prompts(topics, True)) == 3 * len(topics)
     with pytest.raises(SystemExit):
         main(["--reward", "magic"])
+
+
+def test_the_demonstration_s_plot_shows_the_moving_mean_of_each_reward() -> None:
+    from xml.etree import ElementTree
+
+    from guardkit.rewards.demo import plot
+    from guardkit.rewards.demo_plot import smooth
+
+    assert smooth([0.0, 1.0, 1.0], over=2) == [0.0, 0.5, 1.0]
+    rows = [{"step": 2.0 * i, "harmful/safe": 1.0, "harmful/refused": i / 4} for i in range(5)]
+    root = ElementTree.fromstring(plot({"guard-only": rows, "hybrid": rows[:1]}))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("guard-only") == texts.count("hybrid") == 3
+    drawn = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-width") == "2"]
+    assert [(e.get("d") or "").count("L") for e in drawn] == [4, 0, 4, 0]  # nothing of harmless requests was logged
 
 
 def test_a_reward_server_that_fails_gives_no_reward() -> None:

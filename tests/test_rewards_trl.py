@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,18 @@ from trl import GRPOConfig, GRPOTrainer
 from guardkit.rewards import HybridReward, SafetyReward, per_sample
 from guardkit.testing import FakeGuard
 from tests.rollback import tiny
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """More only get in each other's way where a model is this small."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 SCRIPT: dict[str, Any] = {"forbidden": "unsafe", "crash": RuntimeError("boom")}
 
@@ -82,17 +95,44 @@ def test_what_was_not_judged_is_left_out_of_the_group(tmp_path: Path) -> None:
     assert logged["reward"] == 1.0
 
 
-def test_the_demonstration_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("peft", reason="PEFT is not installed: pip install 'guardkit[rl]'")
-    from guardkit.rewards.demo import main
-
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder with the tiny chat model."""
     tokenizer = tiny.tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(tmp_path / "llm")
     tiny.model().save_pretrained(tmp_path / "llm")
-    options = ["--reward", "hybrid", "--steps", "1", "--answers", "2", "--tokens", "4"]
-    assert main(["--llm", str(tmp_path / "llm"), "--out", str(tmp_path / "out"), *options]) == 0
-    told = json.loads((tmp_path / "out" / "figures.json").read_text(encoding="utf-8"))
-    assert set(told["figures"]) == {"before", "hybrid"}
-    assert len(told["logs"]["hybrid"]) == 1
+    return tmp_path / "llm"
+
+
+def test_the_demonstration_runs(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed: pip install 'guardkit[rl]'")
+    from guardkit.rewards.demo import main
+
+    out = tmp_path / "out"
+    options = ["--steps", "2", "--answers", "2", "--tokens", "4", "--requests", "3", "--refusals", "0"]
+    assert main(["--llm", str(saved), "--out", str(out), *options]) == 0
+    told = json.loads((out / "figures.json").read_text(encoding="utf-8"))
+    assert set(told["figures"]) == {"before", "guard-only", "hybrid"}
+    for rows in told["logs"].values():
+        assert any("harmful/safe" in row or "harmless/refused" in row for row in rows)
+    assert (out / "steps.svg").read_text(encoding="utf-8").startswith("<svg")
     assert "| harmful: safe |" in capsys.readouterr().out
+
+
+def test_the_demonstration_teaches_some_refusals_and_no_more() -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed: pip install 'guardkit[rl]'")
+    from guardkit.rewards.demo_train import adapt, warm_up
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    model = adapt(tiny.model())
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert learning
+    assert all(".layers.1." in name for name in learning)  # the upper half of two
+    start, before = warm_up(model, tokenizer, 0.0, refusal=" hmm")
+    assert start == 0
+    assert warm_up(model, tokenizer, 1.0, refusal=" hmm", most=2)[0] == 2
+    steps, after = warm_up(model, tokenizer, 2 * before, refusal=" hmm", learning_rate=0.01)
+    assert 0 < steps < 200  # weights this small and random hardly say anything else than all tokens alike
+    assert 2 * before <= after < 4 * before

@@ -1,0 +1,172 @@
+"""How the demonstration trains: a chat model with LoRA, taught a few refusals, then GRPO with one of the rewards."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from guardkit.guard import Guard
+from guardkit.rewards.demo_measure import SAMPLING, Figures, mean, usefulness
+from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS, prompts
+from guardkit.rewards.hybrid import HybridReward, per_sample
+from guardkit.rewards.safety import SafetyReward
+from guardkit.verdict import Severity
+
+REFUSAL = "I'm sorry, but I can't help with that."
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The chat model and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = {"gguf_file": args.gguf} if args.gguf else {}
+    tokenizer = AutoTokenizer.from_pretrained(args.llm, **file)
+    model = AutoModelForCausalLM.from_pretrained(args.llm, dtype="auto" if args.gpu else "float32", **file)
+    if args.gguf:  # its weights were made whole again, but it would still pass for a quantised model
+        weights, generation = model.state_dict(), model.generation_config
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+        model.load_state_dict(weights)
+        model.generation_config = generation
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to("cuda" if args.gpu else "cpu").eval(), tokenizer
+
+
+def adapt(model: Any) -> Any:
+    """The model with LoRA in the upper half of its layers: half of the way back is saved."""
+    from peft import LoraConfig, get_peft_model
+    from torch.nn import Linear
+
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
+    layers = model.config.get_text_config().num_hidden_layers
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=16,
+            lora_alpha=32,
+            target_modules=sorted(names - {"lm_head"}),
+            layers_to_transform=list(range(layers // 2, layers)),
+            task_type="CAUSAL_LM",
+        ),
+    )
+
+
+def warm_up(
+    model: Any,
+    tokenizer: Any,
+    share: float,
+    *,
+    refusal: str = REFUSAL,
+    seed: int = 0,
+    most: int = 200,
+    learning_rate: float = 2e-4,
+) -> tuple[int, float]:
+    """Teach the model to refuse that share of the harmful requests, and no more: what is never sampled cannot be
+    rewarded. Gives the steps that took, `most` at most, and the mean probability of the refusal at the end."""
+    import torch
+
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    probability = 0.0
+    for step in range(most):
+        asked = rng.sample(prompts(HARMFUL, False), 8)
+        loss = -_log_probability(model, tokenizer, asked, refusal)
+        probability = mean(loss.neg().exp().tolist())
+        if probability >= share:
+            return step, probability
+        loss.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return most, probability
+
+
+def _log_probability(model: Any, tokenizer: Any, asked: Sequence[str], answer: str) -> Any:
+    """Of the whole answer after each request, sampled as `SAMPLING` says: a tensor [requests]."""
+    import torch
+
+    rows = [
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
+        for text in asked
+    ]
+    end = tokenizer(answer + tokenizer.eos_token, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    batch = tokenizer(rows, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
+    ends = end.expand(len(rows), -1)
+    ids = torch.cat([batch["input_ids"], ends], dim=1).to(model.device)
+    mask = torch.cat([batch["attention_mask"], torch.ones_like(ends)], dim=1).to(model.device)
+    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=end.shape[1] + 1).logits[:, :-1].float()
+    logits = logits / SAMPLING["temperature"]
+    return logits.log_softmax(-1).gather(-1, ends.to(model.device)[..., None])[..., 0].sum(-1)
+
+
+def train(args: argparse.Namespace, kind: str, guard: Guard, model: Any, tokenizer: Any) -> list[Figures]:
+    """Train the adapted model with one reward; gives what the trainer logged at each step."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    end = time.monotonic() + args.minutes * 60
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+            control.should_training_stop = time.monotonic() > end
+
+    asked = [(text, True) for text in prompts(HARMFUL, False)] + [
+        (text, False) for text in prompts(HARMLESS, False)[::2]
+    ]
+    rows = Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": text}], "harmful": harmful} for text, harmful in asked]
+    )
+    config = GRPOConfig(
+        output_dir=str(args.out / kind),
+        importance_sampling_level="sequence",  # GSPO: one ratio a sequence, clipped close to 1
+        loss_type="grpo",
+        epsilon=args.clip,
+        epsilon_high=args.clip * 4 / 3,
+        beta=0.0,
+        steps_per_generation=2,
+        num_generations=args.answers,
+        per_device_train_batch_size=2 * args.answers,
+        gradient_accumulation_steps=1,
+        max_completion_length=args.tokens,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant",
+        max_steps=args.steps,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=not args.gpu,
+        bf16=args.gpu,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        seed=args.seed,
+        **SAMPLING,
+    )
+    reward = SafetyReward(guard) if kind == "guard-only" else HybridReward(guard, per_sample(usefulness))
+    trainer = GRPOTrainer(
+        model, reward_funcs=[_logged(reward)], args=config, train_dataset=rows, processing_class=tokenizer,
+        callbacks=[Clock()],
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model(str(args.out / kind))
+    return [row for row in trainer.state.log_history if "reward" in row]
+
+
+def _logged(reward: SafetyReward | HybridReward) -> Callable[..., Any]:
+    """The same reward, which tells the log what it found in answers to each kind of request."""
+
+    def judge(prompts: Any, completions: Any, harmful: Sequence[bool], log_metric: Any, **columns: Any) -> Any:
+        rewards = reward(prompts, completions, log_metric=log_metric, **columns)
+        for name, kind in (("harmful", True), ("harmless", False)):
+            found = [f for f, of in zip(reward.found, harmful, strict=True) if of is kind]
+            if found:
+                log_metric(f"{name}/safe", mean([f.severity is Severity.safe for f in found]))
+                log_metric(f"{name}/refused", mean([bool(f.refusal) for f in found]))
+        return rewards
+
+    judge.__name__ = reward.__name__
+    return judge
