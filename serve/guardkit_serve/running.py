@@ -22,6 +22,7 @@ from guardkit import Guard, GuardkitError
 from guardkit_serve.app import create_app
 from guardkit_serve.calls import Serving
 from guardkit_serve.guards import Guards, with_policy
+from guardkit_serve.heads import HTTP
 from guardkit_serve.observe import Observer
 from guardkit_serve.plan import Model, Plan
 
@@ -64,6 +65,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self.app,
+                http=HTTP,
                 log_config=None,
                 log_level="error",
                 access_log=False,

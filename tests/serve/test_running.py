@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -62,6 +63,28 @@ class Serving:
         code = self.process.wait(60)
         self._reader.join(10)
         return code
+
+
+def test_a_head_without_an_end_is_refused_and_a_large_body_is_not(serve: Callable[..., Serving]) -> None:
+    """A client that needs no key must not fill the memory."""
+    server = serve("--no-access-log")
+    host, port = server.address.removeprefix("http://").split(":")
+    beginnings = (b"GET /health HTTP/1.1\r\nx-a: ", b"GET /", b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 100)
+    for beginning in beginnings:
+        with socket.create_connection((host, int(port)), timeout=30) as wire:
+            with contextlib.suppress(ConnectionError):
+                wire.sendall(beginning)
+                for _ in range(256):
+                    wire.sendall(b"a" * 4096)
+            said = b""
+            with contextlib.suppress(ConnectionError):
+                while piece := wire.recv(65536):
+                    said += piece
+            assert said == b"" or said.startswith(b"HTTP/1.1 400 ")
+    with httpx.Client() as http:
+        for _ in range(3):  # on one connection
+            assert http.post(f"{server.address}/v1/check", json={"text": "fine " * 100_000}).status_code == 200
+            assert http.get(f"{server.address}/health").status_code == 200
 
 
 @pytest.fixture
