@@ -102,6 +102,8 @@ class Audit:
 
     def __init__(self, sink: Sink | str | Path, model: str, with_text: bool = False):
         self._sink = _sink(sink) if isinstance(sink, str | Path) else sink
+        if not callable(self._sink):
+            raise TypeError(f"audit must be a file, the address of a webhook or a callable, not {type(sink).__name__}")
         self._model, self.with_text = model, with_text
 
     def __call__(self, decision: Decision, text: object, characters: int, latency_ms: float, surface: str) -> None:

@@ -10,6 +10,10 @@ from typing import Any
 
 LEAST_MEDIA = 256  # characters of base64 from which on a value is taken for a file
 _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]*)*,", re.IGNORECASE)
+_MEDIA_INSIDE = re.compile(  # of a picture in a text: Markdown, HTML, JSON
+    rf"(data:(?:image|audio|video|font)/[\w.+-]{{1,40}}(?:;[\w=.+-]{{1,40}})*;base64,)([A-Za-z0-9+/=_-]{{{LEAST_MEDIA},}}+)",
+    re.IGNORECASE,
+)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _SPOKEN = frozenset(("text", "content", "thinking", "reasoning", "reasoning_content", "refusal", "arguments"))
 """Keys whose strings are never files, whatever they look like."""
@@ -18,13 +22,13 @@ _SPOKEN = frozenset(("text", "content", "thinking", "reasoning", "reasoning_cont
 def audit_text(item: object) -> str:
     """`item` (a text, or messages) as a record keeps it. Never raises for an item that could be judged."""
     if isinstance(item, str):
-        return item
-    return json.dumps(_plain(item, ""), ensure_ascii=False, default=repr)
+        return _spoken(item)
+    return json.dumps(_plain(item, ""), ensure_ascii=False, default=str)
 
 
 def _plain(value: Any, key: str) -> Any:
     if isinstance(value, str):
-        return value if key in _SPOKEN else _without_media(value)
+        return _spoken(value) if key in _SPOKEN else _without_media(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return f"[{len(bytes(value)):,} bytes]"
     if is_dataclass(value) and not isinstance(value, type):
@@ -34,6 +38,10 @@ def _plain(value: Any, key: str) -> Any:
     if isinstance(value, Sequence | set | frozenset):
         return [_plain(inner, key) for inner in value]
     return value
+
+
+def _spoken(text: str) -> str:
+    return _MEDIA_INSIDE.sub(lambda m: f"{m[1]}[{len(m[2]):,} characters]", text)
 
 
 def _without_media(text: str) -> str:

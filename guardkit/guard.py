@@ -368,6 +368,8 @@ class Guard:
 
 
 def _load(name: str | Path, options: dict[str, Any]) -> StreamModel:
+    if not isinstance(name, str | Path):
+        raise GuardkitError(f"a model is named by a string or a path, not by {type(name).__name__}")
     try:
         return load_model(name, **options)
     except TypeError as error:

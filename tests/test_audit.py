@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
@@ -56,6 +57,22 @@ def test_messages_are_json_without_the_bytes_of_media() -> None:
     assert len(text) < 1000
     assert found[0]["content"][0]["text"] == "hi"
     assert found[0]["content"][1]["image_url"]["url"] == "data:image/png;base64,[100,000 characters]"
+
+
+def test_pictures_inside_texts_and_values_that_are_no_json() -> None:
+    picture = f"![a cat](data:image/png;base64,{IMAGE})"
+    when = datetime.date(2026, 11, 26)
+    plain, messages = _kept(
+        f"look {picture} there", [{"role": "user", "content": json.dumps({"page": picture}), "when": when}]
+    )
+    assert plain == "look ![a cat](data:image/png;base64,[100,000 characters]) there"
+    assert len(messages) < 1000
+    assert json.loads(messages)[0]["when"] == "2026-11-26"
+
+
+def test_a_sink_must_be_one() -> None:
+    with pytest.raises(TypeError, match="not int"):
+        FakeGuard({}, audit=3)  # type: ignore[arg-type]
 
 
 def test_words_are_never_taken_for_media() -> None:

@@ -208,3 +208,9 @@ def test_bad_settings_are_refused() -> None:
         FakeGuard(on_error="ignore")
     with pytest.raises(ValueError, match="holdback"):
         FakeGuard().stream(holdback=-1)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"nano", ["nano"]])
+def test_a_model_is_named_by_a_string_or_a_path(name: object) -> None:
+    with pytest.raises(GuardkitError, match="a string or a path"):
+        Guard.load(name)  # type: ignore[arg-type]

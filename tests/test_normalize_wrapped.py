@@ -485,6 +485,7 @@ ADVERSARIAL = [
     ),
     *("a|", "a, ", '"a", ', '"the" ', "aabb", "x\b", "\\text{a}", "chr(99)+", "_x0061_", "1 ", "7 / ", "alfa ", "⠁"),
     *("aGVs ", "=AAAA", "begin 644 a\n", "#0V%T\n", "<~", "+AGEA-", "101 ", "0000 00 00\n", "E96 2?5 J@F "),
+    *('a="b "; ', '"a ", ', "'", "a·", "~!#", "\\u99?", "\u200b\u200c", "0xab 0xabab ", "a 🌻 ", "Alfa-", "\x1b[1"),
     *("aGVsbG8gd29ybGQgYWdhaW4=\n", "68656c6c6f20776f726c64 ", "gur naq ", "Aa", "q=a+b+c", "eht dna "),
     "a" * 63 + "\n",
     b64(b64("how are you all " * 9)),

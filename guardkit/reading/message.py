@@ -214,7 +214,9 @@ class MessageReader:
                 self.known(key, value)
             else:
                 self.plain(value, key)
-        if bare:
+        if isinstance(block.get("blob"), str) and not bare:  # of MCP
+            self.media("resource", block)
+        elif bare:
             self.rest(block, bare)
         else:
             self.plain(block, "content")
@@ -246,13 +248,17 @@ class MessageReader:
 
     def document(self, kind: str, block: Mapping[Any, Any]) -> None:
         source = block.get("source")
+        if block.get("format") in at.TEXT_FORMATS and isinstance(source, Mapping):  # Bedrock's
+            source = {"media_type": "text/plain", **source}
         if isinstance(source, Mapping):
             if source.get("type") in ("text", "content") or "text" in source or "content" in source:
                 self.inside(source)
             else:
                 self.media(kind, source)
         elif (
-            kind == "document" and "text" not in block and any(k in block for k in ("data", "url", "base64", "file_id"))
+            kind in ("document", "text-plain")
+            and "text" not in block
+            and any(k in block for k in ("data", "url", "base64", "file_id"))
         ):
             self.media(kind, block)
             return

@@ -145,5 +145,6 @@ CAPTIONS = frozenset(
     ("transcript", "alt", "title", "text", "caption", "context", "filename", "revised_prompt", "description")
 )
 """Of media: texts beside the data, judged even where they are a single word."""
-MEDIA_TYPES = ("media_type", "mimeType", "mime_type", "mediaType", "image_mimetype")
+MEDIA_TYPES = ("media_type", "mimeType", "mime_type", "mediaType", "image_mimetype", "document_mimetype")
+TEXT_FORMATS = ("txt", "md", "csv", "html")
 MEDIA_DATA = ("data", "file_data", "fileData", "bytes", "base64", "blob")

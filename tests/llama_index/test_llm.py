@@ -173,6 +173,7 @@ def test_calls_as_text():
     assert call_text("send", {"a": 'say "hi"\n\\o/'}) == 'send {"a": "say "hi"\n\\o/"}'
     assert call_text("send", "{}") == "send"
     assert call_text("send", "plain words") == "send plain words"
+    assert "first" in call_text("send", '{"a": "first", "a": "second"}')  # who reads it next may take either
 
 
 @pytest.mark.parametrize("how", CALLS)

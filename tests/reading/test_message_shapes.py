@@ -90,6 +90,11 @@ def b64(data: bytes) -> str:
         {"type": "document", "source": {"type": "base64", "media_type": "application/atom+xml", "data": base64.encodebytes(T.encode() * 9).decode()}},
         {"type": "file", "mediaType": "message/rfc822", "data": base64.urlsafe_b64encode(f"{T}?>?>".encode()).decode().rstrip("=")},
         {"type": "file", "mediaType": "application/x-yaml", "data": T},
+        {"type": "text-plain", "mime_type": "text/plain", "base64": b64(T.encode())},
+        {"type": "resource", "resource": {"uri": "file:///a", "mimeType": "text/plain", "blob": b64(T.encode())}},
+        {"block_type": "document", "data": b64(T.encode()), "document_mimetype": "text/plain", "title": "a"},
+        {"document": {"format": "md", "name": "a", "source": {"bytes": b64(T.encode())}}},
+        {"document": {"format": "txt", "name": "a", "source": {"bytes": T.encode()}}},
     ],
 )  # fmt: skip
 def test_files_that_are_texts_are_read(block: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from llama_index.postprocessor.guardkit.marks import MARK, decision_of, mark_of
 from pydantic import BaseModel
 
 from guardkit import Action, Decision, Message, Stage
+from guardkit.reading.jsontext import parse
 from guardkit.reading.message import read_message
 from guardkit.reading.positions import CALL_ARGUMENTS, CALL_NAMES
 from guardkit.reading.values import decoded, is_name, texts_of
@@ -117,7 +118,7 @@ def call_text(name: str, arguments: Any) -> str:
     """A call as text. Arguments may be a JSON string that is still growing; the text grows with it."""
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = parse(arguments)
         except ValueError:
             return f"{name} {_unescaped(arguments)}".strip()
     if arguments in (None, {}, ""):
