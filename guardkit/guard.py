@@ -21,10 +21,10 @@ from guardkit.judge import DEBOUNCE
 from guardkit.messages import Message, read_messages
 from guardkit.models.base import StreamModel
 from guardkit.models.registry import DEFAULT_MODEL, load_model
-from guardkit.policy import DEFAULT_POLICY, MARK, Action, Decision, Policy, parse_on_error
+from guardkit.policy import DEFAULT_POLICY, MARK, Action, Decision, Policy
 from guardkit.runner import arun, off_loop, run
 from guardkit.stream import HOLDBACK, StreamGuard
-from guardkit.verdict import Stage, Verdict
+from guardkit.verdict import Category, Stage, Verdict
 
 UNCLEAR = (0.05, 0.95)  # where the first of two models is too unsure to have the last word
 CHAINS = "langchain_guardkit"  # the module that makes guards steps of a chain
@@ -66,22 +66,16 @@ class Guard:
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"threshold must be a probability above 0, not {threshold}")
         self.model = model if threshold is None else model.with_threshold(threshold)
-        self.policy = Policy.load(policy)
+        self.then = then if then is None or threshold is None else then.with_threshold(threshold)
+        self.policy = Policy.load(policy, categories=self.categories)
         if on_error is not None:
-            self.policy = Policy(
-                self.policy.name,
-                extends=self.policy.extends,
-                on_error=parse_on_error(on_error),
-                on_unmeasured=self.policy.on_unmeasured,
-                rules=self.policy.own_rules,
-            )
+            self.policy = self.policy.on_errors(on_error)
         if timeout is not None and timeout <= 0:
             raise ValueError(f"timeout must be above 0 seconds, not {timeout}")
         if holdback < 0 or debounce < 1:
             raise ValueError(f"holdback must be >= 0 and debounce >= 1, not {holdback} and {debounce}")
         if not 0 <= when[0] <= when[1] <= 1:
             raise ValueError(f"when must be two probabilities, the lower one first, not {when}")
-        self.then = then if then is None or threshold is None else then.with_threshold(threshold)
         self.when, self.locate = when, locate
         self.timeout, self.holdback, self.debounce, self.normalize = timeout, holdback, debounce, normalize
         if normalize and model.judges_normalized_view:  # now, and not when some thread or forked child reads its first
@@ -105,6 +99,7 @@ class Guard:
         max_streams: int | None = None,
         gpu_share: float | None = None,
         quantize: str | None = None,
+        categories: Sequence[str] | None = None,
         then: str | Path | None = None,
         **settings: Any,
     ) -> Guard:
@@ -113,20 +108,26 @@ class Guard:
         These go to the model, where it takes them: `device`, `dtype`, `revision` (of a hub's repository), `model` (a
         server's model name), `threads` (CPU), `cache_gib` (memory for keys and values), `max_streams` (open at once),
         `gpu_share` (of a GPU's memory, at most, for this model),
-        `quantize` ("int8": Qwen3Guard's weights in 8 bits).
+        `quantize` ("int8": Qwen3Guard's weights in 8 bits), `categories` (the labels of a server's Gen that was trained
+        on others than Qwen3Guard's).
         `then` names a second model (see `Guard`): all of these then go to it, `threads` to both. The rest are the
         settings of `Guard`. Raises a `ModelError` or `PolicyError`.
         """
         options = {
             "device": device, "dtype": dtype, "revision": revision, "model": model, "threads": threads,
             "cache_gib": cache_gib, "max_streams": max_streams, "gpu_share": gpu_share,
-            "quantize": quantize,
+            "quantize": quantize, "categories": categories,
         }  # fmt: skip
         given = {k: v for k, v in options.items() if v is not None}
         if then is None:
             return cls(_load(name, given), **settings)
         own = {k: v for k, v in given.items() if k == "threads"}
         return cls(_load(name, own), then=_load(then, given), **settings)
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """All that the guard's models name: Qwen3Guard's nine, or those that a model was trained on."""
+        return tuple(dict.fromkeys(c for model in filter(None, (self.model, self.then)) for c in model.categories))
 
     def close(self) -> None:
         """End the model's thread and free its memory, unless another guard holds the model too. What is called later

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import total_ordering
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guardkit.errors import PolicyError, did_you_mean
+from guardkit.policy_values import Invalid, Where, by_value, fail, one, quoted, several
 from guardkit.verdict import SEVERITIES, Category, Severity, Stage, Verdict
 
 
@@ -136,7 +137,8 @@ class Rule:
         if self.stages:
             out["stage"] = [s.value for s in Stage if s in self.stages]
         if self.categories:
-            out["category"] = [c.value for c in Category if c in self.categories]
+            own = sorted(c.value for c in self.categories if c.is_own)
+            out["category"] = [c.value for c in Category if c in self.categories] + own
         if self.severity is not None:
             out["severity"] = self.severity.value
         if self.threshold:
@@ -158,7 +160,6 @@ BUILTINS: dict[str, tuple[Rule, ...]] = {
 }
 DEFAULT_POLICY = "balanced"
 DEFAULT_ON_ERROR = Action.block
-_E = TypeVar("_E", bound=Enum)
 DEFAULT_ON_UNMEASURED = Action.flag
 _KEYS = ("name", "extends", "on_error", "on_unmeasured", "rules")
 _RULE_KEYS = ("stage", "category", "severity", "threshold", "action")
@@ -183,18 +184,20 @@ class Policy:
         on_error: str | Action | None = None,
         on_unmeasured: str | Action | None = None,
         rules: Iterable[Mapping[str, Any] | Rule] = (),
+        categories: Iterable[Category] | None = None,
         **unknown: Any,
     ):
         if unknown:
-            _fail(("",), f"unknown key {_quoted(unknown)}; known: {', '.join(_KEYS)}")
+            fail(("",), f"unknown key {quoted(unknown)}; known: {', '.join(_KEYS)}")
         base = extends or (name if name in BUILTINS else DEFAULT_POLICY)
         if base not in BUILTINS:
-            _fail(("extends",), f"unknown policy '{base}'; known: {', '.join(BUILTINS)}")
+            fail(("extends",), f"unknown policy '{base}'; known: {', '.join(BUILTINS)}")
         self.name = name or base
         self.extends = base
         self.on_error = DEFAULT_ON_ERROR if on_error is None else parse_on_error(on_error)
         self.on_unmeasured = DEFAULT_ON_UNMEASURED if on_unmeasured is None else _on_unmeasured(on_unmeasured)
-        own, inherited = tuple(_rule(r, ("rules", i)) for i, r in enumerate(rules)), BUILTINS[base]
+        known = known_categories(categories)
+        own, inherited = tuple(_rule(r, ("rules", i), known) for i, r in enumerate(rules)), BUILTINS[base]
         if own[-len(inherited) :] == inherited:  # a file that `to_yaml` wrote has them already
             own = own[: -len(inherited)]
         self.own_rules = own
@@ -202,28 +205,40 @@ class Policy:
         self._watching = tuple(rule for rule in self.rules if rule.severity in (None, Severity.safe))
 
     @classmethod
-    def load(cls, source: str | Path | Policy | Mapping[str, Any]) -> Policy:
-        """A built-in's name, a path to a YAML file, a mapping, or a policy as it is. Raises `PolicyError`."""
+    def load(
+        cls, source: str | Path | Policy | Mapping[str, Any], *, categories: Iterable[Category] | None = None
+    ) -> Policy:
+        """A built-in's name, a path to a YAML file, a mapping, or a policy as it is. categories: see the class; where
+        they are given, a policy's rules are held against them too. Raises `PolicyError`."""
         if isinstance(source, Policy):
+            if categories is not None:
+                source.check(categories)
             return source
         if isinstance(source, Mapping):
-            return _from_mapping(source)
+            return _from_mapping(source, categories)
         if str(source) in BUILTINS:
             return cls(str(source))
         known = ", ".join(BUILTINS)
         file = Path(source).expanduser()
         if not file.is_file():
-            _fail((), f"no policy '{source}': neither a file nor one of {known}{did_you_mean(str(source), BUILTINS)}")
+            fail((), f"no policy '{source}': neither a file nor one of {known}{did_you_mean(str(source), BUILTINS)}")
         from guardkit.policy_file import read  # yaml is imported only where a file is read
 
         data, lines = read(file)
         try:
-            return _from_mapping(data)
-        except _Invalid as error:
+            return _from_mapping(data, categories)
+        except Invalid as error:
             path = error.path
             while path and path not in lines:
                 path = path[:-1]
             raise PolicyError(error.message, source=str(source), line=lines.get(path, 1)) from None
+
+    def check(self, categories: Iterable[Category]) -> None:
+        """Raise `PolicyError` where a rule names none of a model's `categories`: it would never act."""
+        known = known_categories(categories)
+        for i, rule in enumerate(self.own_rules):
+            for category in rule.categories:
+                one(by_value(known), f"category in rule {i + 1} of {self.name},", category, ("rules", i, "category"))
 
     def decide(self, verdict: Verdict) -> Decision:
         """The action for `verdict`, and the rule that gave it."""
@@ -244,6 +259,11 @@ class Policy:
         if self.on_unmeasured is Action.allow:
             return decision
         return replace(decision, action=self.on_unmeasured, rule=f"{self.name}: on_unmeasured", limit=None)
+
+    def on_errors(self, action: str | Action) -> Policy:
+        """The same policy with another `on_error`."""
+        rules, about = self.own_rules, self.on_unmeasured
+        return Policy(self.name, extends=self.extends, on_error=action, on_unmeasured=about, rules=rules)
 
     def watches(self, stage: Stage) -> bool:
         """Whether some rule may act on tokens of a stage although their severity is safe."""
@@ -301,101 +321,74 @@ def parse_on_error(value: object) -> Action:
     """ "block" or "allow"; anything else raises `PolicyError`."""
     name = value.value if isinstance(value, Action) else value
     if name not in ("block", "allow"):
-        _fail(("on_error",), f"on_error must be 'block' or 'allow', not {value!r}")
+        fail(("on_error",), f"on_error must be 'block' or 'allow', not {value!r}")
     return Action(name)
 
 
-class _Invalid(PolicyError):
-    """A PolicyError that still knows the path of the value that is wrong."""
-
-    def __init__(self, path: tuple[str | int, ...], message: str):
-        self.path, self.message = path, message
-        super().__init__(message)
-
-
-def _fail(path: tuple[str | int, ...], message: str) -> NoReturn:
-    raise _Invalid(path, message)
+def known_categories(categories: Iterable[Category] | None) -> tuple[Category, ...]:
+    """What a policy may name for a model of `categories`: these, where some are the model's own; else Qwen3Guard's
+    nine, so that one policy serves all models that share them."""
+    found = tuple(categories or ())
+    return found if any(c.is_own for c in found) else tuple(Category)
 
 
-def _quoted(names: Iterable[object]) -> str:
-    return ", ".join(f"'{n}'" for n in names)
-
-
-def _from_mapping(data: Mapping[str, Any]) -> Policy:
+def _from_mapping(data: Mapping[str, Any], categories: Iterable[Category] | None = None) -> Policy:
     for key in data:
         if key not in _KEYS:
-            _fail((key,), f"unknown key '{key}'; known: {', '.join(_KEYS)}")
+            fail((key,), f"unknown key '{key}'; known: {', '.join(_KEYS)}")
     rules = data.get("rules") or ()
     if not isinstance(rules, Sequence) or isinstance(rules, str):
-        _fail(("rules",), "'rules' must be a list")
+        fail(("rules",), "'rules' must be a list")
     for key in ("name", "extends"):
         if data.get(key) is not None and not isinstance(data[key], str):
-            _fail((key,), f"'{key}' must be a string")
+            fail((key,), f"'{key}' must be a string")
     return Policy(
         data.get("name"),
         extends=data.get("extends"),
         on_error=data.get("on_error"),
         on_unmeasured=data.get("on_unmeasured"),
         rules=rules,
+        categories=categories,
     )
 
 
 def _on_unmeasured(value: str | Action) -> Action:
     name = value.value if isinstance(value, Action) else value
     if name not in ("block", "flag", "allow"):
-        _fail(("on_unmeasured",), f"on_unmeasured must be 'block', 'flag' or 'allow', not {value!r}")
+        fail(("on_unmeasured",), f"on_unmeasured must be 'block', 'flag' or 'allow', not {value!r}")
     return Action(name)
 
 
-def _rule(data: Mapping[str, Any] | Rule, path: tuple[str | int, ...]) -> Rule:
+def _rule(data: Mapping[str, Any] | Rule, path: Where, known: Sequence[Category]) -> Rule:
     if isinstance(data, Rule):
         return data
     if not isinstance(data, Mapping):
-        _fail(path, f"a rule is a mapping with the keys {', '.join(_RULE_KEYS)}")
+        fail(path, f"a rule is a mapping with the keys {', '.join(_RULE_KEYS)}")
     for key in data:
         if key not in _RULE_KEYS:
-            _fail((*path, key), f"unknown key '{key}' in a rule; known: {', '.join(_RULE_KEYS)}")
+            fail((*path, key), f"unknown key '{key}' in a rule; known: {', '.join(_RULE_KEYS)}")
     if "action" not in data:
-        _fail(path, f"a rule needs an 'action': {', '.join(a.value for a in Action)}")
+        fail(path, f"a rule needs an 'action': {', '.join(a.value for a in Action)}")
     threshold = data.get("threshold") or {}
     if not isinstance(threshold, Mapping):
-        _fail((*path, "threshold"), "'threshold' maps a severity to a probability, as {unsafe: 0.3}")
+        fail((*path, "threshold"), "'threshold' maps a severity to a probability, as {unsafe: 0.3}")
     limits = []
     for name, least in threshold.items():
         at = (*path, "threshold", name)
         if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1:
-            _fail(at, f"the threshold of '{name}' must be a number from 0 to 1, not {least!r}")
-        limits.append((_enum(Severity, name, at), float(least)))
+            fail(at, f"the threshold of '{name}' must be a number from 0 to 1, not {least!r}")
+        limits.append((one(by_value(Severity), "severity", name, at), float(least)))
     severity = data.get("severity")
     if severity is None:
         minimum = None if limits else Severity.controversial
     else:
-        minimum = _enum(Severity, severity, (*path, "severity"))
+        minimum = one(by_value(Severity), "severity", severity, (*path, "severity"))
     if data.get("category") and minimum in (None, Severity.safe):
-        _fail(path, "a category is known only of what is not safe: add 'severity: controversial' or 'unsafe'")
+        fail(path, "a category is known only of what is not safe: add 'severity: controversial' or 'unsafe'")
     return Rule(
-        action=_enum(Action, data["action"], (*path, "action")),
-        stages=_enums(Stage, data.get("stage"), (*path, "stage")),
-        categories=_enums(Category, data.get("category"), (*path, "category")),
+        action=one(by_value(Action), "action", data["action"], (*path, "action")),
+        stages=several(by_value(Stage), "stage", data.get("stage"), (*path, "stage")),
+        categories=several(by_value(known), "category", data.get("category"), (*path, "category")),
         severity=minimum,
         threshold=tuple(limits),
     )
-
-
-def _enums(kind: type[_E], value: Any, path: tuple[str | int, ...]) -> frozenset[_E]:
-    """One name or a list of them."""
-    if value is None:
-        return frozenset()
-    if not isinstance(value, list | tuple | set | frozenset):
-        return frozenset((_enum(kind, value, path),))
-    return frozenset(_enum(kind, item, (*path, i)) for i, item in enumerate(value))
-
-
-def _enum(kind: type[_E], value: object, path: tuple[str | int, ...]) -> _E:
-    if isinstance(value, kind):
-        return value
-    try:
-        return kind(value)
-    except ValueError:
-        known = ", ".join(str(m.value) for m in kind)
-        _fail(path, f"unknown {kind.__name__.lower()} '{value}'; known: {known}")

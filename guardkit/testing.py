@@ -71,14 +71,17 @@ class FakeModel(SimpleModel):
 
     name = "fake"
     tokenizer: FakeTokenizer
-    query_categories = tuple(Category)
-    response_categories = tuple(Category)[:8]
+    query_categories: tuple[Category, ...] = tuple(Category)
+    response_categories: tuple[Category, ...] = tuple(Category)[:8]
 
     def __init__(self, script: Script, category: Category = Category.violent, delay: float = 0.0):
         self._script = {" ".join(k.lower().split()): v for k, v in script.items()}
         self.longest = max((len(k) for k in self._script), default=0)
         self.tokenizer = FakeTokenizer()
-        self._category, self._delay = tuple(Category).index(category), delay
+        self._delay = delay
+        if category.is_own:  # as of a model that was trained on others
+            self.query_categories = self.response_categories = (*Category, category)
+        self._category = self.query_categories.index(category)
         self.quick = not delay and type(self) is FakeModel  # what a subclass does may take its time
         self.calls = 0
         super().__init__()
@@ -108,7 +111,8 @@ class FakeModel(SimpleModel):
 
     def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
         self.called()
-        return [[QueryScores(self.scores([self.level(" ".join(q.text.lower().split()))], 9))] for q in queries]
+        n = len(self.query_categories)
+        return [[QueryScores(self.scores([self.level(" ".join(q.text.lower().split()))], n))] for q in queries]
 
     def open(self, context: Sequence[Message]) -> SimpleSession:
         return _FakeSession(self)
@@ -127,7 +131,7 @@ class _FakeSession(SimpleSession):
             self._worst = max(self._worst, self._model.level(self._tail, start))
             levels.append(self._worst)
             self._tail = self._tail[-self._model.longest - 1 :] if self._model.longest else ""
-        return self._model.scores(levels, 8)
+        return self._model.scores(levels, len(self._model.response_categories))
 
     def peek(self, tokens: Tokens) -> Scores:
         before = self._tail, self._worst

@@ -62,7 +62,7 @@ class Category(Enum):
         The value of an own category is its label's words in lower case, joined by "_". Raises ValueError for a name
         that has none, or that an answer could not list (a comma or a line end in it, or "None").
         """
-        name = html.unescape(name).strip("\"' ")
+        name = _QUOTED.sub(r"\2", html.unescape(name).strip()).strip()
         known = _KNOWN.get(_letters(name))
         if known is not None:
             return cls(known)
@@ -107,6 +107,9 @@ _LABELS = {
     "copyright": "Copyright Violation",
     "jailbreak": "Jailbreak",
 }
+
+
+_QUOTED = re.compile(r"\A(['\"])(.*)\1\Z", re.DOTALL)
 
 
 def _category(label: str) -> Category:

@@ -39,7 +39,7 @@ LAYERS = (
     ),
     ("normalize.unwrap", "normalize.apart"),
     ("normalize", "coverage", "locate"),
-    ("models.base", "policy_file"),
+    ("models.base", "policy_file", "policy_values"),
     ("policy", "retokenize", "engine", "engine.config", "models.nano.units", "models.qwen_tokenizer"),
     ("models.nano.unigram",),
     ("models.gen_grammar", "models.gen_messages", "models.word_tokenizer", "models.loop_thread"),

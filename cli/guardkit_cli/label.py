@@ -170,7 +170,7 @@ def command(
     assert which in WHICH
     try:
         chosen = _chosen(sample, seed)
-        kept = _where(where)
+        kept = _where(where, [m for m in (model, *votes, then) if m], model_revision)
         if dropped is not None and kept is None:
             raise click.UsageError("--dropped goes with --where")
         found = find(
@@ -325,10 +325,10 @@ def _chosen(sample: str | None, seed: int) -> Any:
         raise click.UsageError(f"--sample: {error}") from None
 
 
-def _where(texts: Sequence[str]) -> Any:
+def _where(texts: Sequence[str], models: Sequence[str], revision: str | None) -> Any:
     from guardkit.labelling.choosing import Where
 
     try:
-        return Where.parse(texts)
+        return Where.parse(texts, loading.categories_in(models, revision) if texts else ())
     except ValueError as error:
         raise click.UsageError(f"--where: {error}") from None

@@ -5,7 +5,7 @@ Tests of the commands replace `load_guard` with a function that returns a `guard
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,7 +13,7 @@ import click
 from guardkit_cli import settings
 
 if TYPE_CHECKING:
-    from guardkit import Guard, Stage
+    from guardkit import Category, Guard, Stage
 
 STAGES = ("prompt", "response", "reasoning", "tool_call", "tool_output", "document")
 """The values of `guardkit.Stage`, written out so that `--help` need not import it."""
@@ -40,6 +40,13 @@ def load_guard(
         "threshold": threshold, **more,
     }  # fmt: skip
     return Guard.load(model, **{name: value for name, value in given.items() if value is not None})
+
+
+def categories_in(models: Sequence[str], revision: str | None = None) -> tuple[Category, ...]:
+    """All that some of the models name; none of them is loaded for it."""
+    from guardkit.models import categories_of
+
+    return tuple(dict.fromkeys(c for model in models for c in categories_of(model, revision)))
 
 
 def stage_of(name: str | None) -> Stage | None:

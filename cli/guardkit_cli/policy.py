@@ -24,7 +24,6 @@ CATEGORIES = (
     "copyright",
     "jailbreak",
 )
-
 EPILOG = """\b
 Examples:
   guard policy show strict > my-policy.yaml
@@ -44,19 +43,22 @@ def command() -> None:
     epilog="\b\nExamples:\n  guard policy show\n  guard policy show strict > my-policy.yaml\n",
 )
 @click.argument("policy", required=False, shell_complete=settings.complete_policy)
-def show(policy: str | None) -> None:
+@settings.option("model", "The model whose categories its rules may name.")
+def show(policy: str | None, model: str) -> None:
     """Print POLICY (strict, balanced, loose or a file) as a file that works as it stands, with all of its rules.
 
     Without POLICY the one that is the default.
     """
     from guardkit import Policy
 
-    click.echo(Policy.load(policy or settings.setting("policy").value).to_yaml(), nl=False)
+    source = policy or settings.setting("policy").value
+    click.echo(Policy.load(source, categories=loading.categories_in([model])).to_yaml(), nl=False)
 
 
 @command.command(epilog="\b\nExample:\n  guard policy validate my-policy.yaml other.yaml\n")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-def validate(files: tuple[str, ...]) -> int:
+@settings.option("model", "The model whose categories their rules may name.")
+def validate(files: tuple[str, ...], model: str) -> int:
     """Check policy files. Exit code 2 if one is not valid; the message names file and line."""
     from guardkit import Policy
     from guardkit.errors import PolicyError
@@ -64,7 +66,7 @@ def validate(files: tuple[str, ...]) -> int:
     n_bad = 0
     for file in files:
         try:
-            policy = Policy.load(file)
+            policy = Policy.load(file, categories=loading.categories_in([model]))
         except PolicyError as error:
             say(str(error), "error")
             n_bad += 1
@@ -89,10 +91,16 @@ The rest goes to --severity, or where that is set to safe (to unsafe for safe).
 @click.argument("text", required=False)
 @settings.option("policy", "strict, balanced, loose, or a YAML file.")
 @click.option("--severity", type=click.Choice(SEVERITIES), help="Explain this verdict, without a text.")
-@click.option("--category", "categories", multiple=True, type=click.Choice(CATEGORIES), help="May be repeated.")
+@click.option(
+    "--category",
+    "categories",
+    multiple=True,
+    metavar="NAME",
+    help=f"May be repeated; {', '.join(CATEGORIES)}, or the model's own.",
+)
 @click.option("--stage", type=click.Choice(loading.STAGES), help="Default: prompt.")
 @click.option("--score", "scores", multiple=True, metavar="[NAME=]P", help="A probability; see below.")
-@settings.option("model", "The model that judges TEXT.")
+@settings.option("model", "The model that judges TEXT, and whose categories count.")
 def explain(
     text: str | None,
     policy: str,
@@ -103,9 +111,10 @@ def explain(
     model: str,
 ) -> None:
     """Say which rule of a policy decides, for TEXT or for a verdict given by options."""
-    from guardkit import Category, Policy, Severity, Stage, Verdict
+    from guardkit import Policy, Severity, Stage, Verdict
 
-    loaded = Policy.load(policy)
+    known = loading.categories_in([model])
+    loaded = Policy.load(policy, categories=known)
     if text is not None:
         if severity or categories or scores:
             raise click.UsageError("give a TEXT to judge, or a verdict by --severity, --category, --score; not both")
@@ -114,10 +123,13 @@ def explain(
         return
     if severity is None:
         raise click.UsageError("give a TEXT to judge, or a verdict by --severity (and --category, --stage, --score)")
-    level = Severity(severity)
+    level, by_name = Severity(severity), {c.value: c for c in known}
+    unknown = [name for name in categories if name not in by_name]
+    if unknown:
+        raise click.BadParameter(f"'{unknown[0]}' is not one of {', '.join(by_name)}", param_hint="--category")
     verdict: Verdict = Verdict(
         level,
-        tuple(Category(c) for c in categories),
+        tuple(by_name[name] for name in categories),
         parse_scores(scores, level),
         stage=Stage(stage or "prompt"),
         model="given by options",

@@ -12,7 +12,9 @@ from guardkit_cli import loading, settings
 from guardkit_cli.output import say
 
 if TYPE_CHECKING:
-    from guardkit_serve.plan import Plan
+    from collections.abc import Sequence
+
+    from guardkit_serve.plan import Model, Plan
 
 EPILOG = """\b
 Examples:
@@ -104,10 +106,11 @@ def command(
         source = model or (None if found.models else settings.setting("model").value)
         options = (("device", device),) if device is not None else ()
         own = policy or (None if config is not None else settings.setting("policy").value)
+        models = (Model(source, source, options),) if source is not None else None
         return with_flags(
             found,
-            models=(Model(source, source, options),) if source is not None else None,
-            policies=(_policy(own),) if own is not None else None,
+            models=models,
+            policies=(_policy(own, models or found.models),) if own is not None else None,
             upstreams=(Upstream(upstream, key_env=api_key_env),) if upstream is not None else None,
             routes=() if upstream is not None else None,
             host=host,
@@ -139,8 +142,9 @@ def command(
     return serve(found, loading.load_guard, plan, lambda address: ready(f"guardkit is ready on {address}"))
 
 
-def _policy(source: str) -> tuple[str, str]:
-    """A policy by its own name."""
+def _policy(source: str, models: Sequence[Model]) -> tuple[str, str]:
+    """A policy by its own name; its rules may name what the models do."""
     from guardkit import Policy
+    from guardkit_serve.plan import categories_in
 
-    return Policy.load(source).name, source
+    return Policy.load(source, categories=categories_in(models)).name, source

@@ -107,6 +107,34 @@ class GuardHeads:
         )
 
 
+@dataclass(frozen=True)
+class Categories:
+    """What a model names: of prompts and the like, and of responses."""
+
+    query: tuple[Category, ...]
+    response: tuple[Category, ...]
+
+    @property
+    def all(self) -> tuple[Category, ...]:
+        return tuple(dict.fromkeys((*self.query, *self.response)))
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any], source: Path) -> Categories:
+        """Read a Stream's label maps, or those of a Gen that was trained on its own; without any, Qwen3Guard's nine.
+        Raises `ModelLoadError`."""
+        if "guard_inner_size" in data:
+            heads = GuardHeads.from_json(data, source)
+            return Categories(heads.query_categories, heads.response_categories)
+        maps = [key for key in ("query_category_map", "response_category_map") if data.get(key) is not None]
+        if not maps:
+            return PUBLISHED
+        read = _Reader({key: data[key] for key in maps}, source)
+        found = [_categories(read, key, f"num_{key}", ()) for key in maps]
+        return Categories(found[0], found[-1])
+
+
+PUBLISHED = Categories(tuple(Category), tuple(c for c in Category if c is not Category.jailbreak))
+"""Qwen3Guard's, in the order of `Category`."""
 # The published class ids.
 _RISKS = (Severity.safe, Severity.unsafe, Severity.controversial)
 _CATEGORIES = (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guardkit.evaluation.predictions import Prediction
-from guardkit.evaluation.rows import NO_LABEL, Row
+from guardkit.evaluation.rows import NO_LABEL, Row, Vocabulary
 
 MISTAKES = 20
 MAX_SHOWN = 2_000  # characters of a mistake's text that are kept
@@ -36,8 +36,8 @@ class Frame:
     said: NDArray[np.int8]
     safe: NDArray[np.float64]
     unsafe: NDArray[np.float64]
-    gold_categories: NDArray[np.uint16]
-    said_categories: NDArray[np.uint16]
+    gold_categories: NDArray[np.uint64]
+    said_categories: NDArray[np.uint64]
     gold_refusal: NDArray[np.int8]
     said_refusal: NDArray[np.int8]
     language: NDArray[np.uint16]
@@ -53,10 +53,12 @@ class Frame:
 class Columns:
     """Grows a row at a time. Only judged rows; the others are counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: Vocabulary | None = None) -> None:
+        self.vocabulary = vocabulary or Vocabulary.of(())
         self._gold, self._said = array("b"), array("b")
         self._safe, self._unsafe = array("d"), array("d")
-        self._gold_categories, self._said_categories = array("H"), array("H")
+        code = "H" if len(self.vocabulary.categories) <= 16 else "Q"
+        self._gold_categories, self._said_categories = array(code), array(code)
         self._gold_refusal, self._said_refusal = array("b"), array("b")
         self._language = array("H")
         self.languages: dict[str, int] = {}
@@ -87,7 +89,7 @@ class Columns:
         self._said.append(found.severity)
         self._safe.append(found.safe)
         self._unsafe.append(found.unsafe)
-        self._gold_categories.append(row.categories)
+        self._gold_categories.append(self.vocabulary.bits(row.categories))
         self._said_categories.append(found.categories)
         self._gold_refusal.append(row.refusal)
         self._said_refusal.append(found.refusal)
@@ -119,8 +121,8 @@ class Columns:
             said=np.array(self._said, np.int8),
             safe=np.array(self._safe, np.float64),
             unsafe=np.array(self._unsafe, np.float64),
-            gold_categories=np.array(self._gold_categories, np.uint16),
-            said_categories=np.array(self._said_categories, np.uint16),
+            gold_categories=np.array(self._gold_categories, np.uint64),
+            said_categories=np.array(self._said_categories, np.uint64),
             gold_refusal=np.array(self._gold_refusal, np.int8),
             said_refusal=np.array(self._said_refusal, np.int8),
             language=np.array(self._language, np.uint16),

@@ -25,7 +25,7 @@ from guardkit.evaluation.metrics import (
     ece,
     rate_intervals,
 )
-from guardkit.evaluation.rows import CATEGORIES, NO_LABEL
+from guardkit.evaluation.rows import NO_LABEL, Vocabulary
 from guardkit.verdict import SEVERITIES
 
 RESAMPLES = 1000
@@ -178,7 +178,7 @@ def compute(
             "best_interval": intervals.get("best.f1"),
             "confusion": confusion,
             "languages": _languages(frame, columns.languages),
-            "categories": _categories(frame),
+            "categories": _categories(frame, columns.vocabulary),
             "false_alarms": columns.false_alarms,
             "misses": columns.misses,
         }
@@ -224,13 +224,13 @@ def _languages(frame: Frame, languages: Mapping[str, int]) -> list[LanguageFigur
     return sorted(out, key=lambda f: (-f.n, f.language)) if len(out) > 1 else []
 
 
-def _categories(frame: Frame) -> list[CategoryFigures]:
+def _categories(frame: Frame, vocabulary: Vocabulary) -> list[CategoryFigures]:
     if not frame.gold_categories.any():
         return []
     said = np.where(frame.said > 0, frame.said_categories, 0)
     counts = (frame.gold_categories > 0) | (frame.said > 0)
     out = []
-    for i, category in enumerate(CATEGORIES):
+    for i, category in enumerate(vocabulary.categories):
         has, names = (frame.gold_categories >> i & 1).astype(bool), (said >> i & 1).astype(bool)
         rows = has & (frame.gold > 0)
         if not rows.any() and not (names & counts).any():

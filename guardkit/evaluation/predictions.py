@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from guardkit.errors import EvaluationError
 
-_SCHEMA = 1
-_HEAD = struct.Struct("<bbHddd")
+_SCHEMA = 2
+_HEAD = struct.Struct("<bbQddd")
 _ASK = 500  # keys in one query; SQLite's limit was once 999
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A verdict in numbers. severity: index into `SEVERITIES`. categories: bits in the order of `Category`. refusal:
+    """A verdict in numbers. severity: index into `SEVERITIES`. categories: bits of a `Vocabulary`. refusal:
     0, 1, or -1 (not judged). levels: the severity of each token, for data sets with locations."""
 
     severity: int
@@ -67,6 +67,9 @@ class PredictionStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 1:  # with room for nine categories only; what is kept can be had again
+                self._db.executescript("DROP TABLE IF EXISTS predictions; PRAGMA user_version=0;")
+                version = 0
             if version not in (0, _SCHEMA):
                 raise EvaluationError(f"{path} was written by another version of guardkit: remove it, or name another")
             self._db.executescript(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from guardkit.evaluation.specs import Fields, Labels
@@ -11,7 +12,6 @@ from guardkit.messages import Message
 from guardkit.reading.records import read_record
 from guardkit.verdict import SEVERITIES, Category
 
-CATEGORIES = tuple(Category)
 NO_LABEL = -1
 
 _SEVERITIES = {s.value: i for i, s in enumerate(SEVERITIES)} | {
@@ -29,17 +29,37 @@ _LABELS = frozenset((
     "kind", "stage",
 ))  # fmt: skip
 """guardkit's own columns beside a record's texts."""
-_CATEGORY_BITS = {c.value: 1 << i for i, c in enumerate(CATEGORIES)} | {
-    c.label.lower(): 1 << i for i, c in enumerate(CATEGORIES)
-}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The categories that figures tell apart, each a bit: Qwen3Guard's nine, then a model's own."""
+
+    categories: tuple[Category, ...]
+
+    @classmethod
+    def of(cls, known: Iterable[Category]) -> Vocabulary:
+        return cls((*Category, *dict.fromkeys(c for c in known if c.is_own)))
+
+    @cached_property
+    def _bits(self) -> dict[str, int]:
+        named = [(name, i) for i, c in enumerate(self.categories) for name in (c.label.lower(), c.value)]
+        return {name: 1 << i for name, i in named}
+
+    def bits(self, names: Iterable[str]) -> int:
+        """Of values or labels, as `plain` writes them; those of no category say nothing about any."""
+        found = 0
+        for name in names:
+            found |= self._bits.get(name, 0)
+        return found
 
 
 @dataclass(slots=True)
 class Row:
     """A text with its labels. number: 1-based within its source. item: what the guard judges; others: what else of the
     record is judged (the other candidates of a response: the worst counts). text: the part of the item that is judged.
-    severity: index into `SEVERITIES`, refusal: 0 or 1; -1 where there is no label. categories: bits
-    in the order of `Category`. span: first character and end (exclusive) of the annotated sentence in `text`.
+    severity: index into `SEVERITIES`, refusal: 0 or 1; -1 where there is no label. categories: as
+    they are named, in lower case. span: first character and end (exclusive) of the annotated sentence in `text`.
     tokens: the same as first and last token in Qwen's template. error: why there is no item. left_out: the data set's
     definition has no place for this record; then there is no item either."""
 
@@ -51,7 +71,7 @@ class Row:
     language: str = ""
     severity: int = NO_LABEL
     refusal: int = NO_LABEL
-    categories: int = 0
+    categories: tuple[str, ...] = ()
     span: tuple[int, int] | None = None
     tokens: tuple[int, int] | None = None
     error: str | None = None
@@ -208,13 +228,9 @@ def _word(word: str, labels: Labels, words: Mapping[str, int]) -> int:
     return words[named]
 
 
-def _categories(value: object) -> int:
-    """Bits of the categories that guardkit knows; others say nothing about them."""
+def _categories(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = list(value.replace(";", ",").split(","))
     if not isinstance(value, Sequence):
-        return 0
-    bits = 0
-    for name in value:
-        bits |= _CATEGORY_BITS.get(plain(name), 0)
-    return bits
+        return ()
+    return tuple(plain(name) for name in value)

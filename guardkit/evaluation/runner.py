@@ -21,7 +21,7 @@ from guardkit.evaluation.columns import Columns
 from guardkit.evaluation.figures import RESAMPLES, SetFigures, compute
 from guardkit.evaluation.locations import Located
 from guardkit.evaluation.predictions import Prediction, PredictionStore, key_of
-from guardkit.evaluation.rows import CATEGORIES, Row
+from guardkit.evaluation.rows import Row, Vocabulary
 from guardkit.evaluation.sources import Source
 from guardkit.guard import Guard
 from guardkit.judge import RunningVerdict, run_length
@@ -33,7 +33,6 @@ from guardkit.runner import Steps, lead
 from guardkit.verdict import SEVERITIES, Stage, Verdict
 
 BATCH = 256
-_BITS = {c: 1 << i for i, c in enumerate(CATEGORIES)}
 Progress = Callable[[Columns], None]
 
 
@@ -55,7 +54,7 @@ def evaluate(
     """Judge and score. name, revision: which model this is, in reports and in the cache (see `shown_name`)."""
     start = time.perf_counter()
     locates = source.metric == "locations"
-    columns, located = Columns(), Located() if locates else None
+    columns, located = Columns(Vocabulary.of(guard.categories)), Located() if locates else None
     n_cached = 0
     store = PredictionStore(settings.cache, model_key(guard, name, revision)) if settings.cache else None
     try:
@@ -179,6 +178,7 @@ def _key(row: Row, locates: bool) -> bytes:
 def _check_all(guard: Guard, rows: Sequence[Row]) -> list[Prediction | str]:
     """The guard's verdict of each row, or why there is none."""
     out: list[Prediction | str] = [""] * len(rows)
+    vocabulary = Vocabulary.of(guard.categories)
     stages: dict[str | None, list[int]] = {}
     for i, row in enumerate(rows):
         stages.setdefault(row.stage, []).append(i)
@@ -191,22 +191,24 @@ def _check_all(guard: Guard, rows: Sequence[Row]) -> list[Prediction | str]:
                 out[i] = f"{type(error).__name__}: {error}"
             continue
         for i in where:
-            out[i] = _worst(list(islice(decisions, 1 + len(rows[i].others))))
+            out[i] = _worst(list(islice(decisions, 1 + len(rows[i].others))), vocabulary)
     return out
 
 
-def _worst(decisions: Sequence[Decision]) -> Prediction | str:
+def _worst(decisions: Sequence[Decision], vocabulary: Vocabulary) -> Prediction | str:
     """Of the candidates of one record; all must be judged."""
     verdicts = [d.verdict for d in decisions if d.judged and d.verdict is not None]
     if len(verdicts) < len(decisions):
         return next((d.error for d in decisions if d.error), "not judged")
-    return _packed(max(verdicts, key=lambda v: (SEVERITIES.index(v.severity), v.scores[v.severity.value])))
+    return _packed(max(verdicts, key=lambda v: (SEVERITIES.index(v.severity), v.scores[v.severity.value])), vocabulary)
 
 
-def _packed(verdict: Verdict, levels: np.ndarray[Any, np.dtype[np.int8]] | None = None) -> Prediction:
+def _packed(
+    verdict: Verdict, vocabulary: Vocabulary, levels: np.ndarray[Any, np.dtype[np.int8]] | None = None
+) -> Prediction:
     safe, controversial, unsafe = (float(verdict.scores[s.value]) for s in SEVERITIES)
     refusal = -1 if verdict.refusal is None else int(verdict.refusal)
-    bits = sum(_BITS[c] for c in verdict.categories)
+    bits = vocabulary.bits(c.value for c in verdict.categories)
     return Prediction(SEVERITIES.index(verdict.severity), bits, refusal, safe, controversial, unsafe, levels)
 
 
@@ -249,7 +251,7 @@ def _judge_all(guard: Guard, text: str, context: Sequence[Message]) -> Steps[Pre
                 running.add(tokens, scores)
     finally:
         session.close()
-    return _packed(running.verdict, np.concatenate(levels))
+    return _packed(running.verdict, Vocabulary.of(guard.categories), np.concatenate(levels))
 
 
 def _place(guard: Guard, qwen: spans.Encoder | None, row: Row, found: Prediction, located: Located) -> None:

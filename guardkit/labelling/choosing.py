@@ -32,8 +32,9 @@ class Where:
     text: str
 
     @classmethod
-    def parse(cls, texts: Sequence[str]) -> Where | None:
-        """Raises ValueError that names what is known. None without conditions."""
+    def parse(cls, texts: Sequence[str], categories: Sequence[Category] = tuple(Category)) -> Where | None:
+        """categories: what the model names. Raises ValueError that names what is known; None without conditions."""
+        known_values = _VALUES | {"category": tuple(c.value for c in categories)}
         found = []
         for text in texts:
             match = re.fullmatch(r"\s*(\w+)\s*(!?=)\s*(.+?)\s*", text)
@@ -41,9 +42,9 @@ class Where:
             if key not in _VALUES:
                 raise ValueError(f"unknown condition '{text}'; conditions are about {', '.join(_VALUES)}")
             names = frozenset(value.strip() for value in values.split(","))
-            unknown = sorted(names - set(_VALUES[key]))
+            unknown = sorted(names - set(known_values[key]))
             if unknown:
-                raise ValueError(f"'{unknown[0]}' is no {key}; known: {', '.join(_VALUES[key])}")
+                raise ValueError(f"'{unknown[0]}' is no {key}; known: {', '.join(known_values[key])}")
             found.append((key, sign == "=", names))
         return cls(tuple(found), " and ".join(texts)) if found else None
 

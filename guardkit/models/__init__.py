@@ -1,7 +1,7 @@
 """Models: the contract, the name table, and the embedded model."""
 
 from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokenizer
-from guardkit.models.registry import DEFAULT_MODEL, ModelInfo, list_models, load_model
+from guardkit.models.registry import DEFAULT_MODEL, ModelInfo, categories_of, list_models, load_model
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -12,6 +12,7 @@ __all__ = [
     "Session",
     "StreamModel",
     "Tokenizer",
+    "categories_of",
     "list_models",
     "load_model",
 ]

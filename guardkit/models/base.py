@@ -238,6 +238,11 @@ class StreamModel(ABC):
         """Start a response that follows `context`. Raises `Overloaded` where no more may be open."""
 
     @property
+    def categories(self) -> tuple[Category, ...]:
+        """All that the model names, of queries and responses."""
+        return tuple(dict.fromkeys((*self.query_categories, *self.response_categories)))
+
+    @property
     def holders(self) -> WeakSet[Any]:
         """The guards that use this model: it is closed with the last of them."""
         found: WeakSet[Any] = vars(self).setdefault("_holders", WeakSet())

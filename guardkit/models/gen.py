@@ -23,6 +23,7 @@ from torch import Tensor
 
 from guardkit.engine.cache import GROW
 from guardkit.engine.checkpoint import Checkpoint
+from guardkit.engine.config import Categories
 from guardkit.engine.engine import Engine, Head
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear
@@ -33,7 +34,7 @@ from guardkit.errors import ModelLoadError
 from guardkit.messages import Message
 from guardkit.models.base import Append, Query, QueryScores, Scores, Session, Tokens, windows
 from guardkit.models.gen_messages import ALONE, content_of, render
-from guardkit.models.gen_walk import CATEGORIES, RESPONSE_CATEGORIES, Answer, Grammar, Walker
+from guardkit.models.gen_walk import Answer, Grammar, Walker
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.retokenize import IncrementalTokenizer
 from guardkit.ticket import Ticket
@@ -42,7 +43,7 @@ from guardkit.verdict import Stage
 ARCHITECTURE = "Qwen3ForCausalLM"
 STRIDE = 32  # tokens of a stream between two judgements
 TAIL = 512  # positions that are kept free for text that is not final yet
-ANSWER = 96  # positions that are kept free for the answer: all categories, and the refusal
+ANSWER = 96  # positions that are kept free for the answer, at least: all categories, and the refusal
 CUT = 16  # tokens by which the piece of a text may outgrow those that it was cut from
 OVERLAP = 32  # windows of a long text share 1/OVERLAP of the positions
 IN_FLIGHT = 64  # texts that are in the engine at once
@@ -59,7 +60,14 @@ def load(checkpoint: Checkpoint, name: str, options: Options) -> Qwen3GuardGen:
             f"{folder}: the chat template asks for no 'Safety:' line, so this is no Qwen3Guard-Gen (a plain Qwen3?)"
         )
     template = ChatTemplate(source, tokenizer, folder)
-    grammar = Grammar.of(tokenizer, folder)
+    known = Categories.from_json(checkpoint.raw, checkpoint.source)
+    strange = [c.label for c in known.all if c.is_own and c.label not in source]
+    if strange:
+        raise ModelLoadError(
+            f"{checkpoint.source}: the chat template of this folder does not speak of {', '.join(strange)}: the label "
+            "maps and the template come from different models"
+        )
+    grammar = Grammar.of(tokenizer, folder, known)
     tied = checkpoint.config.tie_word_embeddings
     shapes = {} if tied else {"lm_head.weight": (checkpoint.config.vocab_size, checkpoint.config.hidden_size)}
 
@@ -88,11 +96,11 @@ class Qwen3GuardGen(EngineModel):
     whole_texts = True
     locate_queries = 8
     stride = STRIDE
-    query_categories = CATEGORIES
-    response_categories = RESPONSE_CATEGORIES
 
     def __init__(self, name: str, engine: Engine, tokenizer: QwenTokenizer, template: ChatTemplate, grammar: Grammar):
         self.name, self.engine, self.tokenizer, self.template, self.grammar = name, engine, tokenizer, template, grammar
+        self.query_categories, self.response_categories = grammar.known.query, grammar.known.response
+        self._answer = max(ANSWER, grammar.longest)
         self.walk = Walker(engine, grammar).walk
         self._heads: list[Sequence_] = []
         self._heads = [self._head(False), self._head(True)]
@@ -101,7 +109,7 @@ class Qwen3GuardGen(EngineModel):
     @property
     def limit(self) -> int:
         """Tokens that a rendered text may have."""
-        return self.engine.max_tokens - ANSWER
+        return self.engine.max_tokens - self._answer
 
     def _head(self, response: bool) -> Sequence_:
         """The ids that every text of a kind starts with, as a pinned sequence. Found by comparing short texts."""
@@ -126,7 +134,7 @@ class Qwen3GuardGen(EngineModel):
     def _query(self, query: Query, deadline: float | None) -> Reading[list[QueryScores]]:
         found = []
         for frame, ids, window in self._windows(query):
-            turn = self._room.enter(-(-(len(ids) + ANSWER) // GROW) * GROW)
+            turn = self._room.enter(-(-(len(ids) + self._answer) // GROW) * GROW)
             sequence = None
             try:
                 yield turn

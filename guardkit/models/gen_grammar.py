@@ -6,19 +6,21 @@ Two lines, or three for a response (the smallest model leaves the third out at t
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 
+from guardkit.engine.config import PUBLISHED, Categories
 from guardkit.errors import ModelError
 from guardkit.verdict import Category, Severity
 
 SEVERITY_LABELS = {"Safe": Severity.safe, "Unsafe": Severity.unsafe, "Controversial": Severity.controversial}
-CATEGORY_LABELS = {category.label: category for category in Category}
 NO_CATEGORY = "None"
 REFUSAL_LABELS = {"Yes": True, "No": False}
 
-MAX_CHARS = 1000  # longer than the longest answer: all categories, once each
+MAX_CHARS = 1000  # longer than the longest answer of Qwen3Guard: all categories, once each
 _SHOWN = 200  # characters of an unparsable answer that its error shows
+_ESCAPED, _BACKSLASH = re.compile(r"[\\^$.|?*+()\[\]{}]"), r"\\\g<0>"
 _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>")
 _END = re.compile(r"<\|(?:im_end|endoftext)\|>\s*\Z")
 _ANSWER = re.compile(
@@ -45,10 +47,10 @@ class Answer:
     refusal: bool | None = None
 
 
-def parse(text: str) -> Answer:
-    """Read an answer. Blanks around it and its lines, an empty think block before it and an end token after it are no
-    part of it. Raises `Unparsable` for everything else."""
-    if len(text) > MAX_CHARS:
+def parse(text: str, categories: Categories = PUBLISHED) -> Answer:
+    """Read an answer of a model that names `categories`. Blanks around it and its lines, an empty think block before it
+    and an end token after it are no part of it. Raises `Unparsable` for everything else."""
+    if len(text) > MAX_CHARS + sum(len(c.label) + 2 for c in categories.all if c.is_own):
         raise Unparsable(text, "too long")
     body = text.replace("\r\n", "\n")
     thought = _NO_THOUGHT.match(body)
@@ -59,32 +61,34 @@ def parse(text: str) -> Answer:
     severity, listed, refusal = found.groups()
     return Answer(
         SEVERITY_LABELS[severity],
-        () if listed == NO_CATEGORY else _categories(text, listed),
+        () if listed == NO_CATEGORY else _categories(text, listed, categories),
         None if refusal is None else REFUSAL_LABELS[refusal],
     )
 
 
-def _categories(text: str, listed: str) -> tuple[Category, ...]:
+def _categories(text: str, listed: str, categories: Categories) -> tuple[Category, ...]:
+    by_label = {category.label: category for category in categories.all}
     named: dict[Category, None] = {}
     for name in listed.split(","):
-        category = CATEGORY_LABELS.get(name.strip())
+        category = by_label.get(name.strip())
         if category is None:
             raise Unparsable(text, "unknown category")
         named[category] = None
     return tuple(named)
 
 
-def regex(is_query: bool) -> str:
+def regex(is_query: bool, categories: Categories = PUBLISHED) -> str:
     """The grammar as a regular expression without look-around, as constrained decoding takes it. A query's answer has
-    no Refusal line; a response's may name no Jailbreak, and has the Refusal line or leaves it out."""
-    one = f"({'|'.join(_names(is_query))})"
+    no Refusal line; a response's names what responses can be of, and has the Refusal line or leaves it out."""
+    names = _names(is_query, categories)
+    one = f"({'|'.join(_ESCAPED.sub(_BACKSLASH, name) for name in names)})"
     refusal = "" if is_query else "(\\nRefusal: (Yes|No))?"
-    return f"Safety: (Safe|Unsafe|Controversial)\\nCategories: (None|{one}(, {one}){{0,8}}){refusal}"
+    return f"Safety: (Safe|Unsafe|Controversial)\\nCategories: (None|{one}(, {one}){{0,{len(names) - 1}}}){refusal}"
 
 
-def gbnf(is_query: bool) -> str:
+def gbnf(is_query: bool, categories: Categories = PUBLISHED) -> str:
     """The same grammar in llama.cpp's notation."""
-    names = " | ".join(f'"{name}"' for name in _names(is_query))
+    names = " | ".join(json.dumps(name, ensure_ascii=False) for name in _names(is_query, categories))
     refusal = "" if is_query else ' ("\\nRefusal: " ("Yes" | "No"))?'
     return (
         'root ::= "Safety: " ("Safe" | "Unsafe" | "Controversial") "\\nCategories: " '
@@ -93,5 +97,5 @@ def gbnf(is_query: bool) -> str:
     )
 
 
-def _names(is_query: bool) -> list[str]:
-    return [label for label, category in CATEGORY_LABELS.items() if is_query or category is not Category.jailbreak]
+def _names(is_query: bool, categories: Categories) -> list[str]:
+    return [category.label for category in (categories.query if is_query else categories.response)]

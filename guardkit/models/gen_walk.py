@@ -7,28 +7,28 @@ computed along with the text itself, so that a safe text takes one pass; a walk 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from guardkit.engine.config import PUBLISHED, Categories
 from guardkit.engine.engine import Engine, Rows
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.reading import Reading
 from guardkit.errors import ModelLoadError
-from guardkit.models.gen_grammar import CATEGORY_LABELS, NO_CATEGORY, REFUSAL_LABELS, SEVERITY_LABELS
+from guardkit.models.gen_grammar import NO_CATEGORY, REFUSAL_LABELS, SEVERITY_LABELS
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.verdict import SEVERITIES, Category
-
-CATEGORIES = tuple(CATEGORY_LABELS.values())
-RESPONSE_CATEGORIES = tuple(c for c in CATEGORIES if c is not Category.jailbreak)
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """The tokens of the answer's pieces. Of a choice only the first tokens are compared; they are all distinct."""
+    """The tokens of the answer's pieces. Severities, refusals and what follows a category differ in their first tokens;
+    categories may begin alike, and are then told apart where they part."""
 
+    known: Categories
     safety: list[int]
     severities: dict[str, list[int]]
     categories_line: list[int]
@@ -39,34 +39,74 @@ class Grammar:
     end: list[int]
 
     @classmethod
-    def of(cls, tokenizer: QwenTokenizer, folder: Path) -> Grammar:
-        """Raises `ModelLoadError` where labels of one choice start with the same token."""
+    def of(cls, tokenizer: QwenTokenizer, folder: Path, known: Categories = PUBLISHED) -> Grammar:
+        """Raises `ModelLoadError` where the tokens do not tell the labels of a choice apart."""
 
         def labels(names: Sequence[str]) -> dict[str, list[int]]:
-            found = {name: tokenizer.ids_of(f" {name}") for name in names}
-            if len({ids[0] for ids in found.values()}) < len(found):
-                raise ModelLoadError(f"{folder}: the tokenizer cannot tell {', '.join(names)} apart by one token")
-            return found
+            return {name: tokenizer.ids_of(f" {name}") for name in names}
 
         made = cls(
+            known,
             safety=tokenizer.ids_of("Safety:"),
             severities=labels([*SEVERITY_LABELS]),
             categories_line=tokenizer.ids_of("\nCategories:"),
-            categories=labels([NO_CATEGORY, *CATEGORY_LABELS]),
+            categories=labels([NO_CATEGORY, *(c.label for c in known.all)]),
             refusal_line=tokenizer.ids_of("\nRefusal:"),
             refusals=labels([*REFUSAL_LABELS]),
             comma=tokenizer.ids_of(","),
             end=[tokenizer.special("<|im_end|>")],
         )
-        if len({made.comma[0], made.refusal_line[0], made.end[0]}) < 3:
+        for names in (made.severities, made.refusals):
+            if len({ids[0] for ids in names.values()}) < len(names):
+                raise ModelLoadError(f"{folder}: the tokenizer cannot tell {', '.join(names)} apart by one token")
+        after = {made.comma[0], made.refusal_line[0], made.end[0]}
+        if len(after) < 3:
             raise ModelLoadError(f"{folder}: the tokenizer cannot tell a comma, a line end and the end apart")
+        for name, ids in made.categories.items():
+            for other, longer in made.categories.items():
+                if (
+                    name != other
+                    and longer[: len(ids)] == ids
+                    and (len(longer) == len(ids) or longer[len(ids)] in after)
+                ):
+                    raise ModelLoadError(f"{folder}: the tokens of category '{other}' begin with all of '{name}'")
         return made
 
     @property
+    def longest(self) -> int:
+        """Tokens of an answer that names every category."""
+        named = sum(len(ids) + len(self.comma) for ids in self.categories.values())
+        lines = len(self.safety) + len(self.categories_line) + len(self.refusal_line) + len(self.end)
+        return named + lines + max(map(len, self.severities.values())) + max(map(len, self.refusals.values()))
+
+    @property
     def ids(self) -> list[int]:
-        """The first tokens of all choices: what is read of the LM head."""
-        choices = [*self.severities.values(), *self.categories.values(), *self.refusals.values()]
-        return sorted({ids[0] for ids in [*choices, self.comma, self.refusal_line, self.end]})
+        """The tokens that are compared: what is read of the LM head."""
+        choices = [*self.severities.values(), *self.refusals.values(), self.comma, self.refusal_line, self.end]
+        return sorted({ids[0] for ids in choices} | set(_parting([*self.categories.values()])))
+
+
+def _shared(labels: Sequence[list[int]]) -> int:
+    """How many tokens all of the labels begin with."""
+    n = 0
+    for tokens in zip(*labels, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        n += 1
+    return n
+
+
+def _parting(labels: Sequence[list[int]]) -> Iterator[int]:
+    """The tokens at which some of the labels that began alike part."""
+    groups: dict[int, list[list[int]]] = {}
+    for ids in labels:
+        if ids:
+            groups.setdefault(ids[0], []).append(ids[1:])
+    if len(groups) > 1 or any(not ids for ids in labels):
+        yield from groups
+    for rest in groups.values():
+        if len(rest) > 1:
+            yield from _parting(rest)
 
 
 @dataclass
@@ -131,28 +171,60 @@ class Walker:
         safe = label == "Safe"
         row = yield from path.step([*grammar.severities[label], *grammar.categories_line], none if safe else ())
 
-        left = {n: ids for n, ids in grammar.categories.items() if not (response and n == Category.jailbreak.label)}
-        label, p = self._choose(row, left)
-        names = RESPONSE_CATEGORIES if response else CATEGORIES
-        answer = Answer(severity.astype(np.float32), np.array([p[c.label] for c in names], np.float32))
+        names = grammar.known.response if response else grammar.known.query
+        left = {name: grammar.categories[name] for name in (NO_CATEGORY, *(c.label for c in names))}
+        follows = {"end": grammar.end} | ({"line": refusal} if response else {})
+        after = {"comma": grammar.comma, **follows}
+        label, shares, row = yield from self._category(path, row, left, after, refusal)
+        answer = Answer(severity.astype(np.float32), np.array([shares[c.label] for c in names], np.float32))
         del left[NO_CATEGORY]
         named: list[str] = []
         while True:
-            row = yield from path.step(grammar.categories[label], refusal)
-            follows = {"end": grammar.end} | ({"line": refusal} if response else {})
             if label != NO_CATEGORY:
                 named.append(label)
-                follows |= {"comma": grammar.comma} if len(named) < len(CATEGORIES) else {}
-            then, _ = self._choose(row, follows)
+            more = label != NO_CATEGORY and len(named) < len(grammar.known.all)
+            then, _ = self._choose(row, after if more else follows)
             if then != "comma":
                 break
             row = yield from path.step(grammar.comma)
-            label, _ = self._choose(row, left)
-        answer.named = tuple(CATEGORY_LABELS[name] for name in dict.fromkeys(named))
+            label, _, row = yield from self._category(path, row, left, after, refusal)
+        by_label = {category.label: category for category in names}
+        answer.named = tuple(by_label[name] for name in dict.fromkeys(named))
         if then == "line":
             row = yield from path.step(refusal)
             answer.refusal = self._choose(row, grammar.refusals)[1]["Yes"]
         return answer
+
+    def _category(
+        self, path: _Path, row: Rows, left: dict[str, list[int]], after: dict[str, list[int]], guess: list[int]
+    ) -> Reading[tuple[str, dict[str, float], Rows]]:
+        """Lead the sequence along the likeliest of the labels `left`; `row` is the one before it. Gives the label, the
+        probability of each, and the row after it. Labels that begin alike share what their beginning has, evenly where
+        the sequence went another way. after: what may follow a label, so that one can end where another goes on."""
+        shares = dict.fromkeys(left, 0.0)
+        alive, depth, mass = left, 0, 1.0
+        while len(alive) > 1:
+            groups: dict[str, dict[str, list[int]]] = {}
+            for name, ids in alive.items():
+                groups.setdefault(str(ids[depth]) if len(ids) > depth else "", {})[name] = ids
+            choices = {token: [int(token)] for token in groups if token} | (after if "" in groups else {})
+            chosen, p = self._choose(row, choices)
+            ends = sum(p[name] for name in after) if "" in groups else 0.0
+            chosen = chosen if chosen in groups else ""
+            for token, group in groups.items():
+                for name in group:
+                    shares[name] = mass * (p[token] if token else ends) / len(group)
+            mass *= p[chosen] if chosen else ends
+            alive = groups[chosen]
+            if len(alive) > 1:
+                parts = _shared([*alive.values()])
+                row = yield from path.step(next(iter(alive.values()))[depth:parts])
+                depth = parts
+        ((label, ids),) = alive.items()
+        shares[label] = mass
+        if len(ids) > depth:
+            row = yield from path.step(ids[depth:], guess)
+        return label, shares, row
 
     def _choose(self, row: Rows, choices: dict[str, list[int]]) -> tuple[str, dict[str, float]]:
         """The likeliest of `choices` by its first token, and the probability of each among them."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from typing import Any, cast
 
 from guardkit.errors import MissingExtra, ModelLoadError, UnknownModel, did_you_mean
 from guardkit.models.base import StreamModel
+from guardkit.verdict import Category
 
 DEFAULT_MODEL = "nano"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -84,6 +86,28 @@ def _check_interpreter() -> None:
                     "WSGIApplicationGroup %{GLOBAL}), or in a process of its own"
                 )
             return
+
+
+def categories_of(name: str | Path, revision: str | None = None) -> tuple[Category, ...]:
+    """What a model names, from its config.json alone: nothing is loaded, of a hub's model only that file. Qwen3Guard's
+    nine for whatever says nothing else; what is wrong with a model, loading it will tell."""
+    folder = Path(name).expanduser()
+    file: Path | None = folder / "config.json"
+    if not folder.is_dir():
+        file = None
+        if name != DEFAULT_MODEL and _HUB_ID.fullmatch(str(name)):
+            try:
+                from huggingface_hub import hf_hub_download
+
+                file = Path(hf_hub_download(str(name), "config.json", revision=revision))
+            except Exception:  # no package, no network, no such model
+                pass
+    from guardkit.engine.config import Categories
+
+    try:
+        return Categories.from_json(json.loads(file.read_text(encoding="utf-8")), file).all if file else tuple(Category)
+    except (OSError, ValueError, ModelLoadError, AttributeError, TypeError):
+        return tuple(Category)
 
 
 def _load(name: str, options: dict[str, Any]) -> StreamModel:

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from guardkit.engine.config import PUBLISHED, Categories
 from guardkit.errors import GuardkitError, ModelLoadError
 from guardkit.messages import Message
 from guardkit.models.base import Query, QueryScores, Scores, Session, StreamModel, Tokens, Work, windows
 from guardkit.models.gen_grammar import Unparsable, gbnf, regex
 from guardkit.models.gen_messages import render, shortened
-from guardkit.models.remote_answer import CATEGORIES, Judged, read
+from guardkit.models.remote_answer import Judged, read
 from guardkit.models.remote_client import ContextTooLong, Limits, Server, ServerError, Unreachable
 from guardkit.models.word_tokenizer import WordTokenizer
 from guardkit.ticket import Pending
@@ -40,15 +41,30 @@ COLD_START = 600.0  # seconds that a server may take to load a model when it is 
 _TAKES_LAST = ("vllm", "sglang")
 
 
-def load(url: str, *, model: str | None = None, threads: int | None = None, limits: Limits | None = None) -> RemoteGen:
-    """Connect to a server and find `model` there (may be left out where it serves one model only).
+def load(
+    url: str,
+    *,
+    model: str | None = None,
+    threads: int | None = None,
+    limits: Limits | None = None,
+    categories: Sequence[str] | None = None,
+) -> RemoteGen:
+    """Connect to a server and find `model` there (may be left out where it serves one model only). categories: the
+    labels that the model was trained on, where they are not Qwen3Guard's: a server does not tell.
 
     A key is read from the environment, GUARDKIT_API_KEY or OPENAI_API_KEY; a user and a password may stand in the
     address. `threads` is ignored. Raises `ModelLoadError` for a server that cannot be reached or has no such model.
     """
+    known = PUBLISHED
+    if categories is not None:
+        try:
+            named = tuple(Category.named(name) for name in categories)
+        except ValueError as error:
+            raise ModelLoadError(str(error)) from error
+        known = Categories(named, named)
     server = Server(url, limits)
     try:
-        found = server.run(_find(server, model))
+        found = server.run(_find(server, model, known))
     except BaseException as error:
         server.close()
         if isinstance(error, Unreachable):
@@ -56,7 +72,7 @@ def load(url: str, *, model: str | None = None, threads: int | None = None, limi
         if isinstance(error, ServerError):
             raise ModelLoadError(str(error)) from error
         raise
-    return RemoteGen(server, found)
+    return RemoteGen(server, found, known)
 
 
 @dataclass(frozen=True)
@@ -79,7 +95,7 @@ class Served:
         return cls(name, names, str(row.get("owned_by")), size if isinstance(size, int) else None)
 
 
-async def _find(server: Server, name: str | None) -> Served:
+async def _find(server: Server, name: str | None, categories: Categories) -> Served:
     try:
         listing = await server.get("/models")
     except ServerError as error:
@@ -101,7 +117,7 @@ async def _find(server: Server, name: str | None) -> Served:
         raise ModelLoadError(f"{server.where}: no model '{name}'; {known}")
     try:  # some servers load what they do not list
         body = {"model": name, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": MAX_TOKENS}
-        read(await server.chat(body, {}, COLD_START), found.names, server.where)
+        read(await server.chat(body, {}, COLD_START), found.names, server.where, categories)
     except Unparsable:
         pass
     except Unreachable:
@@ -119,11 +135,14 @@ class RemoteGen(StreamModel):
     whole_texts = True
     locate_queries = 8
     stride = STRIDE
-    query_categories: tuple[Category, ...] = CATEGORIES
-    response_categories: tuple[Category, ...] = CATEGORIES
 
-    def __init__(self, server: Server, served: Served):
+    def __init__(self, server: Server, served: Served, categories: Categories = PUBLISHED):
         self.name, self.tokenizer = served.name, WordTokenizer()
+        # One order for both: an answer about a response may name what only prompts are of, and is heard.
+        self.query_categories = self.response_categories = categories.all
+        self._categories = categories
+        own = sum(len(c.label) for c in categories.all if c.is_own)
+        self._max_tokens = MAX_TOKENS + own // 2
         self._server, self._served = server, served
 
     def __repr__(self) -> str:
@@ -192,16 +211,16 @@ class RemoteGen(StreamModel):
         if messages[-1]["role"] == "assistant" and self._served.owner not in _TAKES_LAST:
             # The template drops it, and the server does not take the judged answer for one to be continued.
             messages.append({"role": "system", "content": ""})
-        body = {"model": self.name, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0, "n": 1}
+        body = {"model": self.name, "messages": messages, "max_tokens": self._max_tokens, "temperature": 0, "n": 1}
         is_query = query.stage.is_query
-        constraint: dict[str, Any] = {"structured_outputs": {"regex": regex(is_query)}}
+        constraint: dict[str, Any] = {"structured_outputs": {"regex": regex(is_query, self._categories)}}
         if self._served.owner == "sglang":
-            constraint = {"regex": regex(is_query)}
+            constraint = {"regex": regex(is_query, self._categories)}
         elif self._served.owner == "llamacpp":
-            constraint = {"grammar": gbnf(is_query)}
+            constraint = {"grammar": gbnf(is_query, self._categories)}
         logprobs = {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         completion = await self._server.chat(body, {"constraint": constraint, "logprobs": logprobs})
-        return read(completion, self._served.names, self._server.where)
+        return read(completion, self._served.names, self._server.where, self._categories)
 
 
 def _whole(judged: Judged, windowed: bool = False) -> QueryScores:
@@ -235,7 +254,7 @@ class _RemoteSession(Session):
         while True:
             now = self._so_far
             if not now.text.strip():
-                return _repeat(_safe(), len(tokens), now.windowed)
+                return _repeat(_safe(len(self._model.query_categories)), len(tokens), now.windowed)
             query = Query(now.text, tokens.stage, now.context)
             try:
                 judged = await self._model.ask(query)
@@ -271,10 +290,10 @@ class _SoFar:
         return replace(self, text=text + tokens.text, stage=tokens.stage)
 
 
-def _safe() -> Scores:
+def _safe(n_categories: int) -> Scores:
     severity = np.zeros((1, len(Severity)), np.float32)
     severity[0, 0] = 1
-    return Scores(severity, np.zeros((1, len(CATEGORIES)), np.float32), named=())
+    return Scores(severity, np.zeros((1, n_categories), np.float32), named=())
 
 
 def _repeat(scores: Scores, n: int, windowed: bool) -> Scores:

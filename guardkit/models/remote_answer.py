@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from guardkit.engine.config import PUBLISHED, Categories
 from guardkit.models.base import Floats, Scores
-from guardkit.models.gen_grammar import CATEGORY_LABELS, REFUSAL_LABELS, SEVERITY_LABELS, Answer, Unparsable, parse
+from guardkit.models.gen_grammar import REFUSAL_LABELS, SEVERITY_LABELS, Answer, Unparsable, parse
 from guardkit.models.remote_client import ServerError
 from guardkit.verdict import SEVERITIES, Category
 
-CATEGORIES = tuple(Category)
 _SEVERITY = re.compile(r"Safety:\s*(?=\S)")
 _CATEGORIES = re.compile(r"Categories:\s*(?=\S)([^\r\n]*)")
 _REFUSAL = re.compile(r"Refusal:\s*(?=\S)")
@@ -34,8 +34,9 @@ class Judged:
     scores: Scores
 
 
-def read(completion: object, names: frozenset[str], where: str) -> Judged:
-    """Read a chat completion by one of the models `names`. Raises `ServerError` or `Unparsable`."""
+def read(completion: object, names: frozenset[str], where: str, categories: Categories = PUBLISHED) -> Judged:
+    """Read a chat completion by one of the models `names`, which know `categories`. Raises `ServerError` or
+    `Unparsable`."""
     if not isinstance(completion, dict):
         raise ServerError(f"{where}: the answer is no chat completion")
     by = completion.get("model")
@@ -52,28 +53,28 @@ def read(completion: object, names: frozenset[str], where: str) -> Judged:
         hint = "; the server took it for reasoning: start it without a reasoning parser" if thought else ""
         raise ServerError(f"{where}: the answer is empty{hint}")
     try:
-        answer = parse(content)
+        answer = parse(content, categories)
     except Unparsable as error:
         if choice.get("finish_reason") == "length":
             raise Unparsable(content, "cut off by the limit of tokens") from error
         raise
     try:
-        found = _probabilities(choice.get("logprobs"), answer)
+        found = _probabilities(choice.get("logprobs"), answer, categories.all)
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise ServerError(f"{where}: the answer's logprobs cannot be read ({type(error).__name__}: {error})") from error
-    return Judged(answer, replace(found or _certain(answer), named=answer.categories))
+    return Judged(answer, replace(found or _certain(answer, categories.all), named=answer.categories))
 
 
-def _certain(answer: Answer) -> Scores:
+def _certain(answer: Answer, known: Sequence[Category]) -> Scores:
     """Scores of an answer whose probabilities are not known."""
     severity = np.zeros((1, 3), np.float32)
     severity[0, SEVERITIES.index(answer.severity)] = 1
-    category = np.zeros((1, len(CATEGORIES)), np.float32)
-    category[0, [CATEGORIES.index(c) for c in answer.categories]] = 1
+    category = np.zeros((1, len(known)), np.float32)
+    category[0, [known.index(c) for c in answer.categories]] = 1
     return Scores(severity, category, _refusal(None if answer.refusal is None else float(answer.refusal)))
 
 
-def _probabilities(logprobs: Any, answer: Answer) -> Scores | None:
+def _probabilities(logprobs: Any, answer: Answer, known: Sequence[Category]) -> Scores | None:
     """Scores from the tokens' logprobs, None where there are none that fit the answer."""
     tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not tokens:
@@ -87,16 +88,16 @@ def _probabilities(logprobs: Any, answer: Answer) -> Scores | None:
     row = np.array([[by_label[s] for s in SEVERITIES]], np.float32)
     if SEVERITIES[int(row.argmax())] is not answer.severity:
         raise ValueError("the likeliest label is not the one that was named")
-    category = np.zeros((1, len(CATEGORIES)), np.float32)
+    category = np.zeros((1, len(known)), np.float32)
     listed = _CATEGORIES.search(positions.text, at.end() if at else 0)
     if listed:
         begin = listed.start(1)
         for name in re.finditer(r"[^,\s][^,]*", listed[1]):
-            shares = positions.shares(begin + name.start(), list(CATEGORY_LABELS))
+            shares = positions.shares(begin + name.start(), [c.label for c in known])
             if shares is not None:
                 category = np.maximum(category, np.array([shares], np.float32))
     if not category.any():
-        category[0, [CATEGORIES.index(c) for c in answer.categories]] = 1
+        category[0, [known.index(c) for c in answer.categories]] = 1
     refused = None
     if answer.refusal is not None:
         line = _REFUSAL.search(positions.text)

@@ -15,6 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from guardkit.engine.config import Categories
 from guardkit.engine.template import ChatTemplate
 from guardkit.messages import Message
 from guardkit.models.base import Query, StreamModel
@@ -106,7 +107,7 @@ class GenExamples:
 
     def __init__(self, folder: Path, template: str, tokenizer: QwenTokenizer, categories: CategorySet):
         self._template = ChatTemplate(template, tokenizer, folder)
-        self._grammar = Grammar.of(tokenizer, folder)
+        self._grammar = Grammar.of(tokenizer, folder, Categories(categories.query, categories.response))
         self._categories = categories
 
     @property

@@ -256,7 +256,7 @@ def _under(guard: Guard, source: Any) -> Guard:
     if isinstance(source, Guard):
         return source
     other = copy.copy(guard)
-    other.policy = Policy.load(source)
+    other.policy = Policy.load(source, categories=guard.categories)
     return other
 
 
@@ -264,7 +264,7 @@ def _decision_of(mark: Mapping[str, Any]) -> Decision:
     stage = Stage(mark.get("stage", Stage.prompt.value))
     verdict = None
     if mark.get("severity"):
-        categories = tuple(Category(c) for c in mark.get("categories", ()))
+        categories = tuple(Category.named(c) for c in mark.get("categories", ()))
         verdict = Verdict(Severity(mark["severity"]), categories, stage=stage)
     judged = bool(mark.get("judged", verdict is not None))
     error = None if judged else "see the log of the process that judged it"

@@ -32,7 +32,8 @@ MAPPING: dict[Category, tuple[str, ...]] = {
     Category.jailbreak: (),
 }
 """From the guard's nine categories to OpenAI's. Four have no like there: such a text is `flagged` without a category.
-What OpenAI tells apart and the guard does not (``violence/graphic``, ``sexual/minors``, ...) is never set."""
+A model's own categories have none either: `guardkit.categories` names them. What OpenAI tells apart and the guard does
+not (``violence/graphic``, ``sexual/minors``, ...) is never set."""
 
 
 async def moderations(request: Request) -> Response:
@@ -73,7 +74,7 @@ _TEXT = dict.fromkeys(CATEGORIES, ("text",))
 
 def result(decision: Decision) -> dict[str, Any]:
     verdict = decision.verdict
-    found = {name for category in (verdict.categories if verdict else ()) for name in MAPPING[category]}
+    found = {name for category in (verdict.categories if verdict else ()) for name in MAPPING.get(category, ())}
     scores = dict.fromkeys(found, verdict.risk) if verdict else {}
     harmful = verdict is not None and verdict.severity is not Severity.safe
     beside: dict[str, Any] = verdict.to_dict() if verdict else {"severity": None, "error": decision.error}

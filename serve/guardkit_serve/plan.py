@@ -4,13 +4,14 @@ mistake."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from guardkit import Guard, Policy, PolicyError
+from guardkit import Category, Guard, Policy, PolicyError
+from guardkit.models import categories_of
 from guardkit.policy_file import Lines, read
 from guardkit.rollback.server import CONTINUE
 from guardkit_serve.settings import ON_VIOLATION, Key, RollbackSettings, Route, Settings, Upstream
@@ -51,7 +52,7 @@ class Plan:
     def load_policies(self) -> dict[str, Policy]:
         found = {}
         for name, source in self.policies:
-            policy = Policy.load(source)
+            policy = Policy.load(source, categories=categories_in(self.models))
             found[name] = policy if policy.name == name else _named(policy, name)
         return found
 
@@ -69,6 +70,16 @@ class Plan:
                 more = {name: value for name, value in more.items() if value is not None}
                 out[model] = load(model.source, policy=policy, **more, **dict(model.options))
         return out
+
+
+def categories_in(models: Sequence[Model]) -> tuple[Category, ...]:
+    """All that some of the models name; none of them is loaded for it."""
+    found: list[Category] = []
+    for model in models:
+        options = dict(model.options)
+        for source in filter(None, (model.source, options.get("then"))):
+            found += categories_of(str(source), options.get("revision"))
+    return tuple(dict.fromkeys(found))
 
 
 def _named(policy: Policy, name: str) -> Policy:
@@ -138,14 +149,14 @@ class _Reader:
             ):
                 raise self.fail(f"'{key}' is too small: {value}", key)
         beside = {key: simple.pop(key) for key in ("on_error", "audit", "workers") if key in simple}
-        policies = self._policies(data)
+        models = self._models(data)
+        policies = self._policies(data, categories_in(models))
         upstreams = tuple(self._objects(data, "upstreams", Upstream))
         keys = tuple(self._objects(data, "keys", Key))
         routes = tuple(self._objects(data, "routes", Route))
         hosts = data.get("hosts") or ()
         if isinstance(hosts, str) or not all(isinstance(host, str) for host in hosts):
             raise self.fail("'hosts' must be a list of names", "hosts")
-        models = self._models(data)
         self._references(upstreams, routes, keys, dict(policies), [model.name for model in models])
         settings = Settings(upstreams=upstreams, routes=routes, keys=keys, hosts=tuple(hosts), **simple)
         return Plan(models, policies, settings, **beside)
@@ -164,14 +175,14 @@ class _Reader:
             out.append(Model(name, str(source), tuple(sorted(rest.items()))))
         return tuple(out)
 
-    def _policies(self, data: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    def _policies(self, data: Mapping[str, Any], categories: Sequence[Category]) -> tuple[tuple[str, str], ...]:
         out = []
         for name, source in self._mapping(data, "policies").items():
             source = self._typed(source, str, "policies", name)
             beside = self._file.parent / source
             source = str(beside) if beside.is_file() else source
             try:
-                Policy.load(source)
+                Policy.load(source, categories=categories)
             except PolicyError as error:
                 if error.line is not None:
                     raise

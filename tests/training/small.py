@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from guardkit.training.categories import PUBLISHED
+from guardkit.training.templates import gen
 
 HARMLESS = tuple(
     "the garden is green and we walk along the river with tea bread books trains letters music".split()  # noqa: SIM905
@@ -20,8 +24,11 @@ FOLDER = Path(__file__).parents[2] / "training" / "small"
 
 def texts(words: Mapping[str, Sequence[str]] = WORDS) -> list[str]:
     every = [*HARMLESS, REFUSES, *(word for found in words.values() for word in found)]
-    labels = ["Safety: Safe Unsafe Controversial\nCategories: None\nRefusal: Yes No", *words]
-    return [f" {word} {word}" for word in every] * 4 + labels
+    frame = [
+        *re.findall(r"[\w&-]+", gen(PUBLISHED)),
+        *["Safety", "Safe", "Unsafe", "Controversial", "Categories", "None", "Yes", "No"],
+    ]
+    return [f" {word} {word}" for word in (*every, *frame, *words)] * 4
 
 
 def write_base(folder: Path, words: Mapping[str, Sequence[str]] = WORDS, **shape: Any) -> Path:
@@ -30,7 +37,7 @@ def write_base(folder: Path, words: Mapping[str, Sequence[str]] = WORDS, **shape
         from base import write_base as write  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(FOLDER))
-    shape = {"vocab": 512, "hidden": 48, "layers": 2, "heads": 2, "positions": 512} | shape
+    shape = {"vocab": 1024, "hidden": 48, "layers": 2, "heads": 2, "positions": 512} | shape
     made: Path = write(folder, texts(words), **shape)
     return made
 

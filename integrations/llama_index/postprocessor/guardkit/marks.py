@@ -39,7 +39,7 @@ def decision_of(mark: Any) -> Decision | None:
         return None
     try:
         stage, severity = Stage(mark["stage"]), mark["severity"]
-        categories = tuple(Category(c) for c in mark["categories"])
+        categories = tuple(Category.named(c) for c in mark["categories"])
         verdict = Verdict(Severity(severity), categories, stage=stage) if severity is not None else None
         error = None if verdict else "it was withheld earlier"
         return Decision(Action(mark["action"]), verdict, "withheld earlier", mark["judged"], stage, error)

@@ -22,7 +22,7 @@ ACTION_KEY = "guardkit_action"
 SEVERITY_KEY = "guardkit_severity"
 CATEGORIES_KEY = "guardkit_categories"
 _KEYS = (ACTION_KEY, SEVERITY_KEY, CATEGORIES_KEY)
-_WORDS = {"", "none", *(a.value for a in Action), *(s.value for s in Severity), *(c.value for c in Category)}
+_WORDS = {"", "none", *(a.value for a in Action), *(s.value for s in Severity)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class NodeRules:
         """The texts that may reach a prompt from this node, and a message for each thing that cannot be judged."""
         shown = node.get_content(MetadataMode.LLM) or node.get_metadata_str(MetadataMode.LLM)
         items: list[str | list[Message]] = [shown]
-        found = _found_in(node)
+        found = _found_in(node, self.guard.categories)
         aside = "\n".join(dict.fromkeys(_line(f) for f in found if f.text and f.text.strip() and f.text not in shown))
         if aside:
             items.append(aside)
@@ -176,10 +176,10 @@ _READ_APART = frozenset((
 ))  # fmt: skip
 
 
-def _found_in(node: BaseNode) -> list[Found]:
+def _found_in(node: BaseNode, categories: Sequence[Category]) -> list[Found]:
     """Every text beside the node's own, with keys: metadata of any type, that of related nodes, an index node's object,
     captions of media, and fields that a node of another kind has."""
-    metadata = {k: v for k, v in node.metadata.items() if not _is_own_mark(k, v)}
+    metadata = {k: v for k, v in node.metadata.items() if not _is_own_mark(k, v, categories)}
     found = texts_of(metadata, Stage.document, names=True)
     for related in node.relationships.values():
         for info in related if isinstance(related, list) else [related]:
@@ -201,8 +201,10 @@ def _line(found: Found) -> str:
     return f"{key}: {found.text}" if isinstance(key, str) else str(found.text)
 
 
-def _is_own_mark(key: str, value: Any) -> bool:
-    return key in _KEYS and isinstance(value, str) and set(value.split(",")) <= _WORDS
+def _is_own_mark(key: str, value: Any, categories: Sequence[Category]) -> bool:
+    """categories: what the guard may have named; Qwen3Guard's are there too, since another guard may have screened."""
+    words = _WORDS | {c.value for c in (*Category, *categories)}
+    return key in _KEYS and isinstance(value, str) and set(value.split(",")) <= words
 
 
 def _media(node: BaseNode) -> list[str]:

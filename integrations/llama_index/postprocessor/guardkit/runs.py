@@ -57,7 +57,7 @@ def guard_of_run(guard: Guard, policies: Policies) -> Guard:
     key = name, id(source)
     if key not in made:
         other = copy.copy(guard)
-        other.policy = Policy.load(source)
+        other.policy = Policy.load(source, categories=guard.categories)
         made[key] = source, other  # the source stays alive, so that its id stays its own
     return made[key][1]
 
