@@ -239,6 +239,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--judge", action="append", metavar="MODEL", help="judges prefixes; default: the guard")
     made.add_argument("--device", help="of local models")
+    made.add_argument("--dtype", help="of the local LLM; default: float32 on a CPU, else as it was saved")
     made.add_argument("-k", type=int, default=8, help="continuations of a prefix")
     made.add_argument("--threshold", type=float, default=THRESHOLD, help="the share of them that is not safe, at least")
     made.add_argument("--verify", type=int, default=1, help="prefixes tested on each side of the boundary")
@@ -272,7 +273,12 @@ def main(
         rule = Rule(args.k, args.threshold, args.verify, not args.every_prefix, args.seed)
         guard, judge, described = _judges(args, load)
         model = (llm or _llm)(args)
-        described |= {"llm": args.llm, "llm_model": args.llm_model, "sampling": asdict(_sampling(args))}
+        described |= {
+            "llm": args.llm,
+            "llm_model": args.llm_model,
+            "dtype": args.dtype,
+            "sampling": asdict(_sampling(args)),
+        }
         finder = Finder(model, guard, judge, rule, max(args.at_once, 1))
         if args.plan:
             print("\n".join(plan(args.inputs, finder, reading)))
@@ -323,7 +329,7 @@ def _llm(args: argparse.Namespace) -> LLM:
                 RemoteLLM(name, _sampling(args), model=args.llm_model, continue_by=args.continue_by, limit=limit)
             )
         else:
-            model, tokenizer = load_chat_model(name, device=args.device or "cpu", extra="train")
+            model, tokenizer = load_chat_model(name, device=args.device or "cpu", dtype=args.dtype, extra="train")
             llms.append(LocalLLM(model, tokenizer, _sampling(args), batch=args.batch, name=name))
     return llms[0] if len(llms) == 1 else Ensemble(llms)
 
