@@ -69,7 +69,12 @@ class Work:
             yield
 
     def log(self, name: str) -> Log:
-        return Log(self._store.root / self._folder / f"{name}.jsonl")
+        return self.log_of(self.path, name)
+
+    @staticmethod
+    def log_of(out: str | Path, name: str) -> Log:
+        """A log beside an output, whether a run is under way or not."""
+        return Log(Path(out).parent / f"{Path(out).name}{KEPT}" / f"{name}.jsonl")
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Write the output, there whole or not at all."""

@@ -48,6 +48,15 @@ class Report:
     odd: int = 0
     seconds: float = 0.0
 
+    def add(self, status: str, entry: Mapping[str, Any], error: str | None) -> None:
+        """Count a row. entry: of the log, empty where there is none."""
+        self.statuses[status] += 1
+        self.odd += status == "found" and not entry["monotone"]
+        if error is not None:
+            self.errors[error] += 1
+        if "cost" in entry:
+            self.cost.add(Cost(**entry["cost"]))
+
     def to_dict(self) -> dict[str, Any]:
         counts = {name: self.statuses[name] for name in STATUSES}
         cost = asdict(self.cost)
@@ -136,6 +145,14 @@ def label_tokens(
     return report
 
 
+def so_far(out: str | Path) -> Report:
+    """What is done of a run that did not end, by its log: the answers alone, without rows that need no boundary."""
+    report = Report()
+    for entry in Work.log_of(out, "rows").read().values():
+        report.add(entry.get("status", "not judged"), entry, entry.get("error"))
+    return report
+
+
 def _open(records: Records, reading: Reading, known: Mapping[int, Mapping[str, Any]]) -> Iterator[Answer]:
     """The answers whose boundary is not known yet."""
     for index, record in enumerate(records):
@@ -166,16 +183,12 @@ def _written(
         entry = known.get(index, {}) if answer is not None else {}
         status = status or entry.get("status", "not judged")
         error = error or entry.get("error")
-        report.statuses[status] += 1
+        report.add(status, entry, error)
         new: dict[str, Any] = {names["unsafe_from"]: entry.get("unsafe_from"), names["unsafe_from_status"]: status}
         if status == "found":
             new[names["unsafe_from_monotone"]] = entry["monotone"]
-            report.odd += not entry["monotone"]
         if error is not None:
             new[names["unsafe_from_error"]] = error
-            report.errors[error] += 1
-        if "cost" in entry:
-            report.cost.add(Cost(**entry["cost"]))
         yield {**record, **new}
 
 
@@ -288,7 +301,11 @@ def main(
     except (GuardkitError, ValueError) as error:
         print(f"tokens: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"tokens: {error}; what was done is kept: run the same command again", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
+        print("\n".join(so_far(args.out).lines()))
         print("tokens: interrupted; what was done is kept: run the same command again", file=sys.stderr)
         return 130
     if not args.quiet:

@@ -15,7 +15,7 @@ from guardkit.testing import FakeGuard
 from guardkit.training.boundary import units
 from guardkit.training.continuing import Continued, Ensemble, Prefix
 from guardkit.training.token_search import Finder, Rule
-from guardkit.training.tokens import Report, label_tokens, main
+from guardkit.training.tokens import Report, label_tokens, main, so_far
 from tests.training_labels.conftest import read_jsonl, write_jsonl
 
 SCRIPT: dict[str, Any] = {"venom": "unsafe", "trick": "controversial"}
@@ -241,3 +241,22 @@ def test_the_command_plans_runs_and_says_what_it_cost(tmp_path: Path, capsys: py
     assert cost["rows"]["found"] == 2
     assert main([*args, "-k", "0"], load, lambda _: Writer()) == 2
     assert main([str(tmp_path / "none"), "--out", str(out), "--llm", "x"], load, lambda _: Writer()) == 2
+
+
+def test_an_interrupted_command_says_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [answer(f"{'word ' * n} recipe and then {n} more venom", id=n) for n in range(8)]
+    args = [str(write_jsonl(tmp_path / "in.jsonl", rows)), "--out", str(tmp_path / "out.jsonl"), "--llm", "writer"]
+
+    def load(name: str, **_: Any) -> FakeGuard:
+        return FakeGuard({**SCRIPT, "recipe": "unsafe"})
+
+    killed = Writer(dies=14)
+    assert main([*args, "--at-once", "2"], load, lambda _: killed) == 130
+    said = capsys.readouterr()
+    done = so_far(tmp_path / "out.jsonl")
+    assert 0 < done.statuses["found"] < 8
+    assert f"{done.statuses['found']} rows: {done.statuses['found']} found" in said.out
+    assert 0 < done.cost.llm_calls <= len(killed.seen)
+    assert "run the same command again" in said.err
+    (tmp_path / "file").write_text("")
+    assert main([*args[:1], "--out", str(tmp_path / "file" / "x.jsonl"), "--llm", "w"], load, lambda _: Writer()) == 3
