@@ -98,7 +98,7 @@ class RunningVerdict:
         each = self._watches_coverage
         watched = self._policy.watches(stage)
         found: list[Decision] = []
-        if each or watched or levels.any():
+        if each or watched or any(levels.tolist()):
             flagged = levels > 0
             if watched:
                 flagged |= self._policy.candidates(scores.severity, stage)

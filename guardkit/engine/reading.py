@@ -26,10 +26,21 @@ class EngineModel(StreamModel):
     engine: Engine
 
     def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
-        return [begin(self._query(w, deadline) if isinstance(w, Query) else self._append(w, deadline)) for w in works]
+        return [begin(self._reading(work, deadline)) for work in works]
 
     def turn(self) -> Turn | None:
         return self.engine.turn()
+
+    def judge(self, work: Work, timeout: float | None = None) -> Any:
+        turn = None if timeout is not None else self.turn()
+        if turn is not None:
+            with turn:
+                if turn.owned:  # on this thread from end to end: nothing else has to be told of the result
+                    return _led(self._reading(work, None), turn)
+        return super().judge(work, timeout)
+
+    def _reading(self, work: Work, deadline: float | None) -> Reading[Any]:
+        return self._query(work, deadline) if isinstance(work, Query) else self._append(work, deadline)
 
     def close(self) -> None:
         self.engine.shut(f"{self.name} was closed; load it again")
@@ -39,6 +50,30 @@ class EngineModel(StreamModel):
 
     @abstractmethod
     def _append(self, work: Append, deadline: float | None) -> Reading[Scores]: ...
+
+
+def _led(steps: Reading[_T], turn: Turn) -> _T:
+    """What `steps` returns, led on by whoever has the turn."""
+    wanted: Pending | None = None
+    try:
+        wanted = next(steps)
+        while True:
+            while turn.owned and not wanted.done() and turn.step():
+                pass
+            if not wanted.done():  # it waits for the work of others
+                turn.leave()
+            try:
+                rows = wanted.result()
+            except (Exception, CancelledError) as error:
+                wanted = steps.throw(error)
+            else:
+                wanted = steps.send(rows)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        if wanted is not None and not wanted.done():
+            wanted.cancel()
+        steps.close()
 
 
 def begin(steps: Reading[Any]) -> Pending:

@@ -167,6 +167,9 @@ class Scheduler:
 
     def _schedule(self, plan: list[tuple[Sequence, int]]) -> None:
         """Fill `plan` with (sequence, number of tokens): short pieces first, then long ones, as they came."""
+        if len(self._ready) == 1:
+            self._schedule_one(plan)
+            return
         short: list[Sequence] = []
         long: list[Sequence] = []
         for sequence in self._ready:
@@ -196,6 +199,20 @@ class Scheduler:
                 plan.append((sequence, n))
                 under_way.append(sequence)
                 budget -= n
+
+    def _schedule_one(self, plan: list[tuple[Sequence, int]]) -> None:
+        """The same where one sequence has the step to itself."""
+        sequence = self._ready[0]
+        requests = sequence.requests
+        while requests and not requests[0].future.wanted:
+            self._drop(sequence)
+        if not requests:
+            self._ready.clear()
+            return
+        self._start(sequence, requests[0])
+        budget = self.limits.step_tokens
+        if self._make_room(sequence, budget, {sequence}):
+            plan.append((sequence, min(len(sequence.ids) - sequence.cached, budget)))
 
     def _start(self, sequence: Sequence, request: Request) -> None:
         if request.base < 0:

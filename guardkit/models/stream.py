@@ -249,9 +249,10 @@ class Qwen3GuardStream(EngineModel):
         return _StreamSession(self, self.frames.response(context, self.engine.max_tokens // 2))
 
     def _append(self, work: Append, deadline: float | None) -> Reading[Scores]:
-        if not isinstance(work.session, _StreamSession):
-            raise TypeError(f"a session of another model: {type(work.session).__name__}")
-        return (yield from work.session.judge(work.tokens, work.keep, deadline))
+        session = work.session
+        if not isinstance(session, _StreamSession):
+            return _failed(TypeError(f"a session of another model: {type(session).__name__}"))
+        return session.append(work.tokens, deadline) if work.keep else session.peek(work.tokens, deadline)
 
     def response_scores(self, logits: Rows, windowed: bool) -> Scores:
         return _Logits(logits, self._response_order, windowed)
@@ -260,6 +261,11 @@ class Qwen3GuardStream(EngineModel):
         if self.threshold is None and isinstance(scores, _Logits):
             return np.asarray(scores.risks.argmax(1), np.int64)
         return super().severities(scores, stage)
+
+
+def _failed(error: Exception) -> Reading[Scores]:
+    raise error
+    yield
 
 
 class _Logits(Scores):
@@ -318,13 +324,17 @@ class _StreamSession(Session):
         self._sequence = model.engine.open()
         model.engine.submit(self._sequence, frame.ids)  # computed while the LLM thinks of its first word
 
-    def judge(self, tokens: Tokens, keep: bool, deadline: float | None) -> Reading[Scores]:
-        return (yield from self._append(tokens, deadline) if keep else self._peek(tokens, deadline))
-
-    def _append(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
-        engine, ids, at = self._model.engine, list(tokens.ids), 0
-        parts: list[tuple[Pending, bool]] = []
+    def append(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
+        engine, ids, at = self._model.engine, tokens.ids, 0
         scaffold = self._frame.scaffold(self._stage, tokens.stage)
+        if self._sequence.length + len(scaffold) + len(ids) <= self._limit:  # as nearly always: one piece
+            whole = [*scaffold, *ids] if scaffold else ids
+            pending = engine.submit(self._sequence, whole, "response", len(scaffold), deadline=deadline)
+            self._lead.extend(ids)
+            self._stage = tokens.stage
+            windowed = self.windowed
+            return self._model.response_scores((yield pending), windowed)
+        parts: list[tuple[Pending, bool]] = []
         while at < len(ids):
             if self._sequence.length + len(scaffold) >= self._limit:
                 self._open_window()
@@ -341,7 +351,7 @@ class _StreamSession(Session):
             scores.append(self._model.response_scores((yield part), windowed))
         return Scores.join(scores)
 
-    def _peek(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
+    def peek(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
         engine, scaffold = self._model.engine, self._frame.scaffold(self._stage, tokens.stage)
         ids = [*scaffold, *tokens.ids]
         if self._sequence.length + len(ids) <= self._limit:

@@ -15,7 +15,8 @@ import pytest
 
 from guardkit import Guard, GuardkitError, Message, NotJudged, Severity, Stage
 from guardkit.messages import read_messages
-from guardkit.models.base import Query
+from guardkit.models.base import Append, Query, Tokens
+from guardkit.testing import FakeGuard
 from tests.asking import append, ask, assert_goes_back, peek
 from tests.engine.checkpoints import reference_logits
 
@@ -428,6 +429,35 @@ def test_a_fault_in_a_step_lets_nothing_through(model: Any) -> None:
         assert stream.released == len(shown)
     assert guard.check("hello").severity in Severity
     assert model.engine.open_sequences == 0
+
+
+def test_an_interrupt_in_a_caller_s_own_step_leaves_a_model_that_works(model: Any) -> None:
+    def interrupted(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    guard = guard_of(model, policy=WATCH)
+    heads, before = model.engine.heads, guard.check("hello")
+    try:
+        model.engine.heads = {"response": interrupted, "query": interrupted}
+        with pytest.raises(KeyboardInterrupt):
+            guard.check("hello there")
+        with guard.stream(ASK) as stream:
+            with pytest.raises(KeyboardInterrupt):
+                stream.feed(ANSWER)
+            assert stream.released == 0
+    finally:
+        model.engine.heads = heads
+    assert guard.check("hello") == before
+    assert model.engine.open_sequences == 0
+
+
+def test_a_session_of_another_model_fails_alone(model: Any) -> None:
+    stranger = Append(FakeGuard().model.open(()), Tokens(Stage.response, [1], [0], "a", 1))
+    with pytest.raises(TypeError, match="another model"):
+        model.judge(stranger)
+    failed, fine = model.submit([stranger, Query("hello")])
+    assert isinstance(failed.exception(10), TypeError)
+    assert fine.result(60)
 
 
 def test_scores_that_are_no_numbers_are_not_judged(model: Any) -> None:
