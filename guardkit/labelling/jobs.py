@@ -79,13 +79,14 @@ def jobs_of(inputs: Sequence[Input], place: Place, wanted: str | None) -> list[J
     """Raises `LabelError` for an output that two inputs would have, or that is an input."""
     wanted = wanted or place.format
     found: dict[str, Job] = {}
+    own = {given.name for given in inputs if output_name(given, output_format(given, wanted)) == given.name}
     for given in inputs:
         form = output_format(given, wanted)
         name = place.file or output_name(given, form)
-        if name in found:
-            name = f"{given.name}.{form}"  # a.jsonl and a.csv, both as Parquet
-        if name in found:
-            raise LabelError(f"{given.path} and {found[name].given.path} would both be written to {name}")
+        if name in found or (name in own and name != given.name):
+            name = f"{given.name}.{form}"  # a.csv beside an a.jsonl, both as JSONL
+        if name in found or (name in own and name != given.name):
+            raise LabelError(f"{given.path} would be written to {name}, which is the output of another input")
         if isinstance(place.store, Folder) and not is_url(given.path) and given.dataset is None:
             target = place.store.root / name
             if target.exists() and Path(given.path).exists() and target.samefile(given.path):

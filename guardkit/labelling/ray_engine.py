@@ -9,6 +9,7 @@ or a store.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from guardkit.labelling.rows import Split
 from guardkit.labelling.run import Run, is_as_written, naming
 from guardkit.labelling.splits import SPLIT_ROWS, splits_of
 
+CONNECT_S = 10.0
 ATTEMPTS = 5  # of the whole pipeline, after Ray's own retries
 Told = Callable[[Job, Tally], None]
 
@@ -53,6 +55,17 @@ def ray_module() -> Any:
     return ray
 
 
+def check_reachable(address: str | None) -> None:
+    """Raises `LabelError` for a cluster's address where nobody answers: Ray itself tries for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():  # none, "auto", "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise LabelError(f"Ray: the cluster at {address} did not answer: {error}") from error
+
+
 class RayRun:
     """Labels inputs on a cluster. labeller: what judges, loaded in each actor. told: hears of each piece of work that
     is done; problem: of an input that could not be read (the others go on). Raises `LabelError` where there is no
@@ -77,6 +90,7 @@ class RayRun:
         self.shares: dict[str, float] = {}
         """How much of each input is done, by its output's name."""
         if not self._ray.is_initialized():
+            check_reachable(options.address)
             try:
                 self._ray.init(address=options.address, log_to_driver=False, configure_logging=False)
             except Exception as error:  # no cluster at that address, a node that is not up in time
@@ -87,7 +101,11 @@ class RayRun:
 
     def judged_by(self, describe: Callable[[Labeller], Any]) -> Any:
         """What `describe` says of the labeller, where it is loaded as in an actor."""
-        task = self._ray.remote(num_cpus=self.options.cpus, num_gpus=self.options.gpus)(describe)
+
+        def asked(labeller: Labeller) -> Any:  # Ray takes plain functions alone, no methods
+            return describe(labeller)
+
+        task = self._ray.remote(num_cpus=self.options.cpus, num_gpus=self.options.gpus)(asked)
         return self._ray.get(task.remote(self.labeller))
 
     def run(self) -> Tally:

@@ -55,13 +55,33 @@ class TableUnit(Unit):
         ]
 
     def objects(self) -> list[Any]:
-        return self.batch.to_pylist()  # type: ignore[no-any-return]
+        columns = [_values(column) for column in self.batch.columns]
+        return [dict(zip(self.batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def take(self, at: Sequence[int]) -> Unit:
         return TableUnit(self.first, self.batch.take(_arrow().array(at, "int64")))
 
     def json_lines(self, labels: Labels, column: str) -> list[bytes]:
         return dumped(self.objects(), labels, column)
+
+
+def _values(column: Any) -> list[Any]:
+    """A column as Python values; what Python has no value for, such as a time in the year 100,000, as text."""
+    try:
+        return list(column.to_pylist())
+    except Exception:
+        return [_value(column, i) for i in range(len(column))]
+
+
+def _value(column: Any, at: int) -> Any:
+    try:
+        return column[at].as_py()
+    except Exception:
+        one = column.slice(at, 1)
+        try:
+            return one.cast("string").to_pylist()[0]
+        except Exception:  # nested: as Arrow shows it
+            return one.to_string(indent=0).strip()
 
 
 def _one(batch: Any, at: int, error: Exception) -> Any:

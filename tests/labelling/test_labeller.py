@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from guardkit.errors import LabelError
 from guardkit.labelling import Labeller
 from guardkit.labelling.judging import Judge, RateLimit
 from guardkit.labelling.labels import voted
+from guardkit.labelling.ray_engine import check_reachable
 from guardkit.labelling.rows import Pace, Row, batches
 from guardkit.testing import FakeGuard
 from tests.labelling.conftest import SCRIPT, Label, read_jsonl, write_jsonl
@@ -163,3 +165,13 @@ def test_a_rate_is_kept() -> None:
     now[0] += 10.0
     limit.wait(100)
     assert now[0] == pytest.approx(14.0)  # what was not used is not saved up
+
+
+def test_a_ray_cluster_that_is_not_there_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"127.0.0.1:{server.getsockname()[1]}"
+        for address in (None, "auto", "local", there, f"ray://{there}"):
+            check_reachable(address)
+    for address in (there, f"ray://{there}"):
+        with pytest.raises(LabelError, match="the cluster at .*127.* did not answer"):
+            check_reachable(address)

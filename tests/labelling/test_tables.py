@@ -350,3 +350,23 @@ def test_outputs_never_replace_inputs_or_each_other(label: Label, tmp_path: Path
         "x/a.jsonl", "y/a.jsonl", "z/a.jsonl"
     ]  # fmt: skip
     assert label(tmp_path / "x", tmp_path / "y", "--out", tmp_path / "one.jsonl").code == 2
+    write_jsonl(tmp_path / "all" / "a.jsonl", [{"text": "lines"}])
+    (tmp_path / "all" / "a.csv").write_text("text\ncells\n")
+    (tmp_path / "all" / "a.json").write_text('[{"text": "values"}]')
+    assert label(tmp_path / "all", "--out", tmp_path / "lines", "--format", "jsonl").code == 0
+    found = {p.name: read_jsonl(p)[0]["text"] for p in (tmp_path / "lines").iterdir() if p.is_file()}
+    assert found == {"a.jsonl": "lines", "a.csv.jsonl": "cells", "a.json.jsonl": "values"}
+
+
+def test_values_that_python_has_none_for_become_text_in_lines(label: Label, tmp_path: Path) -> None:
+    far = pa.array([1 << 62, None, 1], pa.timestamp("us"))
+    nested = pa.array([[1 << 62], None, []], pa.list_(pa.timestamp("us")))
+    pq.write_table(pa.table({"text": ["a", "BAD", "c"], "far": far, "nested": nested}), tmp_path / "in.parquet")
+    done = label(tmp_path / "in.parquet", "--out", tmp_path / "out.jsonl", "--report", tmp_path / "page.html")
+    assert "OverflowError" in done.err  # it is not known what stands there: not judged
+    found = read_jsonl(tmp_path / "out.jsonl")
+    assert [r["guardkit"]["severity"] for r in found] == [None, "unsafe", "safe"]
+    assert [r["text"] for r in found] == ["a", "BAD", "c"]
+    assert [str(1 << 62) in (r["far"] or "") for r in found] == [True, False, False]
+    assert found[2]["far"] == "1970-01-01T00:00:00.000001"
+    assert str(1 << 62) in found[0]["nested"]
