@@ -173,5 +173,5 @@ def test_a_ray_cluster_that_is_not_there_is_told_at_once() -> None:
         for address in (None, "auto", "local", there, f"ray://{there}"):
             check_reachable(address)
     for address in (there, f"ray://{there}"):
-        with pytest.raises(LabelError, match="the cluster at .*127.* did not answer"):
+        with pytest.raises(LabelError, match=r"the cluster at .*127.* did not answer"):
             check_reachable(address)
