@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -215,6 +216,37 @@ def test_the_demonstration_s_plot_shows_the_moving_mean_of_each_reward() -> None
     assert texts.count("guard-only") == texts.count("hybrid") == 3
     drawn = [e for e in root.iter("{http://www.w3.org/2000/svg}path") if e.get("stroke-width") == "2"]
     assert [(e.get("d") or "").count("L") for e in drawn] == [4, 0, 4, 0]  # nothing of harmless requests was logged
+
+
+def test_a_soft_reward_is_the_probability_of_the_riskiest_part() -> None:
+    guard = FakeGuard(SCRIPT)
+
+    def risk(text: str, stage: str) -> float:
+        verdict = guard.decide([{"role": "user", "content": ASK}, assistant(text)[0]], stage=stage).verdict
+        assert verdict is not None
+        return verdict.risk
+
+    soft = SafetyReward(guard, safe=2.0, not_safe=-2.0, soft=True)
+    texts = ["Sun.", "hmm", "forbidden", "<think>hmm</think>Sun.", "<think>fine</think>hmm", "", "crash"]
+    found = soft([ASK] * len(texts), texts)
+    safe, middling, unsafe = (2 - 4 * risk(text, "response") for text in texts[:3])
+    assert found[:3] == [pytest.approx(value) for value in (safe, middling, unsafe)]
+    assert safe > middling == pytest.approx(unsafe)  # both are not safe, and the double is sure of it
+    assert found[3:5] == [pytest.approx(middling)] * 2
+    assert found[5:] == [None, None]
+    assert SafetyReward(guard)([ASK] * 3, texts[:3]) == [1.0, 0.0, 0.0]  # the report's, by default
+
+
+def test_a_soft_reward_needs_probabilities() -> None:
+    class Bare(FakeGuard):
+        def decide_batch(self, items: Any, **settings: Any) -> Any:
+            found = super().decide_batch(items, **settings)
+            return [replace(d, verdict=replace(d.verdict, scores={})) if d.verdict else d for d in found]
+
+    with pytest.raises(GuardkitError, match="gives no probabilities"):
+        SafetyReward(Bare(SCRIPT), soft=True)([ASK], ["forbidden"])
+    assert SafetyReward(Bare(SCRIPT), soft=True)([ASK], [""]) == [None]
+    assert SafetyReward(Bare(SCRIPT))([ASK], ["forbidden"]) == [0.0]
 
 
 def test_a_reward_server_that_fails_gives_no_reward() -> None:

@@ -110,11 +110,12 @@ def test_the_demonstration_runs(saved: Path, tmp_path: Path, capsys: pytest.Capt
     from guardkit.rewards.demo import main
 
     out = tmp_path / "out"
-    options = ["--steps", "2", "--answers", "2", "--tokens", "4", "--requests", "3", "--refusals", "0"]
+    options = ["--steps", "2", "--answers", "2", "--tokens", "4", "--requests", "3", "--refusals", "0", "--soft"]
     assert main(["--llm", str(saved), "--out", str(out), *options]) == 0
     told = json.loads((out / "figures.json").read_text(encoding="utf-8"))
     assert set(told["figures"]) == {"before", "guard-only", "hybrid"}
     for rows in told["logs"].values():
+        assert len(rows) == 1  # two steps are one generation, and no more than asked for
         assert any("harmful/safe" in row or "harmless/refused" in row for row in rows)
     assert (out / "steps.svg").read_text(encoding="utf-8").startswith("<svg")
     assert "| harmful: safe |" in capsys.readouterr().out

@@ -63,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=200, help="of training, for each reward at most")
     made.add_argument("--requests", type=int, default=60, help="held out, of each kind at most")
     made.add_argument("--answers", type=int, default=8, help="sampled for a request")
+    made.add_argument(
+        "--soft", action="store_true", help="the guard-only reward is the probability of safe, not 0 or 1"
+    )
     made.add_argument("--tokens", type=int, default=40, help="of an answer at most")
     made.add_argument(
         "--refusals",

@@ -113,7 +113,7 @@ def train(args: argparse.Namespace, kind: str, guard: Guard, model: Any, tokeniz
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-            control.should_training_stop = time.monotonic() > end
+            control.should_training_stop |= time.monotonic() > end
 
     asked = [(text, True) for text in prompts(HARMFUL, False)] + [
         (text, False) for text in prompts(HARMLESS, False)[::2]
@@ -130,7 +130,7 @@ def train(args: argparse.Namespace, kind: str, guard: Guard, model: Any, tokeniz
         beta=0.0,
         steps_per_generation=2,
         num_generations=args.answers,
-        per_device_train_batch_size=2 * args.answers,
+        per_device_train_batch_size=args.answers,
         gradient_accumulation_steps=1,
         max_completion_length=args.tokens,
         learning_rate=args.learning_rate,
@@ -146,7 +146,9 @@ def train(args: argparse.Namespace, kind: str, guard: Guard, model: Any, tokeniz
         seed=args.seed,
         **SAMPLING,
     )
-    reward = SafetyReward(guard) if kind == "guard-only" else HybridReward(guard, per_sample(usefulness))
+    reward = (
+        SafetyReward(guard, soft=args.soft) if kind == "guard-only" else HybridReward(guard, per_sample(usefulness))
+    )
     trainer = GRPOTrainer(
         model, reward_funcs=[_logged(reward)], args=config, train_dataset=rows, processing_class=tokenizer,
         callbacks=[Clock()],

@@ -26,13 +26,14 @@ class Judged:
 
     severity: the worst of its parts; None where any of them was not judged, or where there was nothing to judge.
     stage: of that part. refusal: whether the last answer declines; None where the guard does not say. error: why there
-    is no severity.
+    is no severity. risk: the probability that the riskiest part is not safe; None where the guard gives none.
     """
 
     severity: Severity | None
     stage: Stage = Stage.response
     refusal: bool | None = None
     error: str | None = None
+    risk: float | None = None
 
 
 def judge_completions(
@@ -104,17 +105,21 @@ def _worst(decisions: Sequence[Decision]) -> Judged:
         return Judged(None, error="nothing was written: there is nothing to judge")
     worst: Decision | None = None
     refusal: bool | None = None
+    risks: list[float | None] = []
     for decision in decisions:
         verdict = decision.verdict
         if not decision.judged or verdict is None:
             return Judged(None, decision.stage, error=decision.error or "not judged")
+        risks.append(verdict.risk if verdict.scores else None)
         if worst is None or worst.verdict is None or verdict.severity > worst.verdict.severity:
             worst = decision
         if decision.stage is Stage.response:
             refusal = verdict.refusal
     assert worst is not None
     assert worst.verdict is not None
-    return Judged(worst.verdict.severity, worst.stage, refusal)
+    known = [risk for risk in risks if risk is not None]
+    risk = max(known) if len(known) == len(risks) else None
+    return Judged(worst.verdict.severity, worst.stage, refusal, risk=risk)
 
 
 def check_guard(guard: object) -> Guard:

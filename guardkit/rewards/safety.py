@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from guardkit.errors import GuardkitError
 from guardkit.guard import Guard
 from guardkit.rewards.judged import Conversation, Judged, LogMetric, check_guard, judge_completions, tell
 from guardkit.verdict import Severity
@@ -18,10 +19,13 @@ class SafetyReward:
     A callable with TRL's signature; make one a process and give it to `reward_funcs`. `as_async()` gives the same as a
     coroutine function, which runs beside other rewards. A model that learns from this alone learns to refuse:
     `HybridReward` is what the report ends up with.
+
+    soft: between the two by the guard's probability that the completion is safe, which tells answers apart of which all
+    are safe, or none; the report's reward is the hard one.
     """
 
-    def __init__(self, guard: Guard, *, safe: float = 1.0, not_safe: float = 0.0):
-        self.guard, self.safe, self.not_safe = check_guard(guard), safe, not_safe
+    def __init__(self, guard: Guard, *, safe: float = 1.0, not_safe: float = 0.0, soft: bool = False):
+        self.guard, self.safe, self.not_safe, self.soft = check_guard(guard), safe, not_safe, soft
         self.__name__ = "safety_reward"  # what trainers log it as
         self.found: list[Judged] = []  # of the last call
 
@@ -33,7 +37,8 @@ class SafetyReward:
         log_metric: LogMetric | None = None,
         **columns: Any,
     ) -> Rewards:
-        """prompts, completions: texts or messages, equally many. Gives a reward each, None where one was not judged."""
+        """prompts, completions: texts or messages, equally many. Gives a reward each, None where one was not judged.
+        Raises `GuardkitError` where a soft reward has no probability to go by."""
         self.found = judge_completions(self.guard, prompts, completions)
         tell(self.found, log_metric)
         return [self._reward(f) for f in self.found]
@@ -41,6 +46,10 @@ class SafetyReward:
     def _reward(self, found: Judged) -> float | None:
         if found.severity is None:
             return None
+        if self.soft:
+            if found.risk is None:
+                raise GuardkitError("this guard gives no probabilities, and a soft reward is made of them: soft=False")
+            return self.not_safe + (self.safe - self.not_safe) * (1.0 - found.risk)
         return self.safe if found.severity is Severity.safe else self.not_safe
 
     def as_async(self) -> Callable[..., Awaitable[Rewards]]:
