@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,10 @@ environment, or "model" and "policy" in the config file (guard doctor names it).
 \b
 Colour is used on a terminal; NO_COLOR turns it off, CLICOLOR_FORCE=1 on.
 """
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT)
+"""What goes wrong where a text is written without a file's name."""
 
 
 class Interrupted(Exception):
@@ -137,7 +142,8 @@ def exit_code_of(error: Exception) -> int:
         say(str(error), "error")
         return 3
     if isinstance(error, OSError):
-        say(f"{error.filename or 'standard output'}: {error.strerror or error}", "error")
+        where = error.filename or ("standard output" if error.errno in _OUTPUT_ERRORS else None)
+        say(f"{where}: {error.strerror or error}" if where else f"{error.strerror or error}", "error")
         return 3
     import os
     import traceback

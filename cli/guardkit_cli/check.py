@@ -244,6 +244,8 @@ def available(
     try:
         source = Source.open(path, encoding)
         talk.start(source)
+        if reader.reads_lines_of(path):
+            talk.hint("each line of a document is judged by itself; --whole judges a file as one text")
         reads = reader.read(source)
         while (records := next(reads, None)) is not None:
             yield records, source.is_ready()
@@ -271,6 +273,7 @@ class Talk:
         self._source: Source | None = None
         self._progress: Progress | None = None
         self._n_told = 0
+        self._hints: set[str] = set()
         self._n_errors = 0
         top = WORST if shown.top is None else shown.top
         self._summary = Summary(top=top, language=guess if shown.summary_only else None)
@@ -280,6 +283,12 @@ class Talk:
         self._source, self._progress = source, None
         if source.size and not self._shown.quiet and is_terminal(sys.stderr):
             self._progress = Progress(source.size, perf_counter)
+
+    def hint(self, text: str) -> None:
+        """Say it once."""
+        if text not in self._hints and not self._shown.quiet:
+            self._hints.add(text)
+            say(text)
 
     def progress(self, tally: Tally) -> None:
         if self._progress is not None and self._source is not None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from guardkit_cli.output import escape, shorten
+from guardkit_cli.output import escape, say, shorten
 from guardkit_cli.records import Item, Reader, Record, Source
 
 SHOWN_RECORDS = 5
@@ -83,7 +83,11 @@ def files(paths: Sequence[str], recursive: bool, glob: str | None) -> Iterator[s
                     or fnmatch(name, glob)
                     or fnmatch(os.path.relpath(os.path.join(folder, name), path), glob)
                 ):
-                    yield os.path.join(folder, name)
+                    found = os.path.join(folder, name)
+                    if os.path.exists(found) and not os.path.isfile(found):  # it might never end, nor begin
+                        say(f"'{found}' is a pipe, a socket or a device: not read", "warning")
+                    else:
+                        yield found
 
 
 def _raise(error: OSError) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Item = str | list["Message"]
 CHUNK_BYTES = 1 << 18
+DOCUMENTS = (
+    ".html", ".htm", ".xml", ".md", ".rst", ".tex", ".rtf", ".eml", ".mbox", ".srt", ".vtt", ".yaml", ".yml", ".toml",
+)  # fmt: skip
+"""Files in which a sentence goes on over several lines."""
 MAX_IGNORED = 100  # different paths that are counted
 NAME_IT = "--encoding NAME says what it is"
 SHOWN_OF_LONG = 1024  # bytes of a line that is not read
@@ -214,6 +218,11 @@ class Reader:
         self.decoder = Decoder()
         self.n_blank = 0
         self.ignored: dict[str, int] = {}  # how often texts at a path were not judged
+
+    def reads_lines_of(self, name: str) -> bool:
+        """Whether a file whose name tells that it is a document is read line by line, of which none was asked for."""
+        asked = self.whole or self.join or self.jsonl or self.format is not None
+        return not asked and name.lower().endswith(DOCUMENTS)
 
     def argument(self, number: int, text: str) -> list[Record]:
         """A TEXT of the command line."""

@@ -8,12 +8,13 @@ character, where it came from, so a finding in the view can be shown in the text
   ends and cut strings inside words
 - `encodings`: base64, base32, hex, binary, character codes, Morse, Punycode, where they turn into text
 - `ciphers`: shifted or mirrored Latin letters, reversed text
-- `codes`: calls of chr, Braille, uuencode, Ascii85, numbers and names for letters
+- `codes`: calls of chr, Braille, uuencode, base85, numbers and names for letters
 - `letters`, `spelling`, `apart`, `blanks`: letters hidden, foreign, set apart, replaced, drawn, repeated; blanks left
   out
 
-Not undone: encrypted data, base58, base85 without marks, ciphers of other alphabets than the Latin or with a key,
-arithmetic and code that builds a text, elements that a style sheet hides.
+Not undone: encrypted data, base58, ciphers of other alphabets than the Latin or with a key, arithmetic and most code
+that builds a text, letters in a table or numbered one by one, and what changes the words themselves: Pig Latin and its
+like, vowels left out, letters or words in another order.
 
 Both texts are judged, so a wrong change here costs a second look and never a verdict. It would still cost it on every
 log line, so each rule asks for a reason that ordinary text does not give: another script inside one word, digits

@@ -245,6 +245,22 @@ def test_folders(cli, tmp_path):
     assert (result.code, "no file" in result.err) == (2, True)
 
 
+def test_what_is_no_file_in_a_folder_is_told_and_does_not_hang(cli, tmp_path):
+    os.mkfifo(tmp_path / "a pipe")
+    write(tmp_path / "b.txt", "BAD\n")
+    result = cli("check", "-r", "--input", str(tmp_path))
+    assert result.code == 1
+    assert "a pipe' is a pipe" in result.err
+
+
+def test_a_document_that_is_read_by_lines_gets_a_hint(cli, tmp_path):
+    paths = [write(tmp_path / name, "how do I do this\nBAD thing\n") for name in ("a.HTML", "b.md", "c.log")]
+    given = [part for path in paths for part in ("--input", path)]
+    assert cli("check", *given).err.count("--whole") == 1
+    assert "--whole" not in cli("check", "--whole", *given).err + cli("check", "--input", paths[2]).err
+    assert "--whole" not in cli("check", "--quiet", *given).err
+
+
 def test_explain_input(cli, tmp_path):
     path = write(
         tmp_path / "x.jsonl.gz", gzip.compress(b'{"prompt": "asked", "response": "answered", "source": "s"}\n3\n')

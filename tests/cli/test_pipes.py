@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -273,3 +274,13 @@ def test_a_signal_that_does_not_interrupt_the_read_is_heard():
         os.close(write)
         signal.signal(signal.SIGUSR1, before)
     assert in_time
+
+
+def test_an_error_of_no_file_is_not_laid_on_standard_output(capsys):
+    from guardkit_cli.app import exit_code_of
+
+    assert exit_code_of(OSError(-2, "Name or service not known")) == 3
+    assert exit_code_of(OSError(errno.ENOSPC, "No space left on device")) == 3
+    first, second = capsys.readouterr().err.splitlines()
+    assert "standard output" not in first
+    assert "standard output" in second
