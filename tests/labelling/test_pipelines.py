@@ -59,6 +59,7 @@ def test_nemo_curator() -> None:
     assert stage.with_(batch_size=2).batch_size == 2
 
 
+@pytest.mark.slow
 def test_data_juicer() -> None:
     pytest.importorskip("data_juicer", reason="py-data-juicer is not installed")
     from data_juicer.core.data import NestedDataset
@@ -73,6 +74,7 @@ def test_data_juicer() -> None:
     assert [r["text"] for r in kept.to_list()] == ["fine", "fine too"]
 
 
+@pytest.mark.slow
 def test_spark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyspark", reason="pyspark is not installed")
     import shutil
