@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from langchain_guardkit.middleware import GuardMiddleware
     from langchain_guardkit.rollback import RollbackChatModel
     from langchain_guardkit.runnable import GuardRunnable
+    from langchain_guardkit.store import GuardedStore
     from langchain_guardkit.tools import GuardedTool, guarded_writer
 
 # Modules load when they are first used: the middleware alone needs langchain and langgraph.
@@ -28,6 +29,7 @@ _HOME = {
     "middleware": ("GuardMiddleware",),
     "rollback": ("RollbackChatModel",),
     "runnable": ("GuardRunnable",),
+    "store": ("GuardedStore",),
     "tools": ("GuardedTool", "guarded_writer"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -40,6 +42,7 @@ __all__ = [
     "GuardRetriever",
     "GuardRunnable",
     "GuardedChatModel",
+    "GuardedStore",
     "GuardedTool",
     "MessageViolation",
     "Observation",

@@ -21,7 +21,10 @@ from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 from langchain_core.runnables.passthrough import RunnableAssign
 
 from guardkit import Decision, GuardViolation
-from langchain_guardkit.enforcing import Enforcement, withheld
+from langchain_guardkit.enforcing import (
+    Enforcement,
+)
+from langchain_guardkit.marks import withheld
 
 
 def around(

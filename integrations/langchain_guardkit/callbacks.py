@@ -15,8 +15,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Tool
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from guardkit import Decision, Guard, Message, Stage
-from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, MessageViolation, summary, worst
+from langchain_guardkit.enforcing import (
+    Enforcement,
+    MessageViolation,
+    worst,
+)
 from langchain_guardkit.growing import StringFlow, drive
+from langchain_guardkit.marks import METADATA_KEY, summary
 from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
 from langchain_guardkit.reading import call_text, read
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow

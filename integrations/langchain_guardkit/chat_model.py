@@ -17,9 +17,9 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from guardkit import Decision, Guard, GuardkitError, Stage
 from langchain_guardkit.binding import around, is_dynamic, repair_request, resolved, without_violations
-from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior
+from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, counts
 from langchain_guardkit.messages import MessageGuard
-from langchain_guardkit.results import aiter_of, as_chunk, as_chunks, counts, result_of
+from langchain_guardkit.results import aiter_of, as_chunk, as_chunks, result_of
 from langchain_guardkit.sequence import once
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks, guard_chunks
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved, without_own_callbacks
@@ -248,6 +248,7 @@ class GuardedChatModel(BaseChatModel):
             else:
                 generations.append(ChatGeneration(message=answer))
         withheld = any(answer is not given for (answer, _), given in zip(judged, answers, strict=True))
+        withheld = withheld or not self._messages.passes_beside(result.llm_output)
         return ChatResult(
             generations=generations, llm_output=counts(result.llm_output) if withheld else result.llm_output
         ), None

@@ -14,16 +14,15 @@ from pydantic import ConfigDict, PrivateAttr
 
 from guardkit import Action, Decision, Guard, GuardkitError, Stage
 from langchain_guardkit.enforcing import (
-    METADATA_KEY,
     VIOLATION_MESSAGE,
     Enforcement,
     MessageViolation,
     OnViolation,
     Policies,
     ViolationMessage,
-    summary,
     worst,
 )
+from langchain_guardkit.marks import METADATA_KEY, summary
 from langchain_guardkit.reading import joined_texts
 from langchain_guardkit.unobserved import Unobserved, without_own_callbacks
 from langchain_guardkit.values import about_document

@@ -6,34 +6,41 @@ import copy
 import hashlib
 import logging
 import threading
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import langchain_core.exceptions
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.runnables.config import var_child_runnable_config
+from pydantic import ValidationError
 
 from guardkit import (
     Action,
-    Category,
     Decision,
     Guard,
     GuardkitError,
     GuardViolation,
     Message,
     Policy,
-    Severity,
     Stage,
-    Verdict,
 )
 from guardkit.locate import parts_of
+from langchain_guardkit.marks import METADATA_KEY, RECENT, decision_of, summary
+from langchain_guardkit.reading import is_id, read
 
 ExitBehavior = Literal["error", "end", "replace"]
 VIOLATION_MESSAGE = "This content was withheld by a safety guard ({stage}: {categories})."
-METADATA_KEY = "guardkit"
 POLICY_KEY = "guard_policy"
 ViolationMessage = str | Mapping[str, str] | Callable[[Decision], str]
 OnViolation = Callable[[Decision], object]
@@ -42,6 +49,7 @@ Policies = Mapping[str, Any]  # a name for each: a built-in's name, a Policy, a 
 _ModelError: Any = getattr(langchain_core.exceptions, "ModelError", langchain_core.exceptions.LangChainException)
 # What a blocked message keeps of its metadata: nothing in it may repeat the text, as log-probabilities do.
 KEPT_METADATA = ("model_name", "model_provider", "model", "ls_provider")
+_KINDS = (HumanMessage, SystemMessage, ToolMessage, FunctionMessage, ChatMessage)
 _M = TypeVar("_M", bound=BaseMessage)
 
 
@@ -60,24 +68,6 @@ class MessageViolation(GuardViolation, _ModelError, RuntimeError):  # type: igno
         super().__init__(decision, f"{where}{decision}")
 
 
-class Recent:
-    """The decisions behind the violation messages that this process wrote, by the id in their mark. Bounded."""
-
-    def __init__(self, size: int = 1024):
-        self._size = size
-        self._known: OrderedDict[str, Decision] = OrderedDict()
-
-    def keep(self, decision: Decision) -> str:
-        key = uuid.uuid4().hex
-        self._known[key] = decision
-        while len(self._known) > self._size:
-            self._known.popitem(last=False)
-        return key
-
-    def get(self, mark: Mapping[str, Any]) -> Decision | None:
-        return self._known.get(str(mark.get("id")))
-
-
 @dataclass(frozen=True)
 class Enforcement:
     """A guard and what to do about its decisions.
@@ -93,7 +83,6 @@ class Enforcement:
     violation_message: ViolationMessage = VIOLATION_MESSAGE
     on_violation: OnViolation | None = None
     policies: Policies = field(default_factory=dict)
-    recent: Recent = field(default_factory=Recent, compare=False, repr=False)
     chosen: bool = False  # whether the run's policy is chosen already
 
     def __post_init__(self) -> None:
@@ -168,7 +157,8 @@ class Enforcement:
 
     def mark(self, decision: Decision, index: int | None = None) -> dict[str, Any]:
         """What stands in a violation message's metadata: the decision, without any text of what was judged."""
-        found = {**summary(decision), "id": self.recent.keep(decision), "message": self.text(decision)}
+        message = self.text(decision)
+        found = {**summary(decision), "id": RECENT.keep(decision, message), "message": message}
         return found if index is None else {**found, "index": index}
 
     def refusal(self, mark: Mapping[str, Any]) -> AIMessage:
@@ -180,8 +170,7 @@ class Enforcement:
     def violation(self, mark: Mapping[str, Any]) -> MessageViolation:
         """The violation that a mark stands for. In another process than that which wrote it: without its scores."""
         index = mark.get("index")
-        decision = self.recent.get(mark) or _decision_of(mark)
-        return MessageViolation(decision, index if isinstance(index, int) else None)
+        return MessageViolation(decision_of(mark), index if isinstance(index, int) else None)
 
     def scrubbed(self, message: _M, decision: Decision, index: int | None = None) -> _M | AIMessage:
         """A message in the place of a blocked one: its id, name and usage, and the violation message."""
@@ -191,21 +180,24 @@ class Enforcement:
             if redacted is not None:
                 return redacted
         text = mark["message"]
-        metadata = {k: v for k, v in message.response_metadata.items() if k in KEPT_METADATA}
+        metadata = {k: v for k, v in message.response_metadata.items() if k in KEPT_METADATA and is_id(v)}
         metadata[METADATA_KEY] = mark
+        kept: dict[str, Any] = {"content": text, "response_metadata": metadata}
+        kept |= {"id": message.id if is_id(message.id) else None, "name": message.name if is_id(message.name) else None}
         if isinstance(message, AIMessage):
             kind = AIMessageChunk if isinstance(message, AIMessageChunk) else AIMessage
-            return kind(
-                content=text,
-                id=message.id,
-                name=message.name,
-                usage_metadata=message.usage_metadata,
-                response_metadata=metadata,
-            )
-        update: dict[str, Any] = {"content": text, "additional_kwargs": {}, "response_metadata": metadata}
+            return kind(**kept, usage_metadata=cast(Any, counts(message.usage_metadata)))
         if isinstance(message, ToolMessage):
-            update |= {"artifact": None, "status": "error"}
-        return message.model_copy(update=update)
+            id_ = message.tool_call_id
+            kept |= {"status": "error", "tool_call_id": id_ if is_id(id_) else f"call_{digest(id_)}"}
+        elif isinstance(message, FunctionMessage):
+            kept["name"] = kept["name"] or "function"
+        elif isinstance(message, ChatMessage):
+            kept["role"] = message.role if is_id(message.role) else "user"
+        try:  # of its own kind, so that a prompt and a tool's caller take it
+            return type(message)(**kept)
+        except ValidationError:  # a kind with required fields of its own
+            return cast(_M, next(kind for kind in _KINDS if isinstance(message, kind))(**kept))
 
     def redacted(self, text: str, decision: Decision, *stages: Stage) -> str:
         """A text with the violation message in the place of each sentence that a stage's policy stops; in the place of
@@ -222,7 +214,6 @@ class Enforcement:
 
     def _redacted(self, message: _M, decision: Decision, mark: Mapping[str, Any]) -> _M | None:
         """A message with its flagged places replaced and all else kept; None where that does not pass."""
-        from langchain_guardkit.reading import read
 
         def clean(block: Any) -> Any:
             if isinstance(block, str):
@@ -236,6 +227,19 @@ class Enforcement:
         metadata = {**message.response_metadata, METADATA_KEY: mark}
         new = message.model_copy(update={"content": content, "response_metadata": metadata})
         return None if self.guard.decide([read(new)]).action.stops else new
+
+
+def counts(output: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a blocked answer keeps of a provider's output: its numbers and the model's name."""
+    if output is None:
+        return None
+    kept: dict[str, Any] = {}
+    for key, value in output.items():
+        if isinstance(value, Mapping):
+            kept[key] = counts(value)
+        elif isinstance(value, int | float) or (key in KEPT_METADATA and is_id(value)):
+            kept[key] = value
+    return {key: value for key, value in kept.items() if is_id(key)}
 
 
 def policy_name(config: Any = None, context: Any = None) -> str | None:
@@ -260,41 +264,9 @@ def _under(guard: Guard, source: Any) -> Guard:
     return other
 
 
-def _decision_of(mark: Mapping[str, Any]) -> Decision:
-    stage = Stage(mark.get("stage", Stage.prompt.value))
-    verdict = None
-    if mark.get("severity"):
-        categories = tuple(Category.named(c) for c in mark.get("categories", ()))
-        verdict = Verdict(Severity(mark["severity"]), categories, stage=stage)
-    judged = bool(mark.get("judged", verdict is not None))
-    error = None if judged else "see the log of the process that judged it"
-    return Decision(Action(mark["action"]), verdict, str(mark.get("rule", "")), judged, stage, error)
-
-
-def summary(decision: Decision) -> dict[str, Any]:
-    """A decision as plain metadata, without any text of what was judged."""
-    verdict = decision.verdict
-    return {
-        "action": decision.action.value,
-        "judged": decision.judged,
-        "stage": decision.stage.value,
-        "severity": verdict.severity.value if verdict else None,
-        "categories": [c.value for c in verdict.categories] if verdict else [],
-        "rule": decision.rule,
-    }
-
-
 def worst(decisions: Sequence[Decision]) -> Decision:
     """The decision that counts for a whole: the strongest action, then the most severe."""
     return max(decisions, key=lambda d: (d.action, not d.judged, d.verdict is not None and d.verdict.severity))
-
-
-def withheld(message: BaseMessage) -> dict[str, Any] | None:
-    """Where a guard put its violation message in this message's place, or at its end in a stream: why."""
-    found = message.response_metadata.get(METADATA_KEY)
-    if not isinstance(found, dict) or found.get("action") not in ("block", "redact") or found.get("spans"):
-        return None
-    return found
 
 
 class Judged:

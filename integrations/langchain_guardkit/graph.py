@@ -17,8 +17,8 @@ from langchain_guardkit.enforcing import (
     OnViolation,
     Policies,
     ViolationMessage,
-    withheld,
 )
+from langchain_guardkit.marks import withheld, withheld_here
 from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
 from langchain_guardkit.streaming import OUTPUT_STAGES
 
@@ -52,7 +52,7 @@ def guard_node(
         update = [after for before, after in zip(messages, admitted, strict=True) if after is not before]
         if admitted.refusal is not None:
             return {key: [*update, run.refusal(admitted.refusal)]}
-        if messages and isinstance(messages[-1], AIMessage) and withheld(messages[-1]) is None:
+        if messages and isinstance(messages[-1], AIMessage) and withheld_here(messages[-1]) is None:
             ((answer, decision),) = outputs.under(run).judge_answers(messages[:-1], messages[-1:])
             if decision is not None:
                 update.append(answer)

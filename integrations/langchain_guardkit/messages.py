@@ -10,8 +10,14 @@ from typing import Any, TypeVar
 from langchain_core.messages import AIMessage, BaseMessage
 
 from guardkit import Action, Decision, Message, MessageError, Stage
-from langchain_guardkit.enforcing import Enforcement, Judged, digest, scope_of, withheld
-from langchain_guardkit.reading import as_context, read, select
+from langchain_guardkit.enforcing import (
+    Enforcement,
+    Judged,
+    digest,
+    scope_of,
+)
+from langchain_guardkit.marks import RECENT, withheld
+from langchain_guardkit.reading import as_context, beside, read, select
 
 INPUT_STAGES = frozenset((Stage.prompt, Stage.tool_output, Stage.document))
 _M = TypeVar("_M", bound=BaseMessage)
@@ -70,12 +76,8 @@ class MessageGuard:
         """What the whole message is remembered by; None where it is not all plain data."""
         if isinstance(message, AIMessage) and not self.own:
             return None
-        artifact, role = getattr(message, "artifact", None), getattr(message, "role", None)
-        about: tuple[Any, ...] = (message.additional_kwargs, message.response_metadata, artifact, role)
-        if isinstance(message, AIMessage):
-            about += (message.tool_calls, message.invalid_tool_calls)
         try:
-            plain = json.dumps((message.content, about))
+            plain = json.dumps((message.content, list(beside(message).items())))
         except (TypeError, ValueError, RecursionError):
             return None
         return digest(self.enforcement.key, message.type, plain, *sorted(s.value for s in self.stages))
@@ -102,8 +104,8 @@ class MessageGuard:
             if key is not None and (key in known or self.judged.has(key)):
                 continue
             mark = withheld(message)
-            decision = None if mark is None else self.enforcement.recent.get(mark)
-            if mark is not None and decision is not None and message.content == mark.get("message"):
+            decision = None if mark is None else RECENT.get(mark)
+            if mark and decision is not None and message.content == mark.get("message") and not _more(message):
                 found.append(Found(i, decision, key, settled=True))
                 continue
             try:
@@ -150,6 +152,15 @@ class MessageGuard:
                 admitted.refusal = mark
         return admitted
 
+    def passes_beside(self, output: Mapping[str, Any] | None) -> bool:
+        """Whether what a provider says about its answers may be seen. Each answer's own metadata holds it too, and was
+        judged there, but where there are several."""
+        if not output or Stage.response not in self.stages:
+            return True
+        wanted = Message.of({"role": "assistant", "content": "", "response_metadata": output})
+        fresh = self.judged.fresh(wanted, self.enforcement.key)
+        return fresh is None or not self.enforcement.guard.decide([fresh]).action.stops
+
     def judge_answers(
         self, messages: Sequence[BaseMessage], answers: Sequence[_M], *, final: bool = True
     ) -> list[tuple[_M | AIMessage, Decision | None]]:
@@ -179,6 +190,11 @@ class MessageGuard:
             scrubbed = self.enforcement.scrubbed(answer, decision, index)
             results.append((scrubbed, None if withheld(scrubbed) is None else decision))
         return results
+
+
+def _more(message: BaseMessage) -> bool:
+    """Whether a violation message carries what it did not when it was written."""
+    return any(key not in ("response_metadata", "usage_metadata", "name") for key in beside(message))
 
 
 def turn_start(messages: Sequence[BaseMessage]) -> int:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NotRequired, cast
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr, ToolCallRequest
 from langchain.agents.structured_output import StructuredOutputError
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, RemoveMessage, ToolMessage
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
 
@@ -25,9 +26,8 @@ from langchain_guardkit.enforcing import (
     Policies,
     ViolationMessage,
     digest,
-    summary,
-    withheld,
 )
+from langchain_guardkit.marks import summary, withheld, withheld_here
 from langchain_guardkit.messages import INPUT_STAGES, Found, MessageGuard, is_current, turn_start
 from langchain_guardkit.reading import call_text, read
 from langchain_guardkit.streaming import OUTPUT_STAGES
@@ -140,7 +140,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         messages = state["messages"]
         keys, decisions = decided
         start = turn_start(messages)
-        update: list[BaseMessage] = []
+        scrubbed: dict[int, BaseMessage] = {}
         stopped: set[int] = set()
         ended: Mapping[str, Any] | None = None
         for found in decisions:
@@ -156,18 +156,20 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
                 continue
             stopped.add(i)
             current = is_current(messages, i, start)
-            scrubbed = messages[i] if found.settled else enforcement.scrubbed(messages[i], decision, i)
             if not found.settled:
-                update.append(scrubbed)
+                scrubbed[i] = enforcement.scrubbed(messages[i], decision, i)
                 if current:
                     enforcement.report(decision)
             if current and ended is None and enforcement.behavior(decision) != "replace":
-                ended = withheld(scrubbed)
+                ended = withheld(scrubbed.get(i, messages[i]))
         passed = [key for i, key in enumerate(keys) if key is not None and i not in stopped]
         known = set(state.get("guardkit_passed") or ())
         result: dict[str, Any] = {PASSED: new} if (new := [key for key in passed if key not in known]) else {}
         if enforcement.exit_behavior != "replace":
             ended = ended or _withheld_since_the_model(messages)
+        update = list(scrubbed.values())
+        if any(message.id != messages[i].id for i, message in scrubbed.items()):  # what stood as its id may not stay
+            update = [RemoveMessage(REMOVE_ALL_MESSAGES), *(scrubbed.get(i, m) for i, m in enumerate(messages))]
         if ended is not None:
             update.append(enforcement.refusal(ended))
             result["jump_to"] = "end"
@@ -260,7 +262,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     def _settled(
         self, messages: Sequence[BaseMessage], message: AIMessage, enforcement: Enforcement
     ) -> tuple[AIMessage, bool]:
-        mark = withheld(message)
+        mark = withheld_here(message)
         if mark is not None:
             # Without the front that a stopped stream let out: the state keeps the violation message alone.
             kept = {"id": message.id, "name": message.name, "usage_metadata": message.usage_metadata}

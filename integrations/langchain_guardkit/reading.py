@@ -9,10 +9,15 @@ from langchain_core.messages import BaseMessage
 
 from guardkit import Message, MessageError, Stage
 from guardkit.reading.positions import ROLE_OF_TYPE, ROLES
-from guardkit.reading.values import texts_of
-from langchain_guardkit.enforcing import METADATA_KEY
+from guardkit.reading.values import is_name, texts_of
+from langchain_guardkit.marks import METADATA_KEY, foreign
 
 _TYPES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "function": "tool"} | ROLE_OF_TYPE
+_SILENT = frozenset(("content", "type", "status", "tool_call_chunks", "chunk_position"))
+_READ = frozenset((
+    "additional_kwargs", "response_metadata", "name", "tool_calls", "invalid_tool_calls", "usage_metadata", "artifact",
+))  # fmt: skip
+_IDS = frozenset(("id", "tool_call_id"))
 Item = str | list[Message]
 
 
@@ -29,21 +34,39 @@ def role_of(message: BaseMessage, index: int = 0) -> str:
 
 def read(message: BaseMessage, index: int = 0) -> Message:
     """The core's view of a message: every text that it carries. Raises `MessageError` that names `index`."""
-    role = role_of(message, index)
-    metadata = message.response_metadata
-    if METADATA_KEY in metadata:
-        metadata = {key: value for key, value in metadata.items() if key != METADATA_KEY}
-    source: dict[str, Any] = {"role": role, "content": message.content, "name": message.name, "id": message.id}
-    for key, value in (
-        ("additional_kwargs", message.additional_kwargs),
-        ("response_metadata", metadata),
-        ("artifact", getattr(message, "artifact", None)),
-        ("tool_calls", getattr(message, "tool_calls", None)),
-        ("invalid_tool_calls", getattr(message, "invalid_tool_calls", None)),
-    ):
-        if value:
-            source[key] = value
-    return Message.of(source, index)
+    return Message.of({"role": role_of(message, index), "content": message.content, **beside(message)}, index)
+
+
+def beside(message: BaseMessage) -> dict[str, Any]:
+    """What a message carries beside its content that may hold text, `extra` being the fields of its own kind and those
+    that nobody declared. Ids are there only where they are none."""
+    found: dict[str, Any] = {}
+    extra = dict(message.model_extra or {})
+    for key, value in vars(message).items():
+        if not value or key in _SILENT:
+            continue
+        if key in _IDS:
+            if not is_id(value):
+                found[key] = value
+        elif key == "role":
+            if value not in ROLES:
+                extra[key] = value
+        elif key == "response_metadata" and METADATA_KEY in value:
+            found[key] = {**value, METADATA_KEY: foreign(value[METADATA_KEY], message.content)}
+            if not found[key][METADATA_KEY]:
+                del found[key][METADATA_KEY]
+        elif key in _READ:
+            found[key] = value
+        else:
+            extra[key] = value
+    if extra:
+        found["extra"] = extra
+    return found
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value is an id rather than words in the place of one; so is none at all."""
+    return not value or (isinstance(value, str) and is_name(value, 6))
 
 
 def as_context(message: BaseMessage, index: int = 0) -> Message:

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-
-from langchain_guardkit.enforcing import KEPT_METADATA
-
-
-def counts(output: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What a blocked answer keeps of a provider's output: its numbers and the model's name."""
-    if output is None:
-        return None
-    kept: dict[str, Any] = {}
-    for key, value in output.items():
-        if isinstance(value, Mapping):
-            kept[key] = counts(value)
-        elif isinstance(value, int | float) or key in KEPT_METADATA:
-            kept[key] = value
-    return kept
 
 
 def result_of(message: AIMessage) -> ChatResult:

@@ -14,7 +14,7 @@ from langchain_core.runnables.config import (
 )
 
 from guardkit import Decision
-from langchain_guardkit.enforcing import METADATA_KEY, summary
+from langchain_guardkit.marks import METADATA_KEY, summary
 
 
 def run_of(

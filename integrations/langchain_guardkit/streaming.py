@@ -18,9 +18,16 @@ from langchain_core.outputs import ChatGenerationChunk
 from guardkit import Decision, Message, Stage
 from guardkit.reading.payloads import arguments_text
 from guardkit.reading.positions import CALL_ARGUMENTS, CALL_BLOCKS, REASONING, REASONING_BLOCKS
-from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, Judged, digest, scope_of, worst
+from langchain_guardkit.enforcing import (
+    Enforcement,
+    Judged,
+    digest,
+    scope_of,
+    worst,
+)
 from langchain_guardkit.growing import Ask, QueryFlow, Steps, TextFlow, adrive, drive
-from langchain_guardkit.reading import joined_texts
+from langchain_guardkit.marks import METADATA_KEY, foreign
+from langchain_guardkit.reading import is_id, joined_texts
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
 _FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content"))
@@ -65,6 +72,7 @@ class ChunkFlow:
         self._queue: deque[_Entry] = deque()
         self._last = AIMessageChunk(content="")
         self._about: dict[str, Any] = {}
+        self._id: str | None = None
         self.shown = False  # whether any text went out
         self.decision: Decision | None = None
 
@@ -79,6 +87,14 @@ class ChunkFlow:
         if about and about != self._about:  # many providers repeat the same with each chunk
             self._about = about
             pieces += metadata_pieces(about)
+        if message.id is not self._id:
+            self._id = message.id
+            if not is_id(message.id):
+                pieces += _aside({"id": message.id})
+        if message.usage_metadata:
+            pieces += _aside({"usage_metadata": message.usage_metadata})
+        if message.model_extra:
+            pieces += _aside({"extra": message.model_extra})
         entry.divisible = len(pieces) == 1 and pieces[0][0] == ("text", None) and isinstance(message.content, str)
         for key, stage, text in pieces:
             # What an answer carries of other stages, such as the pages that it cites, belongs to the answer.
@@ -115,8 +131,8 @@ class ChunkFlow:
             details["shown_early"] = early  # characters that a hold-back this short let out before they were judged
         return AIMessageChunk(
             content=text if isinstance(self._last.content, str) else [{"type": "text", "text": text}],
-            id=self._last.id,
-            name=self._last.name,
+            id=self._last.id if is_id(self._last.id) else None,
+            name=self._last.name if is_id(self._last.name) else None,
             response_metadata={METADATA_KEY: details},
             chunk_position="last",
         )
@@ -199,7 +215,7 @@ def _pieces(message: AIMessageChunk) -> list[Piece]:
         for i, block in enumerate(content):
             found += _block_pieces(i, block)
     if calls:
-        found += [_call_piece("call", c.get("index"), i, c.get("name"), c.get("args")) for i, c in enumerate(calls)]
+        found += [_call_piece("call", c.get("index"), i, _name_of(c), c.get("args")) for i, c in enumerate(calls)]
         streamed = {text for key, _, text in found if key[0] == "call"}
         found = [p for p in found if p[0][0] not in ("block call", "raw call") or p[2] not in streamed]
     for call in message.invalid_tool_calls:
@@ -263,7 +279,20 @@ def _extra_pieces(extra: Mapping[str, Any]) -> Iterator[Piece]:
 
 def metadata_pieces(metadata: Mapping[str, Any]) -> list[Piece]:
     """The texts in what a provider says about an answer, such as the pages that it stands on."""
-    return [((f"{ASIDE}{key[0]}", key[1]), stage, text) for key, stage, text in _parts({"response_metadata": metadata})]
+    if METADATA_KEY in metadata:
+        metadata = {**metadata, METADATA_KEY: foreign(metadata[METADATA_KEY]) or None}
+    return _aside({"response_metadata": metadata})
+
+
+def _aside(source: dict[str, Any]) -> list[Piece]:
+    """Pieces that stand beside a text and do not end it."""
+    return [((f"{ASIDE}{key[0]}", key[1]), stage, text) for key, stage, text in _parts(source)]
+
+
+def _name_of(call: Any) -> Any:
+    """A call's name, with its id where that is none."""
+    name, id_ = call.get("name"), call.get("id")
+    return name if is_id(id_) else f"{name or ''} {id_}"
 
 
 def _call_piece(kind: str, index: Any, position: int, name: Any, args: Any) -> Piece:

@@ -15,7 +15,6 @@ from pydantic import ConfigDict, PrivateAttr
 from guardkit import Decision, Guard, Message, Stage
 from langchain_guardkit.binding import without_violations
 from langchain_guardkit.enforcing import (
-    METADATA_KEY,
     VIOLATION_MESSAGE,
     Enforcement,
     ExitBehavior,
@@ -25,6 +24,7 @@ from langchain_guardkit.enforcing import (
     ViolationMessage,
     digest,
 )
+from langchain_guardkit.marks import METADATA_KEY
 from langchain_guardkit.sequence import once
 from langchain_guardkit.unobserved import Scrub, Unobserved, without_observers, without_own_callbacks
 from langchain_guardkit.values import Leaf, decide_leaves, leaves_of, scrubbed
@@ -70,7 +70,7 @@ class OutputGuard:
     def error(self, error: Exception, name: str, tool_call_id: str | None) -> ToolMessage | None:
         """None for an error that may be seen; else the message that takes its place, so that nothing tries again.
         Raises one without its text where no message was asked for."""
-        decision = self._decide(Message("tool", str(error)))
+        decision = self._decide(Message("tool", error_text(error)))
         if decision is None:
             return None
         if tool_call_id is None:
@@ -238,6 +238,21 @@ def _unobserved_runtime(value: Any, scrub: Scrub) -> Any:
     if type(value).__name__ == "ToolRuntime":
         return replace(value, config=without_observers(value.config, scrub))
     return value
+
+
+def error_text(error: BaseException) -> str:
+    """All that a traceback says in words: messages and notes, of what caused the error too."""
+    said: list[str] = []
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        said += [str(one), *map(str, getattr(one, "__notes__", ()))]
+        waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    return "\n".join(dict.fromkeys(filter(None, said)))
 
 
 def is_control_flow(error: BaseException) -> bool:

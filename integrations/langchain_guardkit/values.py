@@ -15,7 +15,12 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPro
 
 from guardkit import Action, Decision, Message, MessageError, Severity, Stage, Verdict
 from guardkit.reading.values import Key, Path, replaced, texts_of
-from langchain_guardkit.enforcing import METADATA_KEY, Enforcement, digest, summary, worst
+from langchain_guardkit.enforcing import (
+    Enforcement,
+    digest,
+    worst,
+)
+from langchain_guardkit.marks import METADATA_KEY, foreign, summary
 from langchain_guardkit.messages import is_current, turn_start
 from langchain_guardkit.reading import Item, as_context, joined_texts, read
 
@@ -211,6 +216,8 @@ def _leaf(value: Any, index: int | None, context: Sequence[BaseMessage], stage: 
 def about_document(document: Document) -> dict[str, Any]:
     """What a document carries beside its content."""
     about = {key: value for key, value in document.metadata.items() if key != METADATA_KEY}
+    if left := foreign(document.metadata.get(METADATA_KEY), document.page_content):
+        about[METADATA_KEY] = left
     return {**about, "id": document.id} if document.id else about
 
 

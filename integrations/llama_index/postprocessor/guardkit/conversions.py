@@ -17,6 +17,7 @@ from llama_index.postprocessor.guardkit.streaming import numbers, usage_of
 from guardkit import Decision
 
 _T = TypeVar("_T")
+_TOKEN = 64  # characters of a token at most
 _AGAIN = (
     "Your answer was withheld by a safety check ({about}). Answer again without what led to that, "
     "or say that you cannot."
@@ -26,8 +27,23 @@ _AGAIN = (
 def cleaned(response: ChatResponse) -> ChatResponse:
     """Without what may hold more than was judged: of `raw` and of the extras only counts remain."""
     return response.model_copy(
-        update={"raw": usage_of(response.raw), "additional_kwargs": numbers(response.additional_kwargs)}
+        update={
+            "raw": usage_of(response.raw),
+            "additional_kwargs": numbers(response.additional_kwargs),
+            "logprobs": response.logprobs if _fits(response) else None,
+        }
     )
+
+
+def _fits(response: ChatResponse) -> bool:
+    """Whether log probabilities say no more than the answer does: its own tokens, each alternative a single one."""
+    said = response.message.content or ""
+    for ranked in response.logprobs or ():
+        if ranked and ranked[0].token.strip() not in said:
+            return False
+        if any(len(one.token) > _TOKEN or len(one.token.split()) > 1 for one in ranked[1:]):
+            return False
+    return True
 
 
 def as_messages(prompt: str) -> list[ChatMessage]:

@@ -12,6 +12,7 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage
 
 from guardkit import Action, Category, Decision, Severity, Stage, Verdict
+from guardkit.reading.values import is_name
 
 MARK = "guardkit"
 _FIELDS = {"action", "stage", "judged", "severity", "categories"}
@@ -39,6 +40,8 @@ def decision_of(mark: Any) -> Decision | None:
         return None
     try:
         stage, severity = Stage(mark["stage"]), mark["severity"]
+        if not all(is_name(c) for c in mark["categories"]):  # a text in the place of a category
+            return None
         categories = tuple(Category.named(c) for c in mark["categories"])
         verdict = Verdict(Severity(severity), categories, stage=stage) if severity is not None else None
         error = None if verdict else "it was withheld earlier"

@@ -73,7 +73,7 @@ def _source(block: Any) -> Any:
         title = {"title": block.title} if block.title and block.title != "input_document" else {}
         text = _file_text(block)
         source = {"url": str(block.url or block.path or "")} if text is None else {"source": {"text": text}}
-        return {"block_type": block.block_type, **title, **source}
+        return {"block_type": block.block_type, "media_type": block.document_mimetype, **title, **source}
     if isinstance(block, CachePoint):
         return {"block_type": "text", "text": "", "cache_control": block.cache_control.model_dump()}
     if isinstance(block, BaseModel):
@@ -108,10 +108,17 @@ def calls_in(value: Any) -> list[str]:
 
 def calls_of(message: ChatMessage) -> list[str]:
     """Every tool call of a message, as text, in order; one that stands there twice comes once."""
-    calls = [call_text(b.tool_name, b.tool_kwargs) for b in message.blocks if isinstance(b, ToolCallBlock)]
+    blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
+    calls = [f"{_odd_id(block)}{call_text(block.tool_name, block.tool_kwargs)}" for block in blocks]
     for key in CALL_KEYS:
         calls += calls_in(message.additional_kwargs.get(key) or [])
     return [*dict.fromkeys(calls)]
+
+
+def _odd_id(block: ToolCallBlock) -> str:
+    """What stands where a call's id belongs and is none."""
+    id_ = block.tool_call_id
+    return f"{id_} " if id_ and not is_name(id_, 6) else ""
 
 
 def call_text(name: str, arguments: Any) -> str:

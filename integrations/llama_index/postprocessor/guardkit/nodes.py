@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from llama_index.postprocessor.guardkit.rules import REDACTED, Rules, bare, reda
 from llama_index.postprocessor.guardkit.steps import Steps
 
 from guardkit import Action, Category, Decision, Guard, Message, Severity, Stage
-from guardkit.reading.values import Found, Key, replaced, texts_of
+from guardkit.reading.values import Found, Key, is_name, replaced, texts_of
 
 OnBlock = Literal["drop", "redact", "flag"]
 Media = Literal["on_error", "keep"]
@@ -82,9 +83,9 @@ class NodeRules:
         if kept is None:
             outcome = "dropped"
         if outcome == "flagged":
-            report(decision, f"node {node.node_id}", outcome)
+            report(decision, named(node.node_id), outcome)
         else:
-            self.rules.withheld(decision, f"node {node.node_id}", outcome)
+            self.rules.withheld(decision, named(node.node_id), outcome)
         return Screened(node.node_id, kept, bare(decision), outcome, media)
 
     def _items(self, node: BaseNode) -> list[str | list[Message]]:
@@ -167,13 +168,17 @@ def _rewritten(node: BaseNode, text: str, bad: Sequence[Found]) -> BaseNode:
     return copy
 
 
-# Fields of nodes that hold no text of a document, or are read by name below. Whatever else a kind of node has is read.
+# Fields of nodes that hold no text of a document, but for what does not look the part, or are read by name below.
+# Whatever else a kind of node has is read.
+_SILENT = (
+    "id_", "index_id", "metadata_template", "metadata_separator", "metadata_seperator", "text_template", "mimetype",
+    "image", "image_path", "image_url", "image_mimetype", "excluded_embed_metadata_keys", "excluded_llm_metadata_keys",
+)  # fmt: skip
 _READ_APART = frozenset((
-    "id_", "embedding", "text_embedding", "metadata", "relationships", "obj", "excluded_embed_metadata_keys",
-    "excluded_llm_metadata_keys", "metadata_template", "metadata_separator", "metadata_seperator", "text_template",
-    "start_char_idx", "end_char_idx", "mimetype", "index_id", "text", "image", "image_path", "image_url",
-    "image_mimetype", "class_name",
+    *_SILENT, "embedding", "text_embedding", "metadata", "relationships", "obj", "start_char_idx", "end_char_idx",
+    "text", "class_name",
 ))  # fmt: skip
+_DATA = re.compile(r"[A-Za-z0-9+/=_-]*")
 
 
 def _found_in(node: BaseNode, categories: Sequence[Category]) -> list[Found]:
@@ -184,15 +189,32 @@ def _found_in(node: BaseNode, categories: Sequence[Category]) -> list[Found]:
     for related in node.relationships.values():
         for info in related if isinstance(related, list) else [related]:
             found += texts_of(info.metadata, Stage.document, names=True)
+            found += _odd([info.node_id, info.hash, info.node_type])
+    for name in _SILENT:
+        value = getattr(node, name, None)
+        if value and value != type(node).model_fields[name].default:
+            found += _odd(value, name)
     if isinstance(node, IndexNode) and not isinstance(node.obj, BaseNode):
         found += texts_of(node.obj, Stage.document, names=True)
     for name in type(node).model_fields:
         value = getattr(node, name, None)
         if isinstance(value, MediaResource):
             found += texts_of(value.text, Stage.document)
+            found += _odd([value.mimetype, str(value.url or ""), str(value.path or "")])
         elif name not in _READ_APART and value is not None:
             found += texts_of(value, Stage.document)
     return found
+
+
+def _odd(value: Any, name: str = "") -> list[Found]:
+    """Of what stands where no text belongs: what reads as one."""
+    found = [f for f in texts_of(value, Stage.document) if f.text and not is_name(f.text.strip(), 6)]
+    return [f for f in found if not (name == "image" and _DATA.fullmatch(f.text or ""))]
+
+
+def named(node_id: str) -> str:
+    """A node in messages and logs."""
+    return f"node {node_id}" if is_name(node_id, 6) else "a node whose id is a text"
 
 
 def _line(found: Found) -> str:

@@ -10,7 +10,7 @@ from llama_index.core.bridge.pydantic import Field
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.postprocessor.guardkit.guards import GuardComponent, Source
-from llama_index.postprocessor.guardkit.nodes import Media, NodeRules, OnBlock, Screened
+from llama_index.postprocessor.guardkit.nodes import Media, NodeRules, OnBlock, Screened, named
 from llama_index.postprocessor.guardkit.rules import OnViolation, Rules, worst
 from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
@@ -75,7 +75,7 @@ class GuardNodePostprocessor(GuardComponent, BaseNodePostprocessor):
             raise GuardViolation(
                 worst([d.decision for d in screening.dropped]),
                 f"{len(screening.nodes)} of {len(nodes)} nodes are left, fewer than min_nodes={self.min_nodes}; "
-                f"dropped: {', '.join(d.node_id for d in screening.dropped)}",
+                f"dropped: {', '.join(named(d.node_id) for d in screening.dropped)}",
             )
         return screening
 

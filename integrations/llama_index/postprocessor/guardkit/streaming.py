@@ -31,6 +31,7 @@ from pydantic import BaseModel
 
 from guardkit import Action, Decision, Guard, Message, NotJudged, Stage
 from guardkit.events import Event
+from guardkit.reading.values import is_name
 from guardkit.stream import StreamGuard
 
 _CLOSERS = "\"'}]) \n"
@@ -370,6 +371,6 @@ def usage_of(raw: Any) -> dict[str, Any] | None:
 
 
 def numbers(source: dict[str, Any]) -> dict[str, Any]:
-    """The counts in a mapping, nested ones included."""
+    """The counts in a mapping, nested ones included, under keys that are names."""
     kept = {k: numbers(v) if isinstance(v, dict) else v for k, v in source.items() if isinstance(v, int | float | dict)}
-    return {k: v for k, v in kept.items() if v != {}}
+    return {k: v for k, v in kept.items() if v != {} and is_name(str(k), 6)}

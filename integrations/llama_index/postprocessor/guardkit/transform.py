@@ -11,7 +11,7 @@ from llama_index.core.bridge.pydantic import Field
 from llama_index.core.schema import BaseNode, TransformComponent
 from llama_index.postprocessor.guardkit.guards import GuardComponent, Source
 from llama_index.postprocessor.guardkit.ingestion import Run
-from llama_index.postprocessor.guardkit.nodes import Media, NodeRules, OnBlock
+from llama_index.postprocessor.guardkit.nodes import Media, NodeRules, OnBlock, named
 from llama_index.postprocessor.guardkit.rules import OnViolation, Rules
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 
@@ -68,7 +68,7 @@ class GuardTransform(GuardComponent, TransformComponent):
             failed = not result.decision.judged and result.node is None and not result.media
             if failed and self.on_not_judged == "raise":
                 raise NotJudged(
-                    f"node {result.node_id} was not judged ({result.decision.error}); run again, or set "
+                    f"{named(result.node_id)} was not judged ({result.decision.error}); run again, or set "
                     "on_not_judged='drop', or the guard's on_error='allow'"
                 )
         if any(result.outcome in ("dropped", "redacted") for result in results):
