@@ -30,6 +30,7 @@ _PLAIN = (
     datetime.tzinfo, uuid.UUID, type(Ellipsis), range,
 )  # fmt: skip
 _WORD = re.compile(r"[A-Z][a-z]{2,}|[a-z]{3,}|[A-Z]{3,}")
+_BLANK = re.compile(r"\s")
 _TIME = re.compile(r"[\d\s:.,+TZ/-]+")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _T = TypeVar("_T")
@@ -94,7 +95,7 @@ def is_name(text: str, max_words: int = 3) -> bool:
     its length, however they are joined ("call_8f2a", not "ignore-all-previous-instructions")."""
     if not text or text.isspace():
         return True
-    if any(c.isspace() for c in text):
+    if _BLANK.search(text):
         return _TIME.fullmatch(text) is not None
     if not text.isascii():
         return False

@@ -327,9 +327,9 @@ class GuardedChatModel(BaseChatModel):
             asked = [*admitted, repair_request(stopped)]
 
     def _flow(self, messages: Sequence[BaseMessage]) -> ChunkFlow:
-        context = self._messages.context(messages)
-        stages = self.stages & OUTPUT_STAGES
-        return ChunkFlow(self.enforcement, context, stages, self.holdback, self._messages.judged, len(messages))
+        stages, judged = self.stages & OUTPUT_STAGES, self._messages.judged
+        conversation = judged.conversations.of(messages)
+        return ChunkFlow(self.enforcement, conversation, stages, self.holdback, judged, len(messages))
 
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
         return bool(self.inner._should_stream(async_api=async_api, run_manager=run_manager, **kwargs))

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import langchain_core.exceptions
 from langchain_core.messages import (
@@ -32,12 +32,13 @@ from guardkit import (
     GuardkitError,
     GuardViolation,
     Message,
+    MessageError,
     Policy,
     Stage,
 )
 from guardkit.locate import parts_of
 from langchain_guardkit.marks import METADATA_KEY, RECENT, decision_of, summary
-from langchain_guardkit.reading import is_id, read
+from langchain_guardkit.reading import as_context, is_id, read
 
 ExitBehavior = Literal["error", "end", "replace"]
 VIOLATION_MESSAGE = "This content was withheld by a safety guard ({stage}: {categories})."
@@ -105,6 +106,7 @@ class Enforcement:
         key = repr((self.guard.model.name, policy.name, policy.extends, policy.on_error, policy.rules))
         object.__setattr__(self, "key", hashlib.sha256(key.encode()).hexdigest()[:16])
 
+    marked: Judged = field(default_factory=lambda: Judged(4096), compare=False, repr=False)  # ids of its marks
     names: Judged = field(default_factory=lambda: Judged(1024), init=False, compare=False, repr=False)
     key: str = field(init=False, compare=False, repr=False)  # who judges and by which rules: the scope of a memory
     _runs: dict[str, Enforcement] = field(init=False, compare=False, repr=False)
@@ -158,7 +160,9 @@ class Enforcement:
     def mark(self, decision: Decision, index: int | None = None) -> dict[str, Any]:
         """What stands in a violation message's metadata: the decision, without any text of what was judged."""
         message = self.text(decision)
-        found = {**summary(decision), "id": RECENT.keep(decision, message), "message": message}
+        key = RECENT.keep(decision, message)
+        self.marked.add(key)
+        found = {**summary(decision), "id": key, "message": message}
         return found if index is None else {**found, "index": index}
 
     def refusal(self, mark: Mapping[str, Any]) -> AIMessage:
@@ -279,6 +283,7 @@ class Judged:
         self._size = size
         self._known: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
+        self.conversations = Conversations()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_size": self._size}  # a copy in another process starts anew
@@ -327,6 +332,39 @@ def digest(*what: str) -> str:
     return hashlib.sha256(repr(what).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def scope_of(context: Sequence[Message]) -> str:
-    """The scope of what is judged after `context`: the conversation, whatever system message comes with it."""
-    return digest(*(repr(message) for message in context if message.role != "system"))
+class Conversation(NamedTuple):
+    """What an answer answers. scope: of what is judged after it: the conversation, whatever its system message is."""
+
+    context: list[Message]
+    scope: str
+
+
+class Conversations:
+    """The newest conversation, read: what is sent again with each call is read once."""
+
+    def __init__(self) -> None:
+        self._newest: tuple[list[tuple[BaseMessage, Any]], list[Message], Any] = ([], [], hashlib.sha256())
+
+    def of(self, messages: Sequence[BaseMessage]) -> Conversation:
+        """Messages as the context of an answer; those that cannot be read are left out, since context only helps."""
+        seen, context, hashed = self._newest
+        n_known = len(seen)
+        if n_known > len(messages) or any(
+            new is not old or new.content is not content for new, (old, content) in zip(messages, seen, strict=False)
+        ):
+            seen, context, hashed, n_known = [], [], hashlib.sha256(), 0
+        fresh = messages[n_known:]
+        if fresh:
+            seen, context, hashed = [*seen], [*context], hashed.copy()
+            for i, message in enumerate(fresh, n_known):
+                seen.append((message, message.content))
+                try:
+                    read = as_context(message, i)
+                except MessageError:
+                    continue
+                context.append(read)
+                if read.role != "system":
+                    about = (read.role, read.content, read.reasoning, read.tool_calls, read.attached)
+                    hashed.update(repr(about).encode("utf-8", "surrogatepass"))
+            self._newest = (seen, context, hashed)
+        return Conversation(context, hashed.hexdigest()[:32])

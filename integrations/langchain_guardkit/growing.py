@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from guardkit import AsyncStreamGuard, Decision, Guard, Message, NotJudged, Stage, StreamGuard, Verdict
+from guardkit.astream import LARGE
 from guardkit.reading.payloads import ArgumentsReader
 from langchain_guardkit.enforcing import Enforcement
 
@@ -20,10 +21,11 @@ _SEEN = 8000  # characters of a cited text that are judged again when it grows
 
 
 class Ask(NamedTuple):
-    """A call to the guard, for a thread that may wait and for an event loop."""
+    """A call to the guard, for a thread that may wait and for an event loop. later: None where it takes no time."""
 
-    now: Callable[[], Any]
-    later: Callable[[], Awaitable[Any]]
+    now: Callable[..., Any]
+    later: Callable[..., Awaitable[Any]] | None
+    given: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, call: Callable[[], Any]) -> Ask:
@@ -39,7 +41,7 @@ def drive(steps: Steps[_T]) -> _T:
         ask = next(steps)
         while True:
             try:
-                result = ask.now()
+                result = ask.now(*ask.given)
             except NotJudged as error:
                 ask = steps.throw(error)
             else:
@@ -53,7 +55,7 @@ async def adrive(steps: Steps[_T]) -> _T:
         ask = next(steps)
         while True:
             try:
-                result = await ask.later()
+                result = ask.now(*ask.given) if ask.later is None else await ask.later(*ask.given)
             except NotJudged as error:
                 ask = steps.throw(error)
             else:
@@ -82,6 +84,7 @@ class TextFlow:
             self._fault = guard.not_judged(str(error), stage, None)
         else:
             self._twin = AsyncStreamGuard(self._stream)
+            self._quick = guard.model.quick and guard.timeout is None
 
     @property
     def decision(self) -> Decision | None:
@@ -97,7 +100,8 @@ class TextFlow:
         self.texts.append(text)
         if (stream := self._stream) is None:
             return self._fault
-        return (yield from self._step(Ask(partial(stream.feed, text), partial(self._twin.feed, text))))
+        later = None if self._quick and len(text) <= LARGE else self._twin.feed
+        return (yield from self._step(Ask(stream.feed, later, (text,))))
 
     def finish(self) -> Steps[Decision | None]:
         if (stream := self._stream) is None:

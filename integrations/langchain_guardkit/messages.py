@@ -14,10 +14,9 @@ from langchain_guardkit.enforcing import (
     Enforcement,
     Judged,
     digest,
-    scope_of,
 )
 from langchain_guardkit.marks import RECENT, withheld
-from langchain_guardkit.reading import as_context, beside, read, select
+from langchain_guardkit.reading import beside, read, select
 
 INPUT_STAGES = frozenset((Stage.prompt, Stage.tool_output, Stage.document))
 _M = TypeVar("_M", bound=BaseMessage)
@@ -54,6 +53,7 @@ class MessageGuard:
         self.enforcement, self.stages = enforcement, stages
         self.judged = Judged() if judged is None else judged
         self.asks = asks  # whether a person is asked about what is flagged: then a flag alone is no pass
+        self._key = f"{enforcement.key} {' '.join(sorted(stage.value for stage in stages))}"
         self.own = own  # whether the model's own messages are input too, as where a client brings a history
 
     def under(self, enforcement: Enforcement) -> MessageGuard:
@@ -62,25 +62,17 @@ class MessageGuard:
             return self
         return MessageGuard(enforcement, self.stages, self.judged, asks=self.asks, own=self.own)
 
-    def context(self, messages: Sequence[BaseMessage]) -> list[Message]:
-        """Messages as the context of an answer; those that cannot be read are left out, since context only helps."""
-        found = []
-        for i, message in enumerate(messages):
-            try:
-                found.append(as_context(message, i))
-            except MessageError:
-                continue
-        return found
-
     def key_of(self, message: BaseMessage) -> str | None:
         """What the whole message is remembered by; None where it is not all plain data."""
         if isinstance(message, AIMessage) and not self.own:
             return None
-        try:
-            plain = json.dumps((message.content, list(beside(message).items())))
-        except (TypeError, ValueError, RecursionError):
-            return None
-        return digest(self.enforcement.key, message.type, plain, *sorted(s.value for s in self.stages))
+        plain, more = message.content, beside(message)
+        if more or not isinstance(plain, str):
+            try:
+                plain = json.dumps((plain, more))
+            except (TypeError, ValueError, RecursionError):
+                return None
+        return digest(self._key, message.type, str(bool(more)), plain)
 
     def decide_input(
         self,
@@ -104,10 +96,11 @@ class MessageGuard:
             if key is not None and (key in known or self.judged.has(key)):
                 continue
             mark = withheld(message)
-            decision = None if mark is None else RECENT.get(mark)
-            if mark and decision is not None and message.content == mark.get("message") and not _more(message):
-                found.append(Found(i, decision, key, settled=True))
-                continue
+            if mark and self.enforcement.marked.has(str(mark.get("id"))) and not _more(message):
+                decision = RECENT.get(mark)
+                if decision is not None and message.content == mark.get("message"):
+                    found.append(Found(i, decision, key, settled=True))
+                    continue
             try:
                 wanted = select(read(message, i), self.stages)
             except MessageError as error:
@@ -136,8 +129,9 @@ class MessageGuard:
         if isinstance(messages, Admitted):
             return messages
         admitted = Admitted(messages)
-        start = turn_start(messages)
-        for found in self.decide_input(messages):
+        decided = self.decide_input(messages)
+        start = turn_start(messages) if decided else 0
+        for found in decided:
             i, decision = found.index, found.decision
             if not decision.action.stops:
                 continue
@@ -166,8 +160,8 @@ class MessageGuard:
     ) -> list[tuple[_M | AIMessage, Decision | None]]:
         """Each answer to `messages`, redacted or not, with None, or a scrubbed one with its decision. "error" raises
         `GuardViolation`, but for answers that are not final."""
-        context = self.context(messages)
-        scope = self.enforcement.key + scope_of(context)
+        context, scope = self.judged.conversations.of(messages)
+        scope = self.enforcement.key + scope
         index = len(messages)
         asked: list[Message | None] = []
         for answer in answers:

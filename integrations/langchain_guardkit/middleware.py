@@ -139,7 +139,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     ) -> dict[str, Any] | None:
         messages = state["messages"]
         keys, decisions = decided
-        start = turn_start(messages)
+        start = turn_start(messages) if decisions else 0
         scrubbed: dict[int, BaseMessage] = {}
         stopped: set[int] = set()
         ended: Mapping[str, Any] | None = None

@@ -71,10 +71,11 @@ def is_id(value: Any) -> bool:
 
 def as_context(message: BaseMessage, index: int = 0) -> Message:
     """A message as the context of another: what is plain text is taken as it is, since a history is long."""
-    plain = isinstance(message.content, str) and not (
-        message.additional_kwargs or getattr(message, "tool_calls", None) or getattr(message, "artifact", None)
-    )
-    return Message(role_of(message, index), str(message.content)) if plain else read(message, index)
+    fields = vars(message)
+    plain = not (fields["additional_kwargs"] or fields.get("tool_calls") or fields.get("artifact"))
+    if plain and isinstance(fields["content"], str):
+        return Message(role_of(message, index), str(fields["content"]))
+    return read(message, index)
 
 
 def select(message: Message, stages: frozenset[Stage]) -> Message | None:

@@ -9,8 +9,8 @@ now: its tail is judged as it stands and released.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from typing import Any, cast
 
 from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
@@ -19,37 +19,44 @@ from guardkit import Decision, Message, Stage
 from guardkit.reading.payloads import arguments_text
 from guardkit.reading.positions import CALL_ARGUMENTS, CALL_BLOCKS, REASONING, REASONING_BLOCKS
 from langchain_guardkit.enforcing import (
+    Conversation,
     Enforcement,
     Judged,
     digest,
-    scope_of,
     worst,
 )
 from langchain_guardkit.growing import Ask, QueryFlow, Steps, TextFlow, adrive, drive
 from langchain_guardkit.marks import METADATA_KEY, foreign
-from langchain_guardkit.reading import is_id, joined_texts
+from langchain_guardkit.reading import beside, is_id, joined_texts
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
 _FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content"))
 _TEXT_FRAME = frozenset(("type", "text", "index"))
 _CALL_FRAME = frozenset(("type", "index", "name", "id", "call_id", "tool_call_id", *CALL_ARGUMENTS))
+_TEXT = ("text", None)
+_BESIDE = (
+    "additional_kwargs", "response_metadata", "tool_call_chunks", "invalid_tool_calls", "usage_metadata", "name",
+)  # fmt: skip
 ASIDE = "metadata "  # of the pieces that stand beside a text and do not end it
-Out = tuple[AIMessageChunk, dict[str, Any] | None]
+Out = tuple[AIMessageChunk, dict[str, Any] | None, Any]  # message, generation info, what it came wrapped in
 Piece = tuple[tuple[str, Any], Stage, str | None]  # which of the message's texts, its stage, the text (None: no text)
 
 
 class _Entry:
     """A chunk in the queue, and the marks that its texts must reach before it may go."""
 
-    def __init__(self, message: AIMessageChunk, info: dict[str, Any] | None):
-        self.message, self.info = message, info
+    __slots__ = ("divisible", "info", "judged", "marks", "message", "wrapper")
+
+    def __init__(self, message: AIMessageChunk, info: dict[str, Any] | None, wrapper: Any):
+        self.message, self.info, self.wrapper = message, info, wrapper
         self.marks: list[tuple[TextFlow, int]] = []
         self.divisible = False
         self.judged = False  # whether all its texts were handed to the guard
 
 
 class ChunkFlow:
-    """Judges one streamed message. `push` and `finish` return what may go out, as (message, generation info).
+    """Judges one streamed message. `push` and `finish` return what may go out, as (message, generation info, wrapper):
+    the wrapper that the chunk was pushed with, or None where only a part of it goes.
 
     stages: which parts are judged; the others pass. `decision` is set once a violation has ended the message; then
     `ending` gives the last chunk, or raises. judged: is told what passed. index: the message's place in its list.
@@ -58,14 +65,15 @@ class ChunkFlow:
     def __init__(
         self,
         enforcement: Enforcement,
-        context: Sequence[Message] = (),
+        conversation: Conversation | None = None,
         stages: frozenset[Stage] = OUTPUT_STAGES,
         holdback: int | None = None,
         judged: Judged | None = None,
         index: int | None = None,
     ):
         self._index = index
-        self._enforcement, self._context, self._stages, self._holdback = enforcement, context, stages, holdback
+        self._enforcement, self._stages, self._holdback = enforcement, stages, holdback
+        self._conversation = conversation or Conversation([], "")
         self._judged = judged
         self._flows: dict[tuple[str, Any], TextFlow] = {}
         self._current: TextFlow | None = None
@@ -76,41 +84,66 @@ class ChunkFlow:
         self.shown = False  # whether any text went out
         self.decision: Decision | None = None
 
-    def push(self, message: AIMessageChunk, info: dict[str, Any] | None = None) -> Steps[list[Out]]:
+    def push(
+        self, message: AIMessageChunk, info: dict[str, Any] | None = None, wrapper: Any = None
+    ) -> Steps[list[Out]]:
         if self.decision is not None:
             return []
         self._last = message
-        entry = _Entry(message, info)
+        entry = _Entry(message, info, wrapper)
         self._queue.append(entry)
+        flow = self._current
+        if flow is not None and flow is self._flows.get(_TEXT) and not info and self._is_more_text(message):
+            entry.divisible = True
+            entry.marks.append((flow, flow.received + len(message.content)))
+            self.decision = yield from flow.push(cast(str, message.content))
+        else:
+            yield from self._take(entry)
+        entry.judged = self.decision is None
+        return self._pump()
+
+    def _is_more_text(self, message: AIMessageChunk) -> bool:
+        """Whether a chunk holds more of the text and nothing beside it: most do."""
+        fields = vars(message)
+        return (
+            type(fields["content"]) is str
+            and fields["content"] != ""
+            and not any(map(fields.get, _BESIDE))
+            and fields["id"] == self._id
+            and type(message) is AIMessageChunk
+            and not message.model_extra
+        )
+
+    def _take(self, entry: _Entry) -> Steps[None]:
+        """Judge all that a chunk holds."""
+        message, info = entry.message, entry.info
         pieces = _pieces(message)
         about = {**message.response_metadata, **(info or {})}
         if about and about != self._about:  # many providers repeat the same with each chunk
             self._about = about
             pieces += metadata_pieces(about)
-        if message.id is not self._id:
+        if message.id != self._id:
             self._id = message.id
             if not is_id(message.id):
                 pieces += _aside({"id": message.id})
         if message.usage_metadata:
             pieces += _aside({"usage_metadata": message.usage_metadata})
-        if message.model_extra:
-            pieces += _aside({"extra": message.model_extra})
-        entry.divisible = len(pieces) == 1 and pieces[0][0] == ("text", None) and isinstance(message.content, str)
+        if message.model_extra or type(message) is not AIMessageChunk:
+            pieces += _aside({"extra": beside(message).get("extra")})
+        entry.divisible = len(pieces) == 1 and pieces[0][0] == _TEXT and isinstance(message.content, str)
         for key, stage, text in pieces:
             # What an answer carries of other stages, such as the pages that it cites, belongs to the answer.
             if stage in self._stages or (stage.is_query and Stage.response in self._stages):
                 yield from self._judge(entry, key, stage, text)
                 if self.decision is not None:
                     break
-        entry.judged = self.decision is None
-        return self._pump()
 
     def finish(self) -> Steps[list[Out]]:
         """The message is complete: judge the tails and release them."""
         for flow in self._flows.values():
             self.decision = self.decision or (yield from flow.finish())
         if self.decision is None and self._judged is not None:
-            scope = self._enforcement.key + scope_of(self._context)
+            scope = self._enforcement.key + self._conversation.scope
             for flow in self._flows.values():
                 self._judged.add(digest(flow.stage.value, "".join(flow.texts), scope))
         return self._pump()
@@ -151,7 +184,7 @@ class ChunkFlow:
         flow = self._flows.get(key)
         if flow is None:
             kind = QueryFlow if stage.is_query else TextFlow
-            flow = yield Ask.of(lambda: kind(guard, self._context, stage, self._holdback))
+            flow = yield Ask.of(lambda: kind(guard, self._conversation.context, stage, self._holdback))
             self._flows[key] = flow
         aside = key[0].startswith(ASIDE)
         if self._current is not None and self._current is not flow and not aside:
@@ -172,7 +205,7 @@ class ChunkFlow:
         while self._queue:
             entry = self._queue[0]
             if entry.judged and all(flow.released >= end for flow, end in entry.marks):
-                out.append((entry.message, entry.info))
+                out.append((entry.message, entry.info, entry.wrapper))
                 self._queue.popleft()
                 continue
             if entry.divisible and entry.marks:
@@ -180,7 +213,7 @@ class ChunkFlow:
             break
         if self.decision is not None:
             self._queue.clear()
-        self.shown = self.shown or any(message.content for message, _ in out)
+        self.shown = self.shown or any(message.content for message, *_ in out)
         return out
 
     @staticmethod
@@ -198,8 +231,8 @@ class ChunkFlow:
             "usage_metadata": None,
             "chunk_position": None,
         }
-        out.append((entry.message.model_copy(update=bare), None))
-        entry.message = entry.message.model_copy(update={"content": content[ready:]})
+        out.append((entry.message.model_copy(update=bare), None, None))
+        entry.message, entry.wrapper = entry.message.model_copy(update={"content": content[ready:]}), None
 
 
 def _pieces(message: AIMessageChunk) -> list[Piece]:
@@ -210,7 +243,7 @@ def _pieces(message: AIMessageChunk) -> list[Piece]:
         found += _extra_pieces(extra)
     if isinstance(content, str):
         if content:
-            found.append((("text", None), Stage.response, content))
+            found.append((_TEXT, Stage.response, content))
     else:
         for i, block in enumerate(content):
             found += _block_pieces(i, block)
@@ -228,7 +261,7 @@ def _pieces(message: AIMessageChunk) -> list[Piece]:
 
 def _block_pieces(i: int, block: Any) -> Iterator[Piece]:
     if isinstance(block, str):
-        yield ("text", None), Stage.response, block
+        yield _TEXT, Stage.response, block
         return
     if not isinstance(block, Mapping):
         yield (type(block).__name__, None), Stage.response, None
@@ -237,7 +270,7 @@ def _block_pieces(i: int, block: Any) -> Iterator[Piece]:
     if kind == "non_standard" and isinstance(block.get("value"), Mapping):
         yield from _block_pieces(i, block["value"])
     elif kind == "text" and isinstance(block.get("text"), str) and block.keys() <= _TEXT_FRAME:
-        yield ("text", None), Stage.response, block["text"]
+        yield _TEXT, Stage.response, block["text"]
     elif kind in CALL_BLOCKS:
         given = next((block[key] for key in CALL_ARGUMENTS if block.get(key)), "")
         yield _call_piece("block call", block.get("index"), i, block.get("name"), given)
@@ -309,13 +342,13 @@ def guard_chunks(
     """
     try:
         for chunk in source:
-            for message, info in drive(flow.push(_chunk_of(chunk), chunk.generation_info)):
-                yield _rewrapped(chunk, message, info)
+            for out in drive(flow.push(_chunk_of(chunk), chunk.generation_info, chunk)):
+                yield _wrapped(*out)
             if flow.decision is not None:
                 break
         else:
-            for message, info in drive(flow.finish()):
-                yield ChatGenerationChunk(message=message, generation_info=info)
+            for out in drive(flow.finish()):
+                yield _wrapped(*out)
         if flow.decision is not None:
             if repairs and not flow.shown:
                 return flow.decision
@@ -334,13 +367,13 @@ async def aguard_chunks(
     """The async twin of `guard_chunks`; a decision that asks for a repair comes last."""
     try:
         async for chunk in source:
-            for message, info in await adrive(flow.push(_chunk_of(chunk), chunk.generation_info)):
-                yield _rewrapped(chunk, message, info)
+            for out in await adrive(flow.push(_chunk_of(chunk), chunk.generation_info, chunk)):
+                yield _wrapped(*out)
             if flow.decision is not None:
                 break
         else:
-            for message, info in await adrive(flow.finish()):
-                yield ChatGenerationChunk(message=message, generation_info=info)
+            for out in await adrive(flow.finish()):
+                yield _wrapped(*out)
         if flow.decision is not None:
             if repairs and not flow.shown:
                 yield flow.decision
@@ -360,5 +393,7 @@ def _chunk_of(chunk: ChatGenerationChunk) -> AIMessageChunk:
     return message
 
 
-def _rewrapped(chunk: ChatGenerationChunk, message: AIMessageChunk, info: dict[str, Any] | None) -> ChatGenerationChunk:
-    return chunk if message is chunk.message else ChatGenerationChunk(message=message, generation_info=info)
+def _wrapped(message: AIMessageChunk, info: dict[str, Any] | None, wrapper: Any) -> ChatGenerationChunk:
+    if wrapper is not None:
+        return cast(ChatGenerationChunk, wrapper)
+    return ChatGenerationChunk(message=message, generation_info=info)

@@ -73,7 +73,7 @@ class ValueFlow:
                     flow.stop(decision)
             return (yield from flow.push(chunk))
         if isinstance(flow, ChunkFlow) and isinstance(chunk, AIMessageChunk):
-            return [message for message, _ in (yield from flow.push(chunk))]
+            return [message for message, *_ in (yield from flow.push(chunk))]
         raise TypeError(f"the stream changed from one kind of value to another: {type(chunk).__name__}")
 
     def finish(self) -> Steps[list[Any]]:
@@ -86,7 +86,7 @@ class ValueFlow:
             return self._keyed([found.passed_on(self._run)])
         if isinstance(flow, StringFlow):
             return self._keyed((yield from flow.finish()))
-        return self._keyed([message for message, _ in (yield from flow.finish())])
+        return self._keyed([message for message, *_ in (yield from flow.finish())])
 
     def ending(self) -> list[Any]:
         """What takes the place of a stopped stream's rest. Raises `GuardViolation` where that is the exit behaviour."""

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.langchain.matrix import SIZE, cell, leaks, table
+from tests.langchain.matrix import SIZE, alone, cell, leaks, table
 from tests.langchain.scripted import ScriptedModel, script_for
 from tests.langchain.surfaces import CHAIN_SURFACES, WATCHED_SURFACES
 from tests.leaks import FLAGGED, make_guard
@@ -118,7 +118,9 @@ def run(wrap: Callable[[Any], Any], surface: str, stage: str) -> bool:
 def chains(contenders: dict[str, Callable[[Any], Any]]) -> str:
     rows = [f"| surface | {' | '.join(contenders)} |", f"|---|{'---|' * len(contenders)}"]
     for surface in [*CHAIN_SURFACES, *WATCHED_SURFACES]:
-        found = [[s for stage, s in STAGES.items() if run(wrap, surface, stage)] for wrap in contenders.values()]
+        found = [
+            [name for stage, name in STAGES.items() if alone(run, wrap, surface, stage)] for wrap in contenders.values()
+        ]
         rows.append(f"| {surface} | {' | '.join(cell(one, len(STAGES)) for one in found)} |")
     return "\n".join(rows)
 
