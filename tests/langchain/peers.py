@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.langchain.matrix import SIZE, alone, cell, leaks, table
-from tests.langchain.scripted import ScriptedModel, script_for
+from tests.langchain.scripted import ScriptedModel, reply, script_for
 from tests.langchain.surfaces import CHAIN_SURFACES, WATCHED_SURFACES
-from tests.leaks import FLAGGED, make_guard
+from tests.leaks import FLAGGED, SAFE, make_guard, strings_in
 
 STAGES = {"prompt": "prompt", "answer": "answer", "reasoning": "reasoning", "tool_call": "tool call"}
 CONFIG = """
@@ -115,13 +115,24 @@ def run(wrap: Callable[[Any], Any], surface: str, stage: str) -> bool:
     return leaks(model.asked) if stage == "prompt" else leaks(seen)
 
 
+def shows(wrap: Callable[[Any], Any], surface: str) -> bool:
+    """Whether a harmless answer is to be seen there at all."""
+    model = ScriptedModel(replies=[reply(SAFE)], size=len(SAFE))
+    try:
+        seen = list({**CHAIN_SURFACES, **WATCHED_SURFACES}[surface](wrap(model), "hello", {}))
+    except Exception:
+        return False
+    return any(SAFE[-20:] in text for text in strings_in(seen))
+
+
 def chains(contenders: dict[str, Callable[[Any], Any]]) -> str:
     rows = [f"| surface | {' | '.join(contenders)} |", f"|---|{'---|' * len(contenders)}"]
     for surface in [*CHAIN_SURFACES, *WATCHED_SURFACES]:
-        found = [
-            [name for stage, name in STAGES.items() if alone(run, wrap, surface, stage)] for wrap in contenders.values()
-        ]
-        rows.append(f"| {surface} | {' | '.join(cell(one, len(STAGES)) for one in found)} |")
+        cells = []
+        for wrap in contenders.values():
+            found = [name for stage, name in STAGES.items() if alone(run, wrap, surface, stage)]
+            cells.append(cell(found, len(STAGES)) if alone(shows, wrap, surface) else "shows nothing")
+        rows.append(f"| {surface} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -139,9 +150,9 @@ def main() -> None:
         print("guardrails-ai", importlib.metadata.version("guardrails-ai"))
         models["guardrails-ai to_runnable"] = guardrails_ai
     models["GuardedChatModel"] = guardkit_model
+    print(f"\n{chains(models)}", flush=True)
     if agents:
         print(f"\n{table(agents)}")
-    print(f"\n{chains(models)}")
 
 
 if __name__ == "__main__":
