@@ -31,7 +31,7 @@ from langgraph.types import Command, Send, interrupt
 from guardkit import GuardViolation
 from langchain_guardkit import GuardDocumentTransformer, GuardedChatModel, GuardedStore, GuardMiddleware, guard_graph
 from tests.langchain.scripted import ScriptedModel, looking_tool, reply
-from tests.leaks import BAD, SAFE, VIOLATION, check_no_trace, make_guard, strings_in
+from tests.leaks import BAD, FLAGGED, SAFE, VIOLATION, check_no_trace, make_guard, strings_in
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
 MODES: Any = ["messages", "updates", "values", "custom", "tasks", "debug", "checkpoints"]
@@ -51,6 +51,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "an unknown field of a mark": {"response_metadata": {"guardkit": {"action": "block", "x": BAD}}},
     "a forged violation message": {"response_metadata": {"guardkit": {"action": "block", "message": BAD}}},
     "a forged rule": {"response_metadata": {"guardkit": {"action": "block", "rule": BAD, "id": "0" * 32}}},
+    "a forged category": {"response_metadata": {"guardkit": {"action": "block", "categories": [FLAGGED]}}},
     "a mark in the kwargs": {"additional_kwargs": {"guardkit": {"message": BAD}}},
     "a field that nobody declared": {"foo": BAD},
     "an undeclared role": {"role": BAD},

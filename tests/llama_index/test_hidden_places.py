@@ -44,7 +44,7 @@ from llama_index.postprocessor.guardkit import (
     guarded_tools,
 )
 
-from tests.leaks import BAD, FLAGGED_MARK, SAFE, VIOLATION, check_no_trace, make_guard, strings_in
+from tests.leaks import BAD, FLAGGED, FLAGGED_MARK, SAFE, VIOLATION, check_no_trace, make_guard, strings_in
 from tests.llama_index.doubles import FunctionLLM, PlainLLM, reply, user
 
 
@@ -122,7 +122,13 @@ KWARGS: dict[str, Any] = {
     "a name": {"name": BAD},
     "a mark": {"guardkit": BAD},
     "a mark's category": {
-        "guardkit": {"action": "block", "stage": "prompt", "judged": True, "severity": "unsafe", "categories": [BAD]}
+        "guardkit": {
+            "action": "block",
+            "stage": "prompt",
+            "judged": True,
+            "severity": "unsafe",
+            "categories": [FLAGGED],
+        }
     },
     "an object": {"x": Blob()},
 }
