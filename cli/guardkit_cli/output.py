@@ -165,7 +165,7 @@ def row_to_dict(row: Row, *, with_text: bool = False, with_source: bool = False)
     if row.record.ignored:
         out["ignored"] = list(row.record.ignored)
     if with_text:
-        out["text"] = row.record.text
+        out["text"] = row.record.text if row.place is None else row.text  # a place counts in the judged text
     if not row.judged:
         out["error"] = row.error
     return out

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from guardkit.errors import LabelError
 from guardkit.labelling.lines import dumped
-from guardkit.labelling.packed import lines_of, opened
+from guardkit.labelling.packed import Misread, lines_of, opened
 from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, Reading, Row, Unit, Unread
 
 MAX_CELL = 1 << 24  # characters: a quote that is never closed must not swallow the file
@@ -65,10 +65,12 @@ def csv_units(path: Path, delimiter: str | None, column: str) -> Iterator[CsvRow
     csv.field_size_limit(MAX_CELL)
     with opened(path) as (file, read):
         seen: list[str] = []
+        misread: list[str] = []
 
         def lines() -> Iterator[str]:
             for line in lines_of(file):
                 seen.append(line.decode())
+                misread.extend([line.ERROR] if isinstance(line, Misread) else ())
                 yield seen[-1]
 
         source = lines()
@@ -84,6 +86,8 @@ def csv_units(path: Path, delimiter: str | None, column: str) -> Iterator[CsvRow
                 break
             except csv.Error as error:
                 cells = Unread(f"not valid CSV: {error}")
+            cells = Unread(misread[0]) if misread else cells
+            misread.clear()
             raw = "".join(seen).rstrip("\r\n")
             seen.clear()
             if heading is None:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from guardkit.errors import LabelError
-from guardkit.labelling.packed import lines_of, opened
+from guardkit.labelling.packed import Misread, lines_of, opened, settled
 from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, WHOLE, Reading, Row, Split, Unit, Unread, wrapped
-from guardkit.reading.encodings import decoded_odd
 from guardkit.reading.jsontext import parse
 
 # ------------------------------------------------------------------------------------------------------------ units
@@ -37,12 +36,20 @@ class JsonLines(Unit):
 
     def rows(self, reading: Reading, wanted: Sequence[int]) -> list[Row]:
         if self.text:
-            return [Row(self.first + at, (self.lines[at].decode(),), ("",), form="t") for at in wanted]
+            return [self._of_text(at) for at in wanted]
         return [reading.row(self.first + at, *self._parsed(self.lines[at])) for at in wanted]
+
+    def _of_text(self, at: int) -> Row:
+        line = self.lines[at]
+        if isinstance(line, Misread):
+            return Row(self.first + at, (), error=line.ERROR, form="t")
+        return Row(self.first + at, (line.decode(),), ("",), form="t")
 
     def _parsed(self, line: bytes) -> tuple[object, str]:
         """A line's value, or why it has none, and its form."""
         text = line.decode()
+        if isinstance(line, Misread):
+            return Unread(line.ERROR), self._form_of_broken(text)
         try:
             value = parse(text)
         except ValueError as error:
@@ -180,5 +187,5 @@ def _values(path: Path, file: IO[bytes]) -> Iterator[bytes]:
             buffer, at = buffer[at:] + utf8.decode(piece, ended).removeprefix("\ufeff"), 0
             continue
         started = True
-        yield _ENDS.sub(" ", decoded_odd(buffer[at:end])).encode()
+        yield settled(_ENDS.sub(" ", buffer[at:end]))
         at = end

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from guardkit.errors import LabelError, MissingExtra
-from guardkit.reading.encodings import decoded_odd
+from guardkit.reading.encodings import UNKNOWN, decoded_odd, is_unknown_encoding
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -137,6 +137,23 @@ def compressing(kind: str | None, raw: IO[bytes]) -> Iterator[IO[bytes]]:
                 yield packed
 
 
+class Misread(bytes):
+    """A line of an encoding that is not known, as UTF-8 all the same: it is kept, and not judged."""
+
+    ERROR = f"{UNKNOWN}: convert it to UTF-8"
+
+    def rstrip(self, chars: Any = None) -> bytes:
+        return Misread(super().rstrip(chars))
+
+
+def settled(text: str) -> bytes:
+    """A text whose bytes that are no UTF-8 are escaped, as UTF-8."""
+    if text.isascii():
+        return text.encode()
+    read = decoded_odd(text).encode()
+    return Misread(read) if is_unknown_encoding(text) else read
+
+
 def _is_utf8(raw: bytes) -> bool:
     try:
         raw.decode()
@@ -152,6 +169,6 @@ def lines_of(file: IO[bytes], offset: int = 0) -> Iterator[bytes]:
     for number, line in enumerate(file):
         line = line.removeprefix(BOM) if number == 0 and not offset else line
         if line and not line.isascii() and not _is_utf8(line):
-            line = decoded_odd(line.decode("utf-8", "surrogateescape")).encode()
+            line = settled(line.decode("utf-8", "surrogateescape"))
         if line:
             yield line

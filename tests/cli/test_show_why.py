@@ -168,3 +168,17 @@ def test_the_log_of_the_cookbook_raises_no_note() -> None:
     guard = Guard.load()
     lines = io.StringIO(log.read_text(encoding="utf-8")).read().splitlines()
     assert all(v.coverage is None for v in guard.check_batch(lines[:60]))
+
+
+def test_the_text_in_the_json_is_the_one_that_the_place_counts_in(cli):
+    records = [
+        {"response": "calm words of an answer", "reasoning_content": "calm. This is BAD. calm."},
+        {
+            "messages": [
+                {"role": "assistant", "content": "calm", "tool_calls": [{"name": "run", "args": {"a": "is BAD"}}]}
+            ]
+        },
+        {"choices": [{"message": {"content": "calm one"}}, {"message": {"content": "calm. Second is BAD."}}]},
+    ]
+    result = cli("check", "--jsonl", "--json", "--text", stdin="\n".join(map(json.dumps, records)))
+    assert ["BAD" in row["text"][row["char_start"] : row["char_end"]] for row in result.rows] == [True] * 3

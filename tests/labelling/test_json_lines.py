@@ -212,3 +212,26 @@ def test_a_stream_is_no_input(label: Label, tmp_path: Path) -> None:
         done = label(stream, "--out", tmp_path / "out")
         assert done.code == 2
         assert "write a stream to a file first" in done.err
+
+
+RUSSIAN = "нехорошие слова, и их много"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", f"fine\n{RUSSIAN}\n"),
+        ("a.jsonl", f'{{"text": "fine"}}\n{{"text": "{RUSSIAN}"}}\n'),
+        ("a.json", f'[{{"text": "fine"}},\n{{"text": "{RUSSIAN}"}}]'),
+        ("a.csv", f"id,text\n1,fine\n2,{RUSSIAN}\n"),
+    ],
+)
+def test_rows_of_an_encoding_that_is_not_known_are_kept_and_not_judged(
+    name: str, data: str, label: Label, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data.encode("cp1251"))
+    assert label(tmp_path / name, "--out", tmp_path / "out.jsonl").code == 3
+    first, second = read_jsonl(tmp_path / "out.jsonl")
+    assert first["guardkit"]["severity"] == "safe"
+    assert "not UTF-8" in second["guardkit"]["error"]
+    assert "íåõîðîøèå" in json.dumps(second, ensure_ascii=False)
