@@ -173,6 +173,8 @@ def command(
         kept = _where(where, [m for m in (model, *votes, then) if m], model_revision)
         if dropped is not None and kept is None:
             raise click.UsageError("--dropped goes with --where")
+        if report is not None and not Path(report).absolute().parent.is_dir():
+            raise click.UsageError(f"--report {report}: there is no such folder")
         found = find(
             inputs,
             outputs=[out, *([dropped] if dropped is not None else [])],

@@ -88,3 +88,12 @@ def test_the_report_of_a_vote_shows_agreement_and_confusion(label: Label, tmp_pa
     assert "kappa 0.80" in page
     label(source, "--out", tmp_path / "alone.jsonl", "--report", tmp_path / "page.html")
     assert "Agreement of the guards" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_has_no_place_is_told_before_the_run(label: Label, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "a"}])
+    done = label(source, "--out", tmp_path / "out", "--report", tmp_path / "nowhere" / "page.html")
+    assert done.code == 2
+    assert "page.html: there is no such folder" in done.err
+    assert not label.guards
+    assert not (tmp_path / "out").exists()
