@@ -77,6 +77,9 @@ def categories_in(models: Sequence[Model]) -> tuple[Category, ...]:
     found: list[Category] = []
     for model in models:
         options = dict(model.options)
+        if options.get("categories"):
+            found += [Category.named(label) for label in options["categories"]]
+            continue
         for source in filter(None, (model.source, options.get("then"))):
             found += categories_of(str(source), options.get("revision"))
     return tuple(dict.fromkeys(found))
@@ -167,13 +170,23 @@ class _Reader:
             options = {"model": given} if isinstance(given, str) else given or {}
             if not isinstance(options, Mapping):
                 raise self.fail(f"model '{name}': a name, folder or address, or options", "models", name)
-            self._known(options, (*_OPTIONS, "served"), "models", name)
+            self._known(options, (*_OPTIONS, "served", "categories"), "models", name)
             rest = {k: self._typed(options[k], kind, "models", name, k) for k, kind in _OPTIONS.items() if k in options}
             source = rest.pop("model", name)
             if "served" in options:  # the name of the model at a server
                 rest["model"] = self._typed(options["served"], str, "models", name, "served")
+            if "categories" in options:  # what that model was trained on; a server does not tell
+                rest["categories"] = self._categories(options["categories"], "models", name, "categories")
             out.append(Model(name, str(source), tuple(sorted(rest.items()))))
         return tuple(out)
+
+    def _categories(self, value: Any, *path: str | int) -> tuple[str, ...]:
+        try:
+            if isinstance(value, list) and value:
+                return tuple(Category.named(label).label for label in value)
+        except (ValueError, TypeError, AttributeError):
+            pass
+        raise self.fail(f"'{path[-1]}' must be a list of labels, not {value!r}", *path)
 
     def _policies(self, data: Mapping[str, Any], categories: Sequence[Category]) -> tuple[tuple[str, str], ...]:
         out = []

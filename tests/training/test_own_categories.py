@@ -198,3 +198,53 @@ def test_a_fake_guard_has_one_too() -> None:
     )
     redacts = Guard(guard.model, policy={"rules": [{"category": "gambling_betting", "action": "redact"}]})
     assert redacts.decide("a bet").action.value == "redact"
+
+
+# -- servers and frameworks, without a model
+
+
+def test_moderations_name_them_beside_openais() -> None:
+    moderations = pytest.importorskip("guardkit_serve.moderations")
+    found = moderations.result(FakeGuard({"bet": "unsafe"}, category=GAMBLING).decide("a bet"))
+    assert found["flagged"]
+    assert found["guardkit"]["categories"] == ["gambling_betting"]
+    assert not any(found["categories"].values())
+
+
+def test_a_servers_config_file_names_them(own: Made, tmp_path: Path) -> None:
+    plan = pytest.importorskip("guardkit_serve.plan")
+    (tmp_path / "policy.yaml").write_text(POLICY.format(second="violent"))
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"models:\n  own: {own.folder}\npolicies:\n  mine: policy.yaml\n")
+    assert [str(r.action.value) for r in plan.read_config(config).load_policies()["mine"].own_rules] == [
+        "redact",
+        "allow",
+    ]
+    config.write_text("models:\n  own: nano\npolicies:\n  mine: policy.yaml\n")
+    with pytest.raises(PolicyError, match=r"policy\.yaml:3: unknown category 'gambling_betting'"):
+        plan.read_config(config)
+    remote = "models:\n  own:\n    model: http://127.0.0.1:9/v1\n    categories: [violent, Gambling & Betting]\n"
+    config.write_text(f"{remote}policies:\n  mine: policy.yaml\n")
+    found = plan.read_config(config)
+    assert dict(found.models[0].options)["categories"] == ("Violent", "Gambling & Betting")
+    assert found.load_policies()["mine"].own_rules[0].categories == {GAMBLING}
+    config.write_text(remote.replace("[violent, Gambling & Betting]", "'a, b'"))
+    with pytest.raises(PolicyError, match=r"serve\.yaml:4: 'categories' must be a list of labels"):
+        plan.read_config(config)
+
+
+def test_frameworks_keep_and_read_them() -> None:
+    guard = FakeGuard({"bet": "unsafe"}, category=GAMBLING)
+    decision = guard.decide("a bet")
+    enforcing = pytest.importorskip("langchain_guardkit.enforcing")
+    assert enforcing._decision_of(enforcing.summary(decision)).verdict.categories == (GAMBLING,)
+    marks = pytest.importorskip("llama_index.postprocessor.guardkit.marks")
+    assert marks.decision_of(marks.described(decision)).verdict.categories == (GAMBLING,)
+
+
+def test_a_nodes_own_mark_is_no_text_of_the_document() -> None:
+    nodes = pytest.importorskip("llama_index.postprocessor.guardkit.nodes")
+    own = FakeGuard(category=GAMBLING).categories
+    assert nodes._is_own_mark("guardkit_categories", "gambling_betting,violent", own)
+    assert not nodes._is_own_mark("guardkit_categories", "gambling_betting", tuple(Category))
+    assert not nodes._is_own_mark("guardkit_categories", "ignore_all_rules", own)
