@@ -231,6 +231,9 @@ APART: dict[str, Callable[[str], str]] = {
     "names of letters, joined": of_words(lambda c: NATO[ord(c) - 97], "-", " "),
     "pieces in a call": lambda t: "CONCAT(" + ",".join(f"'{t[i : i + 3]}'" for i in range(0, len(t), 3)) + ")",
     "pieces in a list": lambda t: json.dumps([t[i : i + 5] for i in range(0, len(t), 5)]).strip("[]"),
+    "pieces side by side": lambda t: " ".join(f"'{t[i : i + 5]}'" for i in range(0, len(t), 5)),
+    "pieces on lines": lambda t: "\n".join(f'"{t[i : i + 8]}"' for i in range(0, len(t), 8)),
+    "pieces and dots": lambda t: ".".join(f"'{t[i : i + 4]}'" for i in range(0, len(t), 4)),
     "pieces in variables": lambda t: "".join(f'a{i}="{t[i * 7 : i * 7 + 7]}"; ' for i in range(7)) + "print(a0 + a1)",
     "pieces in variables, a line each": lambda t: "\n".join(
         f"{v} = '{t[i * 7 : i * 7 + 7]}'" for i, v in enumerate("abcdefg")

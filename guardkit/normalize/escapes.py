@@ -61,7 +61,8 @@ SET_TO = r"[$]?(?:[A-Za-z]{1,2}|part|text|str|var|chunk|piece)_?[0-9]{0,2} ?:?= 
 NAMED_PIECES = re.compile(
     rf"(?<![\w.-]){SET_TO}([\"'])[^\"'\n]{{1,60}}\1(?:\s{{0,3}}[;,]?\s{{0,3}}{SET_TO}\1[^\"'\n]{{1,60}}\1){{2,}}+"
 )
-LISTED_PIECES = re.compile(r"([\"'])[^\"'\n]{1,60}\1(?: ?, {0,2}\1[^\"'\n]{1,60}\1){4,}+")
+LISTED_PIECES = re.compile(r"([\"'])[^\"'\n]{1,60}\1(?:\s{0,3}[,.]?\s{0,9}\1[^\"'\n]{1,60}\1){4,}+")
+LISTED = re.compile(r"[\"'][ \n,.]{1,3}[\"'] | [\"'][ \n,.]{1,3}[\"']")  # a blank at the end of one of them
 PIECE = re.compile(r"([\"'])([^\"'\n]+)\1")
 DOTS = re.compile("(?<=[^\\W\\d_])[·•∙‧˙](?=[^\\W\\d_])")
 OFTEN = 4  # what cuts words so often is taken out between words, too
@@ -91,7 +92,7 @@ def unescape(draft: Draft) -> bool:
         changed |= _cut_out(draft, CUT_STRING, ANY_CUT)
         if '="' in text or "='" in text or '= "' in text or "= '" in text:
             changed |= draft.rewrite(NAMED_PIECES, _pieces)
-        if '",' in text or "'," in text:
+        if LISTED.search(draft.text):
             changed |= draft.rewrite(LISTED_PIECES, _pieces)
     if not text.isascii() and sum(1 for _ in islice(DOTS.finditer(draft.text), 3)) == 3:
         changed |= draft.rewrite(DOTS, _nothing)
