@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def test_what_was_not_judged_is_left_out_of_the_group(tmp_path: Path) -> None:
     both[1].__name__ = "other"  # type: ignore[attr-defined]
     logged = train(tmp_path, both, ["What do tomatoes need?"] * 4)
     assert logged["guard/not_judged"] == 1.0
-    assert logged["rewards/safety_reward/mean"] is None  # no number among its rewards
+    mean = logged["rewards/safety_reward/mean"]
+    assert mean is None or math.isnan(mean)  # no number among its rewards; older versions of TRL log that as NaN
     assert logged["reward"] == 1.0
 
 
