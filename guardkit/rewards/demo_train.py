@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from guardkit.adapters.chat_models import load_chat_model
 from guardkit.guard import Guard
 from guardkit.rewards.demo_measure import SAMPLING, Figures, mean, usefulness
 from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS, prompts
@@ -20,21 +21,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """The chat model and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    file = {"gguf_file": args.gguf} if args.gguf else {}
-    tokenizer = AutoTokenizer.from_pretrained(args.llm, **file)
-    model = AutoModelForCausalLM.from_pretrained(args.llm, dtype="auto" if args.gpu else "float32", **file)
-    if args.gguf:  # its weights were made whole again, but it would still pass for a quantised model
-        weights, generation = model.state_dict(), model.generation_config
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-        model.load_state_dict(weights)
-        model.generation_config = generation
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model.to("cuda" if args.gpu else "cpu").eval(), tokenizer
+    return load_chat_model(args.llm, gguf=args.gguf, device="cuda" if args.gpu else "cpu")
 
 
 def adapt(model: Any) -> Any:
