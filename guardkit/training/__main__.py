@@ -88,7 +88,7 @@ def _run(kind: str, given: dict[str, Any]) -> None:
         from guardkit.errors import MissingExtra
 
         try:
-            from guardkit.training.run import Settings, train
+            from guardkit.training.run import Settings, is_first, train
         except MissingExtra:
             raise
         except ImportError as error:
@@ -97,6 +97,8 @@ def _run(kind: str, given: dict[str, Any]) -> None:
     except GuardkitError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(3)
+    if not is_first():
+        return
     for name, value in found.dev.items():
         at_least = found.baseline.get(name)
         beside = "" if at_least is None else f"  (the commonest severity: {at_least:.3f})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -266,6 +267,7 @@ def _transformers() -> Any:
             logging_steps=max(min(every, 50), 1),
             label_names=["severity"],
             remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
             report_to=[],
             disable_tqdm=not sys.stderr.isatty(),
             seed=settings.seed,
@@ -354,5 +356,11 @@ def _record(kind: str, settings: Settings, result: Result) -> dict[str, Any]:
     }
 
 
+def is_first() -> bool:
+    """Whether this is the process of a run that talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if is_first():
+        print(text, file=sys.stderr, flush=True)

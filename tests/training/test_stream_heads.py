@@ -14,8 +14,10 @@ from guardkit.errors import TrainingError
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.training.categories import PUBLISHED
 from guardkit.training.examples import IGNORED, StreamExamples
+from guardkit.training.modules import StreamModule, collate
 from guardkit.training.rows import row_of
 from guardkit.training.run import Settings, train
+from guardkit.training.templates import STREAM
 from tests.engine.checkpoints import reference_logits
 from tests.training.conftest import Made, run
 from tests.training.small import rows, write_rows
@@ -106,6 +108,25 @@ def test_tokens_are_unsafe_from_the_place_on(stream: Made, text: str) -> None:
     unknown = framing.of(row_of({**record, "unsafe_from": None}, PUBLISHED), 512)  # type: ignore[arg-type]
     assert unknown is not None
     assert [int(label) for label in unknown.labels if label != IGNORED] == [2] * min(len(told), 8)
+
+
+def test_every_head_has_a_gradient_in_every_batch(root: Path) -> None:
+    """Processes that train together wait for it: also where a batch has prompts alone."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    checkpoint = Checkpoint.open(root / "base")
+    module = StreamModule(Qwen3Model(Qwen3Config.from_dict(checkpoint.raw)), 8, 9, 8)
+    module.train_backbone("lora", 2, 4)
+    framing = StreamExamples(root / "base", STREAM, QwenTokenizer(root / "base"), PUBLISHED)
+    for record in ({"prompt": "tea"}, {"prompt": "say it", "response": "tea"}):
+        example = framing.of(row_of({"severity": "safe", **record}, PUBLISHED), 512)  # type: ignore[arg-type]
+        assert example is not None
+        module.zero_grad()
+        found = module(**collate([example, example], 0))
+        found["loss"].backward()
+        assert found["risk"].sum(1).tolist() == pytest.approx([1, 1])
+        missing = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing
 
 
 def test_a_frozen_backbone_stays_and_lora_is_merged(root: Path) -> None:
