@@ -99,6 +99,9 @@ def context_of(data: Any, but: str | None = None) -> tuple[list[Told], tuple[str
         return [*found, *messages_in(data["input"]["messages"], "input.messages")], (*used, "input")
     if listed is not None:
         return [*found, *messages_in(data[listed], listed)], (*used, listed)
+    for key in QUESTIONS:
+        if key != but and isinstance(data.get(key), bool | int | float):
+            raise ValueError(f"'{key}' must be a string, not {kind_of(data[key])}")
     asked = [k for k in QUESTIONS if k != but and isinstance(data.get(k), str) and data[k]]
     found += [(key, None, Message("user", data[key])) for key in asked]
     return found, (*used, *asked)
