@@ -42,7 +42,7 @@ from stream_models import MIB
 from torch import Tensor
 
 from guardkit import Guard, NotJudged, Verdict
-from guardkit.engine import engine as engine_module
+from guardkit import loop as loop_module
 from guardkit.engine.cache import Cache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head
@@ -341,7 +341,7 @@ def system_threads() -> int | None:
 
 def settle(known: Collection[threading.Thread] = ()) -> list[str]:
     """Wait until the engine's idle thread has ended; the names of those that have not, but for `known` ones."""
-    until = time.monotonic() + engine_module.IDLE_S + 10
+    until = time.monotonic() + loop_module.IDLE_S + 10
     while True:
         left = [t.name for t in threading.enumerate() if t not in known and t.name.startswith(("guardkit", "soak-"))]
         left = [name for name in left if name != "soak-monitor"]
@@ -547,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.streams = min(args.streams, 500)
 
     if args.idle_s is not None:
-        engine_module.IDLE_S = args.idle_s
+        loop_module.IDLE_S = args.idle_s
 
     show_leaks()
     header("Stream engine: soak", "torch")
