@@ -151,6 +151,14 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "fin
 
 
 @pytest.mark.parametrize(
+    "record", [{"text": ["fine", "BAD"]}, {"messages": [*CHAT, {"role": "Assistant", "content": "BAD"}]}]
+)
+def test_lists_of_texts_and_roles_in_any_case_are_traced(cli, record):
+    result = cli("trace", "--jsonl", "--json", "--last", stdin=jsonl(record))
+    assert [row["outcome"] for row in result.rows] == ["answer_only"]
+
+
+@pytest.mark.parametrize(
     ("record", "reason"),
     [
         ({"type": "human", "content": "hi"}, "no message of an assistant"),
@@ -158,14 +166,14 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "fin
         ({"messages": CHAT, "choices": [{"message": {"content": "BAD"}}]}, "only one of 'messages', 'choices'"),
         ({"messages": CHAT, "response": "BAD"}, "only one of 'messages', 'response'"),
         ({"messages": CHAT, "reasoning_content": "BAD"}, "'reasoning_content' beside 'messages'"),
-        ({"text": ["BAD"]}, "'text' must be a string"),
         ({"choices": [{"text": "fine", "reasoning": "BAD"}]}, "'reasoning' beside 'choices[0]'"),
         ({"choices": [{"text": "BAD", "message": {"content": "fine"}}]}, "choice 0: only one of 'message', 'text'"),
         ({"response": "I will ", "done": False}, "a piece of a stream"),
         ({"content": "I will ", "stop": False}, "a piece of a stream"),
         ({"choices": [{"delta": {"content": "I will "}}]}, "choice 0 is a piece of a stream"),
         ({"choices": [{"text": "I will ", "finish_reason": None}]}, "choice 0 is a piece of a stream"),
-        ({"messages": [*CHAT, {"role": "Assistant", "content": "BAD"}]}, "message 2: unknown role 'Assistant'"),
+        ({"messages": [*CHAT, {"role": "robot", "content": "BAD"}]}, "message 2: unknown role 'robot'"),
+        ({"messages": [{"content": "BAD"}]}, "no 'messages'"),
         ({"messages": [*CHAT, {"type": "robot", "content": "BAD"}]}, "message 2: 'role' is missing"),
     ],
 )

@@ -160,7 +160,7 @@ def test_what_a_set_leaves_out_is_counted(tmp_path):
         {"start_token": float("inf"), "end_token": 3},
         {"start_token": 1, "end_token": float("nan")},
         {"stage": ["prompt"]},
-        {"messages": [{"content": "no role"}]},
+        {"messages": [{"role": "robot", "content": "no such role"}]},
         {"messages": [{"role": "assistant", "content": 3}]},
     ],
 )
