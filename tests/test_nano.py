@@ -17,6 +17,7 @@ from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.nano import load, unigram, weights_path
 from guardkit.models.nano.model import OVERLAP, Nano, NanoSession
+from guardkit.models.nano.said import BEFORE, BEHIND, LOGITS, NOTHING, RECENT, softmax
 from guardkit.models.nano.unigram import FIRST_PIECE_ID, UnigramTokenizer
 from guardkit.models.nano.units import MAX_TAIL_CHARS
 from tests.asking import append, ask, ask_all, peek
@@ -188,7 +189,8 @@ def test_a_group_of_languages_has_a_shift_of_its_own(nano: Nano, tmp_path: Path)
     for name in ("nano.onnx", "pieces.txt", "scores.npy", "coverage.json"):
         (tmp_path / name).symlink_to(weights_path().parent / name)
     calibration = json.loads((weights_path().parent / "calibration.json").read_text())
-    calibration |= {"shifts": {**calibration["shifts"], "latin": calibration["shifts"].get("latin", 0.0) + 1.5}}
+    for shifts in calibration["shifts"].values():
+        shifts["latin"] = shifts.get("latin", 0.0) + 1.5
     (tmp_path / "calibration.json").write_text(json.dumps(calibration))
     (tmp_path / "groups.npy").symlink_to(weights_path().parent / "groups.npy")
     shifted = Nano(tmp_path)
@@ -196,6 +198,41 @@ def test_a_group_of_languages_has_a_shift_of_its_own(nano: Nano, tmp_path: Path)
         one, other = (m.judge(Query(text))[0].scores.severity[0] for m in (nano, shifted))
         odds = [np.log(p[2] / p[0]) for p in (one, other)]
         assert odds[1] - odds[0] == pytest.approx(shift, abs=1e-4)
+
+    said = {}
+    for model in (nano, shifted):
+        session = model.open([])
+        for text in ("der Hund und die Katze schlafen ", "a recipe for sugar and then some more of it"):
+            ids = model.tokenizer.encode(text)[0]
+            severity = np.concatenate(
+                [append(model, session, cut(ids[i : i + 2])).severity for i in range(0, len(ids), 2)]
+            )
+            said.setdefault(text, []).append(severity[-1])
+    (german, english) = [np.log(b[2] / b[0]) - np.log(a[2] / a[0]) for a, b in said.values()]
+    assert german == pytest.approx(1.5, abs=1e-4)
+    assert english == pytest.approx(0.0, abs=1e-4), "by now most of it is English"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.lists(st.integers(1, 12)), st.integers(0, 2**32 - 1))
+def test_what_was_said_is_the_same_in_any_pieces(n: int, pieces: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits, groups = rng.normal(0, 4, (n, LOGITS)).astype(np.float32), rng.integers(0, 7, n).astype(np.uint8)
+    _, *whole = NOTHING.more(logits, groups)
+    said, parts, at = NOTHING, [], 0
+    for size in (*pieces, n):
+        said, *part = said.more(logits[at : at + size], groups[at : at + size])
+        parts.append(part)
+        at += size
+    for one, other in zip(whole, zip(*parts, strict=True), strict=True):
+        assert np.array_equal(one, np.concatenate(other))
+    for i, row in enumerate(whole[0]):
+        mean, last = logits[: i + 1].mean(0), logits[max(0, i + 1 - RECENT) : i + 1].mean(0)
+        mean[:3] = (logits[: i + 1, :3].sum(0) + BEFORE) / (i + 2)
+        last[0] += BEHIND
+        better, worse = sorted((mean, last), key=lambda r: np.exp(r[1:3] - r[0]).sum())
+        safe = [softmax(r[None, :3])[0, 0] for r in (worse, better)]
+        assert np.allclose(row, worse, atol=1e-4) or safe[1] - safe[0] < 1e-4
 
 
 def test_another_device_is_refused() -> None:

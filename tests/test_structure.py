@@ -59,6 +59,7 @@ LAYERS = (
     ("engine.scheduler",),
     ("engine.engine",),
     ("engine.setup", "engine.reading", "models.nano.scheduler", "models.nano.calibration"),
+    ("models.nano.said",),
     (
         "models.nano",
         "models.nano.model",

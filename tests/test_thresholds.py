@@ -60,12 +60,15 @@ def test_a_rules_threshold_is_what_decided() -> None:
 def test_threats_in_answers_are_unsafe_at_a_lower_score_than_the_rest() -> None:
     """Their words alone can be a quotation or a story, so that they lean to controversial."""
     model = Guard.load().model
-    rows = [("violent", 0.6), ("self_harm", 0.6), ("political", 0.6), ("violent", 0.1)]
+    limits = model.limits(Stage.response)
+    low, high = (limits.of(Severity.unsafe, Category(name)) for name in ("violent", "political"))
+    assert limits.of(Severity.unsafe, Category.self_harm) < high
+    between = (low + high) / 2
+    rows = [("violent", between), ("self_harm", high - 0.01), ("political", between), ("violent", low - 0.1)]
     category = np.zeros((len(rows), len(model.response_categories)), np.float32)
     for row, (name, _) in enumerate(rows):
         category[row, model.response_categories.index(Category(name))] = 1
     scores = Scores(np.array([[0.2, 0.8 - p, p] for _, p in rows], np.float32), category)
+    assert low < high
     assert model.severities(scores, Stage.response).tolist() == [2, 2, 1, 1]
-    limits = model.limits(Stage.response)
-    assert limits.of(Severity.unsafe, Category.violent) < limits.of(Severity.unsafe, Category.political)
     assert model.with_threshold(0.7).severities(scores, Stage.response).tolist() == [1, 1, 1, 1]

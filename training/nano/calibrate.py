@@ -149,7 +149,7 @@ def main() -> None:
     with gzip.open(args.work / "dev.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [r for r in map(json.loads, lines) if r["severity"]]
     result: dict[str, dict] = {"temperature": {}, "thresholds": {}}
-    result["shifts"] = {}
+    result["shifts"] = {"query": {}, "response": {}}
     for side in ("query", "response"):
         mine = [r for r in rows if (r["kind"] == "prompt") == (side == "query")]
         labels = np.array([SEVERITY[r["severity"]] for r in mine])
@@ -180,7 +180,7 @@ def main() -> None:
 
         hard = np.array([r["source"].startswith(HARD) for r in mine])
         group = np.array([nano._group(nano.tokenizer.encode(judged(r)[:2000])[0]) for r in mine])
-        english = group == 0 if side == "query" else np.ones(len(mine), bool)
+        english = group == 0
         for name, score, positive in (
             ("unsafe", peak([c[:, 2] for c in cooled]), labels == 2),
             ("flagged", peak([1 - c[:, 0] for c in cooled]), labels > 0),
@@ -203,12 +203,11 @@ def main() -> None:
         if side == "response":
             told = np.array([r["refusal"] is not None for r in mine])
             refuses = np.array([bool(r["refusal"]) for r in mine])[told]
-            score = np.array([odds(min(max(float(f.refusal[-1]), 1e-6), 1 - 1e-6)) for f in found])[told]
-            result["refusal"], f1, false = choose_refusal(score, refuses)
+            refusal = np.array([odds(min(max(float(f.refusal[-1]), 1e-6), 1 - 1e-6)) for f in found])[told]
+            result["refusal"], f1, false = choose_refusal(refusal, refuses)
             print(
                 f"  refusal: from logit {result['refusal']}, F1 {f1:.3f}, false positives {false:.3f}, {told.sum()} rows"
             )
-            continue
         plain = np.array([r["source"] in PLAIN for r in mine])
         foreign = (like | plain) & (group > 0) & (group < len(GROUPS))
         one = np.ones(len(mine))
@@ -219,7 +218,7 @@ def main() -> None:
             n = min(int((use & positive).sum()), int((use & ~positive).sum()))
             own = choose(score[use], positive[use], one[use], hard[use], OTHER_LANGUAGES)[0] if n >= FEWEST else pooled
             shift = round(odds(t) - (odds(own) * n + odds(pooled) * LEAST) / (n + LEAST), 3)
-            result["shifts"][name] = shift
+            result["shifts"][side][name] = shift
             at = np.array([1 / (1 + np.exp(-(odds(min(max(s, 1e-6), 1 - 1e-6)) + shift))) for s in score[use]]) >= t
             print(f"  {name}: own threshold {own}, {use.sum()} rows; shift {shift}: recall {at[positive[use]].mean():.3f}, false positives {at[~positive[use]].mean():.3f}")  # fmt: skip
     for limits in result["thresholds"].values():

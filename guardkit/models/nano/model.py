@@ -33,6 +33,7 @@ from guardkit.loop import Loop, Turn
 from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano.calibration import GROUPS, Calibration
+from guardkit.models.nano.said import NOTHING, Said, softmax
 from guardkit.models.nano.scheduler import NanoScheduler, Window
 from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer
 from guardkit.ticket import Pending, Ticket
@@ -241,8 +242,8 @@ class Nano(StreamModel):
 
     def _query_scores(self, logits: Floats, groups: Sequence[int]) -> Scores:
         severity = logits[:, :3] / self._calibration.query_temperature
-        severity[:, 0] -= np.array(self._calibration.shifts, np.float32)[list(groups)]
-        return Scores(_softmax(severity), _softmax(logits[:, 3:12]))
+        severity[:, 0] -= self._calibration.query_shifts[list(groups)]
+        return Scores(softmax(severity), softmax(logits[:, 3:12]))
 
     # -- responses
 
@@ -284,19 +285,14 @@ class Nano(StreamModel):
             session.keep(new, new_cache[row, : len(new)])
         split = np.cumsum([len(r) for r in rows])[:-1]
         parts = zip(work, np.split(logits[:, :12], split), strict=True)
-        return [self._response_scores(part, session) for (session, _), part in parts]
+        return [self._response_scores(part, new[session.unjudged :], session) for (session, new), part in parts]
 
-    def _response_scores(self, logits: Floats, session: NanoSession) -> Scores:
-        """A refusal is told by the mean of its logits so far: at a token where an answer has turned to other help it
-        hardly shows."""
-        severity = _softmax(logits[:, :3] / self._calibration.response_temperature)
-        total, n = session.refusing
-        totals = np.cumsum(np.concatenate(([total], logits[:, 11].astype(np.float64))))
-        if len(logits):
-            session.refusing = float(totals[-1]), n + len(logits)
-        mean = totals[1:] / (n + np.arange(1, len(logits) + 1))
-        refusal = (1 / (1 + np.exp(self._calibration.refusal - mean))).astype(np.float32)
-        return Scores(severity, _softmax(logits[:, 3:11]), refusal, np.full(len(logits), session.windowed))
+    def _response_scores(self, logits: Floats, ids: list[int], session: NanoSession) -> Scores:
+        session.said, said, mean, groups = session.said.more(logits, self._groups[ids])
+        severity = said[:, :3] / self._calibration.response_temperature
+        severity[:, 0] -= self._calibration.response_shifts[groups]
+        refusal = (1 / (1 + np.exp(self._calibration.refusal - mean[:, 11]))).astype(np.float32)
+        return Scores(softmax(severity), softmax(said[:, 3:11]), refusal, np.full(len(logits), session.windowed))
 
     # -- both
 
@@ -325,6 +321,9 @@ class Nano(StreamModel):
         return logits, new
 
 
+Mark = tuple[list[int], int, NDArray[np.int8], bool, Said]
+
+
 class NanoSession(Session):
     """A response under way: its frame (the prompt), the window's ids, and their keys and values."""
 
@@ -334,7 +333,7 @@ class NanoSession(Session):
         self._start = 0
         self._cache = np.zeros((0, *model._cache_shape), np.int8)
         self.last_taken = 0
-        self.refusing = 0.0, 0  # the sum of the refusal's logits, and of how many tokens
+        self.said = NOTHING
         self.over: BaseException | None = None  # why it cannot go on
 
     @property
@@ -344,7 +343,7 @@ class NanoSession(Session):
     def twin(self) -> NanoSession:
         """One that goes its own way. A window that would overflow is opened for good: what is on trial needs it."""
         twin = NanoSession(self._model, self.frame, self.windowed)
-        twin._ids, twin._cache, twin.refusing = self._ids[:], self._cache.copy(), self.refusing
+        twin._ids, twin._cache, twin.said = self._ids[:], self._cache.copy(), self.said
         return twin
 
     def plan(self, ids: list[int]) -> list[int]:
@@ -376,12 +375,12 @@ class NanoSession(Session):
         self._cache[self.cached : end] = new
         self._ids += ids
 
-    def mark(self) -> tuple[list[int], int, NDArray[np.int8], bool, tuple[float, int]]:
+    def mark(self) -> Mark:
         # Of the list and the array, what is there stays.
-        return self._ids, self.cached, self._cache, self.windowed, self.refusing
+        return self._ids, self.cached, self._cache, self.windowed, self.said
 
-    def rewind(self, mark: tuple[list[int], int, NDArray[np.int8], bool, tuple[float, int]]) -> None:
-        ids, cached, self._cache, self.windowed, self.refusing = mark
+    def rewind(self, mark: Mark) -> None:
+        ids, cached, self._cache, self.windowed, self.said = mark
         self._ids = ids[:cached]
 
     def close(self) -> None:
@@ -403,8 +402,3 @@ def _next_begin(text: str, starts: Sequence[int], latest: int) -> int:
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _softmax(logits: Floats) -> Floats:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
