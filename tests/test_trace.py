@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -283,8 +285,7 @@ def test_not_a_number_is_no_score():
     class Broken(FakeModel):
         def scores(self, levels, categories):
             found = super().scores(levels, categories)
-            found.severity[:] = float("nan")
-            return found
+            return replace(found, severity=np.full_like(found.severity, float("nan")))
 
     with pytest.raises(NotJudged, match="not finite"):
         trace(Guard(Broken({})), "x")

@@ -46,11 +46,13 @@ SET_APART = re.compile(r"(?:\\(?:text|math|rm|bf|it)[a-z]{0,4}\{[^{}\\]{1,3}\}(?
 SET_LETTERS = re.compile(r"\{([^{}]{1,3})\}|\\? |~")
 INLINE = r"(?!/?(?:p|div|td|th|tr|li|ul|ol|dl|dt|dd|br|hr|h[1-6]|table|tbody|thead|section|article|pre|option|title)\b)"
 ATTRIBUTES = r"(?:\s++[\w:@.-]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s\"'<>=]++))?)*+"
+# Behind a letter. Whether one follows is looked at afterwards: a run that none follows would be read again and again.
 TAGS = re.compile(
     rf"(?<=[^\W\d_])(?:<{INLINE}(?:/?[A-Za-z][\w:-]*+{ATTRIBUTES}\s*+/?)>|<!--(?:[^<>-]|-(?!->))*+-->|\x1b\[[0-9;?]*+[@-~]"
-    r"|\[/?(?:b|i|u|s|color|size|font|url)(?:=[^\[\]\s]{0,40}+)?\]|\]\]><!\[CDATA\[)++(?=[^\W\d_])"
+    r"|\[/?(?:b|i|u|s|color|size|font|url)(?:=[^\[\]\s]{0,40}+)?\]|\]\]><!\[CDATA\[)++"
 )
-ANY_TAG = re.compile(TAGS.pattern.removeprefix(r"(?<=[^\W\d_])").removesuffix(r"(?=[^\W\d_])"))
+ANY_TAG = re.compile(TAGS.pattern.removeprefix(r"(?<=[^\W\d_])"))
+LETTER = re.compile(r"[^\W\d_]")
 STARS = re.compile(r"(?<=[^\W\d_])(?:\*\*|__|~~)(?=[^\W\d_]{1,30}+(?:\*\*|__|~~))|(?<=[^\W\d_])(?:\*\*|~~)(?=[^\W\d_])")
 HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u00ad\u2010]\r?\n[ \t>*#/|]{0,20}+(?=[^\W\d_])")
 CUT = r"([\"'`])[ \t\n]{0,20}+(?:\+|\.\.?|&|\|\||~)[ \t\n]{0,20}+\1"
@@ -134,8 +136,13 @@ def _nothing(match: re.Match[str]) -> Pieces:
 
 def _cut_out(draft: Draft, inside: re.Pattern[str], anywhere: re.Pattern[str]) -> bool:
     """Take out what stands inside words; where it does so often, take it out everywhere."""
-    often = sum(1 for _ in islice(inside.finditer(draft.text), OFTEN)) == OFTEN
-    return draft.rewrite(anywhere if often else inside, _nothing)
+    found = (match for match in inside.finditer(draft.text) if LETTER.match(draft.text, match.end()))
+    often = sum(1 for _ in islice(found, OFTEN)) == OFTEN
+    return draft.rewrite(anywhere, _nothing) if often else draft.rewrite(inside, _inside_a_word)
+
+
+def _inside_a_word(match: re.Match[str]) -> Pieces | None:
+    return [] if LETTER.match(match.string, match.end()) else None
 
 
 def _pieces(match: re.Match[str]) -> Pieces | None:

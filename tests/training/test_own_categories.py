@@ -236,8 +236,8 @@ def test_a_servers_config_file_names_them(own: Made, tmp_path: Path) -> None:
 def test_frameworks_keep_and_read_them() -> None:
     guard = FakeGuard({"bet": "unsafe"}, category=GAMBLING)
     decision = guard.decide("a bet")
-    enforcing = pytest.importorskip("langchain_guardkit.enforcing")
-    assert enforcing._decision_of(enforcing.summary(decision)).verdict.categories == (GAMBLING,)
+    marks = pytest.importorskip("langchain_guardkit.marks")
+    assert marks.decision_of(marks.summary(decision)).verdict.categories == (GAMBLING,)
     marks = pytest.importorskip("llama_index.postprocessor.guardkit.marks")
     assert marks.decision_of(marks.described(decision)).verdict.categories == (GAMBLING,)
 
