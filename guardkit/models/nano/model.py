@@ -75,7 +75,12 @@ class Graph:
         return self._session
 
     def run(self, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
-        return self.session.run(outputs, feed, self._options)  # type: ignore[no-any-return]
+        try:
+            return self.session.run(outputs, feed, self._options)  # type: ignore[no-any-return]
+        except Exception:
+            if self._options.terminate:
+                raise RuntimeError("nano was interrupted: the program ends") from None
+            raise
 
     def interrupt(self) -> None:
         """End a pass that is under way; there will be no other."""
