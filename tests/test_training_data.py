@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import re
 import sys
 from collections import Counter
@@ -74,3 +75,24 @@ def test_labels_are_letters_for_rows() -> None:
     labels = script("prepare").own_labels()
     assert set(labels.values()) == {"safe", "controversial", "unsafe"}
     assert len(labels) > 7000
+
+
+def test_what_stands_before_a_late_harm_counts_as_safe() -> None:
+    pytest.importorskip("torch")
+    train = script("train")
+    row = train.Row(False, [5, 6], [7] * 20, 2, (0,), 0, 1.0, False, "answers", "en")
+    frames, rng = train.Frames([([], [])], [[8]], [[9] * 8]), random.Random(0)
+    seen = [train.example(row, 112, rng, frames) for _ in range(200)]
+    late = [e for e in seen if e.clean]
+    assert 0.2 < len(late) / len(seen) < 0.5
+    assert all(e.ids[e.first :] == [9] * e.clean + [7] * 20 for e in seen)
+    e = late[0]
+    found = train.tensors([e], "cpu")
+    assert found["severity"].tolist() == [0] * e.clean + [2] * 20
+    assert found["w"].sum().item() == pytest.approx(1)
+    assert found["w"][: e.clean].sum().item() == pytest.approx(0.5)
+    assert not found["wr"].any(), "whether the whole refuses is not known"
+    plain = train.tensors([next(e for e in seen if not e.clean)], "cpu")
+    assert plain["severity"].tolist() == [2] * 20
+    assert plain["w"][-1] > plain["w"][:-1].sum() > 0
+    assert plain["wr"].any()

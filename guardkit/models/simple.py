@@ -51,7 +51,8 @@ class SimpleModel(StreamModel):
         return self._loop.turn()
 
     def judge(self, work: Work, timeout: float | None = None) -> Any:
-        """As every model's; a piece of a stream is judged without a ticket, where nobody else waits."""
+        """As every model's; a piece of a stream is judged without a ticket, where nobody else waits. A subclass that
+        submits in a way of its own is asked by it."""
         if timeout is None and isinstance(work, Append) and type(self).submit is SimpleModel.submit:
             with self._loop.turn() as turn:
                 if turn.owned and self._loop.is_free:

@@ -216,6 +216,14 @@ def batches(examples: list[Example], tokens: int, rng: random.Random) -> Iterato
         yield from cut
 
 
+def ramp(n: int) -> np.ndarray:
+    """Weights of a text's positions that grow towards its end, as it is not known where the harm begins; the last one
+    sees everything and counts more than all others together. They sum up to 1."""
+    w = np.clip((np.arange(n) + 1) / n - 0.3, 0, None)
+    w[-1] += w.sum()
+    return w / w.sum()
+
+
 def tensors(batch: list[Example], device: str) -> dict[str, torch.Tensor]:
     """Padded ids and, for every judged position, its row, column, targets and weights."""
     width = max(len(e.ids) for e in batch)
@@ -231,19 +239,17 @@ def tensors(batch: list[Example], device: str) -> dict[str, torch.Tensor]:
                 categories[b] = 0
         n = len(e.ids) - e.first
         at = np.arange(n)
-        ramp = np.clip((at + 1) / n - 0.3, 0, None)
-        ramp[-1] += ramp.sum()  # the last token sees everything: it counts as much as all others together
-        w = np.ones(n) if row.severity == 0 else ramp
-        wr = np.clip((at + 1) / n - 0.5, 0, None) if not row.query and row.refusal >= 0 else np.zeros(n)
         severity = np.full(n, max(row.severity, 0))
+        severity[: e.clean] = 0
+        # Of what begins harmless half of the weight is for that part.
+        w = (
+            np.ones(n)
+            if row.severity == 0
+            else np.concatenate((np.full(e.clean, 1 / max(e.clean, 1)), ramp(n - e.clean)))
+        )
+        wr = np.clip((at + 1) / n - 0.5, 0, None) if not row.query and row.refusal >= 0 else np.zeros(n)
         if e.clean:
-            severity[: e.clean] = 0
             wr[:] = 0
-            if row.severity > 0:  # half of the weight for what is safe, half for the rest
-                own = n - e.clean
-                ramp = np.clip((np.arange(own) + 1) / own - 0.3, 0, None)
-                ramp[-1] += ramp.sum()
-                w = np.concatenate((np.full(e.clean, 1 / e.clean), ramp / ramp.sum()))
         if n > READ:  # of a long response some positions, the last among them
             kept = np.sort(np.append(np.random.choice(n - 1, READ - 1, replace=False), n - 1))
             at, w, wr, severity, n = at[kept], w[kept], wr[kept], severity[kept], READ

@@ -212,12 +212,7 @@ class Nano(StreamModel):
             if key not in logits:
                 todo.append((key, ids))
         if todo:
-            width = max(len(ids) for _, ids in todo)
-            padded = np.zeros((len(todo), width), np.int64)
-            for row, (_, ids) in enumerate(todo):
-                padded[row, : len(ids)] = ids
-            ends = np.array([len(ids) - 1 for _, ids in todo], np.int64)
-            found, _ = self.forward(padded, None, np.arange(len(todo)) * width + ends, frames=ends)
+            found, _ = self.read([ids for _, ids in todo])
             for row, (key, _) in enumerate(todo):
                 self._seen[key] = logits[key] = found[row, 12:]
                 if len(self._seen) > WINDOW_CACHE:
@@ -225,6 +220,15 @@ class Nano(StreamModel):
         scores = self._query_scores(np.stack([logits[key] for key in keys]), [self._group(ids) for ids in windows])
         rows = [slice(row, row + 1) for row in range(len(windows))]
         return [Scores(scores.severity[row], scores.category[row]) for row in rows]
+
+    def read(self, windows: Sequence[list[int]]) -> tuple[Floats, NDArray[np.int8]]:
+        """One pass over windows of queries: logits at the end of each [N, 24], keys and values [N, T, *cache_shape] of
+        its tokens and of the padding behind them."""
+        ends = np.array([len(ids) - 1 for ids in windows], np.int64)
+        padded = np.zeros((len(windows), int(ends.max()) + 1), np.int64)
+        for row, ids in enumerate(windows):
+            padded[row, : len(ids)] = ids
+        return self.forward(padded, None, np.arange(len(windows)) * padded.shape[1] + ends, frames=ends)
 
     def weigh(
         self, best: dict[object, tuple[float, QueryScores]], query: Query, scores: Scores, window: Window

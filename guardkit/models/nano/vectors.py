@@ -9,9 +9,9 @@ import numpy as np
 
 from guardkit.models.base import Floats, Query
 from guardkit.models.nano.model import Nano
+from guardkit.models.nano.scheduler import BATCH_TOKENS
 
 MAX_WINDOWS = 4  # of a text that are read
-PASS_TOKENS = 1536  # padded tokens of one pass
 
 
 def vectors(model: Nano, texts: Sequence[str]) -> Floats:
@@ -27,13 +27,9 @@ def vectors(model: Nano, texts: Sequence[str]) -> Floats:
     at = 0
     while at < len(windows):
         some = windows[at : at + 1]
-        while at + len(some) < len(windows) and (len(some) + 1) * len(windows[at + len(some)][1]) <= PASS_TOKENS:
+        while at + len(some) < len(windows) and (len(some) + 1) * len(windows[at + len(some)][1]) <= BATCH_TOKENS:
             some.append(windows[at + len(some)])
-        ends = np.array([len(ids) - 1 for _, ids in some], np.int64)
-        padded = np.zeros((len(some), int(ends.max()) + 1), np.int64)
-        for row, (_, ids) in enumerate(some):
-            padded[row, : len(ids)] = ids
-        logits, new = model.forward(padded, None, np.arange(len(some)) * padded.shape[1] + ends, frames=ends)
+        logits, new = model.read([ids for _, ids in some])
         if not at:
             sums = np.zeros((len(texts), new.shape[-1] + logits.shape[1] - 12), np.float32)
         for row, (n, ids) in enumerate(some):
