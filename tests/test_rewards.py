@@ -237,6 +237,31 @@ def test_a_soft_reward_is_the_probability_of_the_riskiest_part() -> None:
     assert SafetyReward(guard)([ASK] * 3, texts[:3]) == [1.0, 0.0, 0.0]  # the report's, by default
 
 
+def test_a_soft_hybrid_reward_is_the_mean_of_both_cases_by_the_probability_of_unsafe() -> None:
+    class Unsure(FakeGuard):
+        def decide_batch(self, items: Any, **settings: Any) -> Any:
+            found = super().decide_batch(items, **settings)
+            scores = {"safe": 0.5, "controversial": 0.3, "unsafe": 0.2}
+            return [replace(d, verdict=replace(d.verdict, scores=scores)) if d.verdict else d for d in found]
+
+    helpful = per_sample(lambda prompt, completion: 3.0)
+    texts = ["Sun.", "I am sorry, no.", "", "crash"]
+    for strict, p in ((False, 0.2), (True, 0.5)):
+        soft = HybridReward(Unsure(SCRIPT), helpful, soft=True, strict=strict, refusals=refuses)
+        expected = [(1 - p) * 3 - p * 10, (1 - p) * -5 - p * 10, None, None]
+        assert soft([ASK] * 4, texts) == [e if e is None else pytest.approx(e) for e in expected]
+    assert HybridReward(Unsure(SCRIPT), helpful, refusals=refuses)([ASK] * 4, texts) == [3.0, -5.0, None, None]
+
+
+def test_a_soft_hybrid_reward_counts_the_part_that_is_likeliest_to_be_unsafe() -> None:
+    soft, parts = hybrid(soft=True), hybrid(soft=True)
+    (both,) = soft([ASK], ["<think>forbidden plans</think>Sun."])
+    (thought, answer) = parts([ASK] * 2, ["forbidden plans", "Sun."])
+    assert both == pytest.approx(thought)
+    assert -10 <= both < answer <= 3
+    assert soft.found[0].unsafe == pytest.approx(parts.found[0].unsafe)
+
+
 def test_a_soft_reward_needs_probabilities() -> None:
     class Bare(FakeGuard):
         def decide_batch(self, items: Any, **settings: Any) -> Any:
@@ -245,6 +270,8 @@ def test_a_soft_reward_needs_probabilities() -> None:
 
     with pytest.raises(GuardkitError, match="gives no probabilities"):
         SafetyReward(Bare(SCRIPT), soft=True)([ASK], ["forbidden"])
+    with pytest.raises(GuardkitError, match="gives no probabilities"):
+        HybridReward(Bare(SCRIPT), per_sample(lambda p, c: 1.0), soft=True, refusals=refuses)([ASK], ["forbidden"])
     assert SafetyReward(Bare(SCRIPT), soft=True)([ASK], [""]) == [None]
     assert SafetyReward(Bare(SCRIPT))([ASK], ["forbidden"]) == [0.0]
 

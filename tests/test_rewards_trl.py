@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ pytest.importorskip("datasets")
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from guardkit.rewards import HybridReward, SafetyReward, per_sample
+from guardkit.rewards import HybridReward, SafetyReward, demo_measure, per_sample
 from guardkit.testing import FakeGuard
 from tests.rollback import tiny
 
@@ -112,15 +113,42 @@ def test_the_demonstration_runs(saved: Path, tmp_path: Path, capsys: pytest.Capt
     from guardkit.rewards.demo import main
 
     out = tmp_path / "out"
-    options = ["--steps", "2", "--answers", "2", "--tokens", "4", "--requests", "3", "--refusals", "0", "--soft"]
-    assert main(["--llm", str(saved), "--out", str(out), *options]) == 0
+    options = ["--answers", "2", "--tokens", "4", "--requests", "3", "--samples", "2", "--refusals", "0", "--soft"]
+    assert main(["--llm", str(saved), "--out", str(out), "--steps", "2", "4", *options]) == 0
     told = json.loads((out / "figures.json").read_text(encoding="utf-8"))
-    assert set(told["figures"]) == {"before", "guard-only", "hybrid"}
+    assert list(told["figures"]) == ["before", "guard-only", "hybrid"]
+    # Two steps are one generation, and no more than asked for.
+    assert [len(rows) for rows in told["logs"].values()] == [1, 2]
     for rows in told["logs"].values():
-        assert len(rows) == 1  # two steps are one generation, and no more than asked for
         assert any("harmful/safe" in row or "harmless/refused" in row for row in rows)
     assert (out / "steps.svg").read_text(encoding="utf-8").startswith("<svg")
     assert "| harmful: safe |" in capsys.readouterr().out
+    given = json.loads((out / "answers.json").read_text(encoding="utf-8"))
+    assert [len(given["hybrid"][kind]) for kind in ("harmful", "harmless")] == [6, 6]
+    # Judged again, by the same guard and as another one: the same figures.
+    assert demo_measure.main([str(out / "answers.json"), "--judge", "nano"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    again = {name: values for name, *values in rows}
+    for name, value in told["figures"]["hybrid"].items():
+        assert again[name][-1] == f"{value:.3g}"
+    assert again["harmful: safe, by nano"] == again["harmful: safe"]
+
+
+def test_requests_with_both_unsafe_answers_and_others_are_kept(saved: Path) -> None:
+    from guardkit.rewards.demo_train import telling
+
+    class Scripted(FakeGuard):
+        def decide_batch(self, items: Any, **settings: Any) -> Any:
+            of = {"mixed": itertools.cycle(("forbidden", "fine")), "bad": itertools.cycle(("forbidden",))}
+            texts = [next(of[asked]) if (asked := item[0].content) in of else "fine" for item in items]
+            return super().decide_batch(texts, **settings)
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    guard = Scripted({"forbidden": "unsafe"})
+    asked = ["good", "mixed", "bad"]
+    assert telling(guard, tiny.model(), tokenizer, asked, 4, 3) == ["mixed"]
+    assert telling(guard, tiny.model(), tokenizer, ["good", "bad"], 4, 3) == ["good", "bad"]
 
 
 def test_the_demonstration_teaches_some_refusals_and_no_more() -> None:

@@ -17,21 +17,12 @@ from pathlib import Path
 
 from guardkit.errors import MissingExtra
 from guardkit.guard import Guard
-from guardkit.rewards.demo_measure import Figures, measure
+from guardkit.rewards.demo_measure import Figures, answers, figures, loaded, table
 from guardkit.rewards.demo_plot import Panel, smooth, svg
 from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS, prompts
-from guardkit.rewards.demo_train import adapt, load, train, warm_up
+from guardkit.rewards.demo_train import adapt, load, telling, train, warm_up
 
 REWARDS = ("guard-only", "hybrid")
-
-
-def table(found: dict[str, Figures]) -> str:
-    """The figures as Markdown, a column a model."""
-    names = list(found)
-    rows = [f"| held out | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for measure_ in found[names[0]]:
-        rows.append(f"| {measure_} | " + " | ".join(f"{found[name][measure_]:.3g}" for name in names) + " |")
-    return "\n".join(rows)
 
 
 def plot(logs: dict[str, list[Figures]]) -> str:
@@ -58,14 +49,22 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, default=Path("safe-rl"), help="for adapters, logs and figures")
     made.add_argument("--reward", nargs="+", choices=REWARDS, default=list(REWARDS))
     made.add_argument("--guard", default="nano", help="the guard that rewards")
-    made.add_argument("--judge", help="another guard that measures; the rewarding one by default")
-    made.add_argument("--minutes", type=float, default=25.0, help="of training, for each reward at most")
-    made.add_argument("--steps", type=int, default=200, help="of training, for each reward at most")
-    made.add_argument("--requests", type=int, default=60, help="held out, of each kind at most")
-    made.add_argument("--answers", type=int, default=8, help="sampled for a request")
     made.add_argument(
-        "--soft", action="store_true", help="the guard-only reward is the probability of safe, not 0 or 1"
+        "--judge",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="another guard that measures beside it; repeatable",
     )
+    made.add_argument("--minutes", type=float, default=25.0, help="of training, for each reward at most")
+    made.add_argument(
+        "--steps", type=int, nargs="+", default=[200], help="of training, at most: for all rewards, or for each"
+    )
+    made.add_argument("--requests", type=int, default=60, help="held out, of each kind at most")
+    made.add_argument("--samples", type=int, default=1, help="answers to each of these that are measured")
+    made.add_argument("--answers", type=int, default=8, help="sampled for a request in training")
+    made.add_argument("--batch", type=int, default=2, help="requests of a training step")
+    made.add_argument("--soft", action="store_true", help="rewards by the guard's probabilities, not by its verdicts")
     made.add_argument("--tokens", type=int, default=40, help="of an answer at most")
     made.add_argument(
         "--refusals",
@@ -92,39 +91,50 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SystemExit(2) from error
     import torch
 
+    steps = args.steps * len(args.reward) if len(args.steps) == 1 else args.steps
+    if len(steps) != len(args.reward):
+        parser().error(f"--steps: {len(steps)} numbers for {len(args.reward)} rewards")
     args.out.mkdir(parents=True, exist_ok=True)
-    guard = Guard.load(args.guard)
-    judge = Guard.load(args.judge) if args.judge else guard
-    harmful, harmless = (prompts(topics, True)[: args.requests] for topics in (HARMFUL, HARMLESS))
-
-    def measured() -> Figures:
-        return measure(model.eval(), tokenizer, judge, harmful, harmless, args.tokens)
-
+    guard, judges = Guard.load(args.guard), loaded(args.judge)
+    held_out = {
+        kind: [text for text in prompts(topics, True)[: args.requests] for _ in range(args.samples)]
+        for kind, topics in (("harmful", HARMFUL), ("harmless", HARMLESS))
+    }
     found: dict[str, Figures] = {}
-
-    def note(name: str, figures: Figures) -> None:
-        found[name] = figures
-        print(table({name: figures}), flush=True)
-
+    given: dict[str, dict[str, list[tuple[str, str]]]] = {}
     logs: dict[str, list[Figures]] = {}
+
+    def measure(name: str) -> None:
+        model.eval()
+        given[name] = {
+            kind: list(zip(asked, answers(model, tokenizer, asked, args.tokens), strict=True))
+            for kind, asked in held_out.items()
+        }
+        found[name] = figures(given[name], guard, judges)
+        told = {"figures": found, "logs": logs, "command": sys.argv[1:] if argv is None else list(argv)}
+        (args.out / "figures.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        (args.out / "answers.json").write_text(json.dumps(given, indent=1), encoding="utf-8")
+        print(table({name: found[name]}), flush=True)
+
     model, tokenizer = load(args)
     torch.manual_seed(args.seed)
     model = adapt(model)
     if args.refusals:
-        note("as it came", measured())
-        steps, share = warm_up(model, tokenizer, args.refusals, seed=args.seed)
-        print(f"taught to refuse {share:.0%} of the harmful requests in {steps} steps", flush=True)
-    note("before", measured())
+        measure("as it came")
+        taught, share = warm_up(model, tokenizer, args.refusals, seed=args.seed)
+        print(f"taught to refuse {share:.0%} of the harmful requests in {taught} steps", flush=True)
+    measure("before")
+    asked = prompts(HARMFUL, False)
+    harmful = telling(guard, model, tokenizer, asked, args.answers, args.tokens)
+    print(f"{len(harmful)} of {len(asked)} harmful requests get both unsafe answers and others", flush=True)
     start_weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    for kind in args.reward:
+    for kind, most in zip(args.reward, steps, strict=True):
         model.load_state_dict(start_weights, strict=False)
         start, cpu = time.monotonic(), time.process_time()
-        logs[kind] = train(args, kind, guard, model, tokenizer)
+        logs[kind] = train(args, kind, most, guard, model, tokenizer, harmful)
         took = f"{time.monotonic() - start:.0f} s ({time.process_time() - cpu:.0f} s of CPU time)"
         print(f"{kind}: {len(logs[kind])} generations in {took}", flush=True)
-        note(kind, measured())
-        told = {"figures": found, "logs": logs, "command": sys.argv[1:] if argv is None else list(argv)}
-        (args.out / "figures.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        measure(kind)
     (args.out / "steps.svg").write_text(plot(logs), encoding="utf-8")
     print(table(found), flush=True)
     return 0

@@ -1,14 +1,22 @@
-"""What the demonstration measures: a rough usefulness, and a chat model's answers to held-out requests."""
+"""What the demonstration measures: a rough usefulness, and a chat model's answers to held-out requests.
+
+    python -m guardkit.rewards.demo_measure safe-rl/answers.json --judge MODEL
+
+judges the answers of a run that is over once more.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from guardkit.guard import Guard
-from guardkit.rewards.judged import Conversation, judge_completions
+from guardkit.rewards.judged import Conversation, Judged, judge_completions
 from guardkit.verdict import Severity
 
 _WORD = re.compile(r"[a-z']+")
@@ -69,35 +77,48 @@ def _content(message: Any) -> object:
     return message["content"] if isinstance(message, dict) else message.content
 
 
-def measure(
-    model: Any, tokenizer: Any, guard: Guard, harmful: Sequence[str], harmless: Sequence[str], new: int
-) -> Figures:
-    """Shares and means over one sampled answer to each request."""
-    answers = [_answers(model, tokenizer, asked, new) for asked in (harmful, harmless)]
-    found = [judge_completions(guard, asked, given) for asked, given in zip((harmful, harmless), answers, strict=True)]
-    safe = [f.severity is Severity.safe for f in found[0]]
-    refused = [[bool(f.refusal) for f in part] for part in found]
-    phrases = [[bool(_REFUSALS.search(text)) for text in part] for part in answers]
-    useful = [usefulness(p, c) for p, c in zip(harmless, answers[1], strict=True)]
-    return {
-        "harmful: safe": mean(safe),
-        "harmful: refused": mean(refused[0]),
-        "harmful: refused, by phrase": mean(phrases[0]),
-        "harmless: refused": mean(refused[1]),
-        "harmless: refused, by phrase": mean(phrases[1]),
-        "harmless: usefulness": mean(useful),
-        "words an answer": mean([len(_words(text)) for part in answers for text in part]),
-    }
+Answers = Mapping[str, Sequence[tuple[str, str]]]
+"""Requests with their answers, by kind: "harmful" and "harmless"."""
+
+
+def figures(given: Answers, guard: Guard, judges: Mapping[str, Guard] | None = None) -> Figures:
+    """Shares and means over the answers. guard: says what is safe and what refuses; judges: others, by name, that say
+    what is safe."""
+    found: Figures = {}
+    words = [len(_words(answer)) for pairs in given.values() for _, answer in pairs]
+    for kind, pairs in given.items():
+        judged = _judged(guard, pairs)
+        found[f"{kind}: safe"] = mean([f.severity is Severity.safe for f in judged])
+        for name, other in (judges or {}).items():
+            found[f"{kind}: safe, by {name}"] = mean([f.severity is Severity.safe for f in _judged(other, pairs)])
+        found[f"{kind}: refused"] = mean([bool(f.refusal) for f in judged])
+        found[f"{kind}: refused, by phrase"] = mean([bool(_REFUSALS.search(answer)) for _, answer in pairs])
+        found[f"{kind}: usefulness"] = mean([usefulness(request, answer) for request, answer in pairs])
+    return {**found, "words an answer": mean(words)}
+
+
+def _judged(guard: Guard, pairs: Sequence[tuple[str, str]]) -> list[Judged]:
+    return judge_completions(guard, [request for request, _ in pairs], [answer for _, answer in pairs])
+
+
+def table(found: Mapping[str, Figures]) -> str:
+    """The figures as Markdown, a column a model."""
+    names = list(found)
+    rows = [f"| held out | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for measure in found[names[0]]:
+        rows.append(f"| {measure} | " + " | ".join(f"{found[name][measure]:.3g}" for name in names) + " |")
+    return "\n".join(rows)
 
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / max(len(values), 1)
 
 
-def _answers(model: Any, tokenizer: Any, asked: Sequence[str], new: int) -> list[str]:
+def answers(model: Any, tokenizer: Any, asked: Sequence[str], new: int, seed: int = 0) -> list[str]:
+    """A sampled answer to each request, of `new` tokens at most."""
     import torch
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     rows = [
         tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
         for text in asked
@@ -113,3 +134,24 @@ def _answers(model: Any, tokenizer: Any, asked: Sequence[str], new: int) -> list
             )  # fmt: skip
         given += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return given
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    made = argparse.ArgumentParser(prog="python -m guardkit.rewards.demo_measure", description="Judge answers again.")
+    made.add_argument("answers", type=Path, help="the answers.json of a run")
+    made.add_argument("--guard", default="nano", help="says what is safe and what refuses")
+    made.add_argument("--judge", action="append", default=[], metavar="MODEL", help="says what is safe, too")
+    args = made.parse_args(argv)
+    told = json.loads(args.answers.read_text(encoding="utf-8"))
+    guard, judges = Guard.load(args.guard), loaded(args.judge)
+    print(table({name: figures(given, guard, judges) for name, given in told.items()}))
+    return 0
+
+
+def loaded(names: Sequence[str]) -> dict[str, Guard]:
+    """Guards by the last part of their names."""
+    return {name.rstrip("/").rpartition("/")[2]: Guard.load(name) for name in names}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -10,9 +10,10 @@ from typing import Any
 
 from guardkit.adapters.chat_models import load_chat_model
 from guardkit.guard import Guard
-from guardkit.rewards.demo_measure import SAMPLING, Figures, mean, usefulness
+from guardkit.rewards.demo_measure import SAMPLING, Figures, answers, mean, usefulness
 from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS, prompts
 from guardkit.rewards.hybrid import HybridReward, per_sample
+from guardkit.rewards.judged import judge_completions
 from guardkit.rewards.safety import SafetyReward
 from guardkit.verdict import Severity
 
@@ -90,8 +91,21 @@ def _log_probability(model: Any, tokenizer: Any, asked: Sequence[str], answer: s
     return logits.log_softmax(-1).gather(-1, ends.to(model.device)[..., None])[..., 0].sum(-1)
 
 
-def train(args: argparse.Namespace, kind: str, guard: Guard, model: Any, tokenizer: Any) -> list[Figures]:
-    """Train the adapted model with one reward; gives what the trainer logged at each step."""
+def telling(guard: Guard, model: Any, tokenizer: Any, asked: Sequence[str], n: int, new: int) -> list[str]:
+    """The requests of whose `n` answers some are unsafe and some are not: the others tell a reward little (the report
+    drops them, too). All of them where there are none."""
+    each = [text for text in asked for _ in range(n)]
+    found = judge_completions(guard, each, answers(model, tokenizer, each, new, seed=1))
+    unsafe = [f.severity is Severity.unsafe for f in found]
+    counts = [sum(unsafe[at : at + n]) for at in range(0, len(each), n)]
+    return [text for text, count in zip(asked, counts, strict=True) if 0 < count < n] or list(asked)
+
+
+def train(
+    args: argparse.Namespace, kind: str, steps: int, guard: Guard, model: Any, tokenizer: Any, harmful: Sequence[str]
+) -> list[Figures]:
+    """Train the adapted model with one reward on these harmful requests, and as many harmless ones; gives what the
+    trainer logged at each step."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -102,27 +116,30 @@ def train(args: argparse.Namespace, kind: str, guard: Guard, model: Any, tokeniz
         def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
             control.should_training_stop |= time.monotonic() > end
 
-    asked = [(text, True) for text in prompts(HARMFUL, False)] + [
-        (text, False) for text in prompts(HARMLESS, False)[::2]
-    ]
+    harmless = random.Random(args.seed).sample(
+        prompts(HARMLESS, False), min(len(harmful), len(prompts(HARMLESS, False)))
+    )
+    asked = [(text, True) for text in harmful] + [(text, False) for text in harmless]
     rows = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": text}], "harmful": harmful} for text, harmful in asked]
     )
     config = GRPOConfig(
         output_dir=str(args.out / kind),
         importance_sampling_level="sequence",  # GSPO: one ratio a sequence, clipped close to 1
+        # Scaled by its group, a difference of 1 between two harmless answers would weigh as much as unsafe's 10.
+        scale_rewards="none",
         loss_type="grpo",
         epsilon=args.clip,
         epsilon_high=args.clip * 4 / 3,
         beta=0.0,
         steps_per_generation=2,
         num_generations=args.answers,
-        per_device_train_batch_size=args.answers,
+        per_device_train_batch_size=args.answers * args.batch,
         gradient_accumulation_steps=1,
         max_completion_length=args.tokens,
         learning_rate=args.learning_rate,
         lr_scheduler_type="constant",
-        max_steps=args.steps,
+        max_steps=steps,
         logging_steps=1,
         save_strategy="no",
         report_to=[],
@@ -134,7 +151,9 @@ def train(args: argparse.Namespace, kind: str, guard: Guard, model: Any, tokeniz
         **SAMPLING,
     )
     reward = (
-        SafetyReward(guard, soft=args.soft) if kind == "guard-only" else HybridReward(guard, per_sample(usefulness))
+        SafetyReward(guard, soft=args.soft)
+        if kind == "guard-only"
+        else HybridReward(guard, per_sample(usefulness), soft=args.soft)
     )
     trainer = GRPOTrainer(
         model, reward_funcs=[_logged(reward)], args=config, train_dataset=rows, processing_class=tokenizer,

@@ -10,7 +10,7 @@ from typing import Any
 from guardkit.errors import GuardkitError, MissingExtra, NotJudged
 from guardkit.guard import Guard
 from guardkit.rewards.judged import Conversation, Judged, LogMetric, check_guard, judge_completions, tell
-from guardkit.rewards.safety import Rewards, off_loop
+from guardkit.rewards.safety import Rewards, off_loop, probability
 from guardkit.verdict import Severity
 
 Helpfulness = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
@@ -24,6 +24,8 @@ class HybridReward:
     helpfulness: see `Helpfulness`; `per_sample` makes one of a function for one completion, `RewardServer` of a server.
     unsafe, refused: the caps, -10 and -5 in the report, whose W is about -10 to 10; scale them with yours.
     strict: whether controversial counts as unsafe here; the report's formula tests unsafe alone.
+    soft: the mean of the reward as unsafe and of the reward as safe, by the guard's probability of unsafe (strict: of
+    not safe), which tells answers apart that the guard is unsure of; the report's reward is the hard one.
     refusals: who says what a refusal is, ``(prompts, completions) -> [bool]``, for a guard that does not.
     Where the guard or W has no answer, the reward is None.
     """
@@ -36,10 +38,11 @@ class HybridReward:
         unsafe: float = -10.0,
         refused: float = -5.0,
         strict: bool = False,
+        soft: bool = False,
         refusals: Callable[[Sequence[Conversation], Sequence[Conversation]], Sequence[bool]] | None = None,
     ):
         self.guard, self.helpfulness = check_guard(guard), helpfulness
-        self.unsafe, self.refused, self.strict, self.refusals = unsafe, refused, strict, refusals
+        self.unsafe, self.refused, self.strict, self.soft, self.refusals = unsafe, refused, strict, soft, refusals
         self.__name__ = "hybrid_reward"
         self.found: list[Judged] = []
 
@@ -51,7 +54,7 @@ class HybridReward:
         log_metric: LogMetric | None = None,
         **columns: Any,
     ) -> Rewards:
-        """As `SafetyReward`. Raises `GuardkitError` where nobody says what a refusal is."""
+        """As `SafetyReward`. Raises `GuardkitError` where nobody says what a refusal is, too."""
         self.found = judge_completions(self.guard, prompts, completions)
         tell(self.found, log_metric)
         helpful = self.helpfulness(prompts=prompts, completions=completions, **columns)
@@ -79,10 +82,13 @@ class HybridReward:
     def _reward(self, found: Judged, helpful: float | None, refused: bool) -> float | None:
         if found.severity is None or helpful is None or not math.isfinite(helpful):
             return None
+        if_unsafe = min(self.unsafe, float(helpful))
+        if_safe = min(self.refused, float(helpful)) if refused else float(helpful)
+        if self.soft:
+            p = probability(found.risk if self.strict else found.unsafe)
+            return p * if_unsafe + (1.0 - p) * if_safe
         worst = Severity.controversial if self.strict else Severity.unsafe
-        if found.severity >= worst:
-            return min(self.unsafe, float(helpful))
-        return min(self.refused, float(helpful)) if refused else float(helpful)
+        return if_unsafe if found.severity >= worst else if_safe
 
     def as_async(self) -> Callable[..., Awaitable[Rewards]]:
         """This reward as a coroutine function."""

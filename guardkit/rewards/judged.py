@@ -26,7 +26,8 @@ class Judged:
 
     severity: the worst of its parts; None where any of them was not judged, or where there was nothing to judge.
     stage: of that part. refusal: whether the last answer declines; None where the guard does not say. error: why there
-    is no severity. risk: the probability that the riskiest part is not safe; None where the guard gives none.
+    is no severity. risk, unsafe: the greatest probability among its parts of not being safe, and of being unsafe; None
+    where the guard gives none.
     """
 
     severity: Severity | None
@@ -34,6 +35,7 @@ class Judged:
     refusal: bool | None = None
     error: str | None = None
     risk: float | None = None
+    unsafe: float | None = None
 
 
 def judge_completions(
@@ -105,21 +107,24 @@ def _worst(decisions: Sequence[Decision]) -> Judged:
         return Judged(None, error="nothing was written: there is nothing to judge")
     worst: Decision | None = None
     refusal: bool | None = None
-    risks: list[float | None] = []
+    risks: list[float] = []
+    unsafe: list[float] = []
     for decision in decisions:
         verdict = decision.verdict
         if not decision.judged or verdict is None:
             return Judged(None, decision.stage, error=decision.error or "not judged")
-        risks.append(verdict.risk if verdict.scores else None)
+        if verdict.scores:
+            risks.append(verdict.risk)
+            unsafe.append(verdict.scores.get(Severity.unsafe.value, 0.0))
         if worst is None or worst.verdict is None or verdict.severity > worst.verdict.severity:
             worst = decision
         if decision.stage is Stage.response:
             refusal = verdict.refusal
     assert worst is not None
     assert worst.verdict is not None
-    known = [risk for risk in risks if risk is not None]
-    risk = max(known) if len(known) == len(risks) else None
-    return Judged(worst.verdict.severity, worst.stage, refusal, risk=risk)
+    if len(risks) < len(decisions):
+        return Judged(worst.verdict.severity, worst.stage, refusal)
+    return Judged(worst.verdict.severity, worst.stage, refusal, risk=max(risks), unsafe=max(unsafe))
 
 
 def check_guard(guard: object) -> Guard:

@@ -47,14 +47,19 @@ class SafetyReward:
         if found.severity is None:
             return None
         if self.soft:
-            if found.risk is None:
-                raise GuardkitError("this guard gives no probabilities, and a soft reward is made of them: soft=False")
-            return self.not_safe + (self.safe - self.not_safe) * (1.0 - found.risk)
+            return self.safe + (self.not_safe - self.safe) * probability(found.risk)
         return self.safe if found.severity is Severity.safe else self.not_safe
 
     def as_async(self) -> Callable[..., Awaitable[Rewards]]:
         """This reward as a coroutine function."""
         return off_loop(self)
+
+
+def probability(given: float | None) -> float:
+    """Raises `GuardkitError` where a guard gave none."""
+    if given is None:
+        raise GuardkitError("this guard gives no probabilities, and a soft reward is made of them: soft=False")
+    return given
 
 
 def off_loop(reward: Callable[..., Rewards]) -> Callable[..., Awaitable[Rewards]]:

@@ -39,11 +39,13 @@ Search = Generator[int, bool, Boundary]
 """Yields a number of units, is sent whether the prefix of so many is unsafe."""
 
 
-def bisection(n: int, verify: int = 0) -> Search:
+def bisection(n: int, verify: int = 0, guess: int | None = None) -> Search:
     """The boundary among `n` units in about log2(n) tests, if prefixes that are unsafe stay so as they grow.
 
-    The whole is tested first. verify: so many prefixes on each side next to the boundary are tested too; where a
-    shorter one is unsafe, the search goes on below it. What no test touches can still hide an earlier boundary.
+    The whole is tested first. guess: the shortest prefix that is presumably unsafe: it and the one before it are tested
+    next, and if it is the boundary, nothing else is. verify: so many prefixes on each side next to the boundary are
+    tested too; where a shorter one is unsafe, the search goes on below it. What no test touches can still hide an
+    earlier boundary.
     """
     known: dict[int, bool] = {}
 
@@ -58,6 +60,9 @@ def bisection(n: int, verify: int = 0) -> Search:
     while True:
         while unsafe - safe > 1:
             middle = (safe + unsafe) // 2
+            if guess is not None:
+                near = guess if guess not in known else guess - 1
+                middle = near if safe < near < unsafe and near not in known else middle
             if (yield from test(middle)):
                 unsafe = middle
             else:
@@ -85,5 +90,5 @@ def every_prefix(n: int) -> Search:
 
 
 def most_tests(n: int, verify: int = 0) -> int:
-    """How many tests a bisection of `n` units takes, where the boundary is found at once."""
+    """How many tests a bisection of `n` units takes without a guess, where the boundary is found at once."""
     return 0 if not n else min(n, 1 + math.ceil(math.log2(n)) + 2 * verify) if n > 1 else 1

@@ -1,15 +1,16 @@
 """What is judged and continued to find where one answer turns unsafe, and the loop that does it for many at once.
 
 A prefix is unsafe where the judge says so who sees only the prefix, and where at least `threshold` of its `k`
-continuations, each read whole, are unsafe or controversial (the report on Qwen3Guard, arXiv 2510.14276, 4.2). The
-judge is asked first, since a prefix that it finds safe needs no continuations.
+continuations, each read whole, are unsafe or controversial (the report on Qwen3Guard, arXiv 2510.14276, 4.2). A prefix
+that the judge finds safe needs no continuations, so the judge alone is bisected first: where it turns is the first
+prefix that is continued, and mostly the last.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -38,16 +39,15 @@ class Rule:
         if self.k < 1 or self.verify < 0 or not 0 < self.threshold <= 1:
             raise ValueError("k is at least 1, verify at least 0, and the threshold above 0 and at most 1")
 
-    def search(self, n: int) -> Search:
-        return bisection(n, self.verify) if self.bisects else every_prefix(n)
-
 
 @dataclass
 class Cost:
-    """What was spent. prefixes: tested; judge_texts, guard_texts: prefixes, and continuations or whole answers, that
-    were judged; units: that the answers have, which is how many prefixes there are."""
+    """What was spent. prefixes: tested, by the judge at least; continued: those of them that the LLM went on with;
+    judge_texts, guard_texts: prefixes, and continuations or whole answers, that were judged; units: that the answers
+    have, which is how many prefixes there are."""
 
     prefixes: int = 0
+    continued: int = 0
     llm_calls: int = 0
     llm_tokens: int = 0
     judge_texts: int = 0
@@ -97,38 +97,78 @@ Job = Generator[Judging | Prefix, Any, Boundary]
 def look_for(answer: Answer, rule: Rule, judges_alike: bool = False) -> Job:
     """The boundary of an answer, in `units`. judges_alike: the judge of prefixes is the guard itself, so that the whole
     answer need not be judged twice. Raises `Unjudged`."""
-    spans = units(answer.text)
-    answer.cost.units = len(spans)
-    search = rule.search(len(spans))
+    tests = _Tests(answer, rule, judges_alike)
+    answer.cost.units = tests.n
+    if not rule.bisects:
+        return (yield from _driven(every_prefix(tests.n), tests.is_unsafe))
+    if not tests.n or not (yield from tests.is_unsafe(tests.n)):
+        return Boundary(None, len(tests.suspect))
+    turn = yield from _driven(bisection(tests.n), tests.is_suspect)
+    assert turn.unit is not None
+    found = yield from _driven(bisection(tests.n, rule.verify, turn.unit + 1), tests.is_unsafe)
+    assert found.unit is not None
+    fits = all(bad or i <= found.unit for i, bad in tests.suspect.items())
+    return Boundary(found.unit, len(tests.suspect), found.monotone and fits)
+
+
+Asking = Generator[Judging | Prefix, Any, bool]
+
+
+def _driven(search: Search, test: Callable[[int], Asking]) -> Job:
     try:
         i = next(search)
         while True:
-            answer.cost.prefixes += 1
-            i = search.send(
-                (yield from _is_unsafe(answer, answer.text[: spans[i - 1][1]], i == len(spans), rule, judges_alike))
-            )
+            i = search.send((yield from test(i)))
     except StopIteration as stop:
         found: Boundary = stop.value
         return found
 
 
-def _is_unsafe(
-    answer: Answer, text: str, whole: bool, rule: Rule, judges_alike: bool
-) -> Generator[Judging | Prefix, Any, bool]:
-    answer.cost.judge_texts += 1
-    if not _bad((yield Judging("judge", (answer.item(text),)))):
-        return False
-    if whole:  # nothing is left to be written
-        if judges_alike:
+class _Tests:
+    """The two tests of an answer's prefixes, each made once. suspect, unsafe: what came out, by the prefix's units."""
+
+    def __init__(self, answer: Answer, rule: Rule, judges_alike: bool):
+        self._answer, self._rule, self._judges_alike = answer, rule, judges_alike
+        self._ends = [end for _, end in units(answer.text)]
+        self.n = len(self._ends)
+        self.suspect: dict[int, bool] = {}
+        self.unsafe: dict[int, bool] = {}
+
+    def is_suspect(self, i: int) -> Asking:
+        """Whether the judge finds the prefix of `i` units unsafe or controversial."""
+        if i not in self.suspect:
+            self._answer.cost.prefixes += 1
+            self._answer.cost.judge_texts += 1
+            self.suspect[i] = _bad((yield Judging("judge", (self._answer.item(self._text(i)),)))) == 1
+        return self.suspect[i]
+
+    def is_unsafe(self, i: int) -> Asking:
+        """Whether enough of its continuations are so, too; of the whole, whether the guard finds it so."""
+        if not (yield from self.is_suspect(i)):
+            return False
+        if i not in self.unsafe:
+            self.unsafe[i] = yield from (self._confirmed() if i == self.n else self._continued(self._text(i)))
+        return self.unsafe[i]
+
+    def _confirmed(self) -> Asking:
+        """Of the whole: nothing is left to be written."""
+        if self._judges_alike:
             return True
-        answer.cost.guard_texts += 1
-        return _bad((yield Judging("guard", (answer.item(text),)))) == 1
-    continued: Continued = yield Prefix(answer.chat, text, rule.k, _seed(rule.seed, answer, text))
-    answer.cost.llm_calls += continued.calls
-    answer.cost.llm_tokens += continued.tokens
-    answer.cost.guard_texts += len(continued.texts)
-    severities = yield Judging("guard", tuple(answer.item(text + more) for more in continued.texts))
-    return _bad(severities) >= rule.threshold * rule.k - 1e-9
+        self._answer.cost.guard_texts += 1
+        return _bad((yield Judging("guard", (self._answer.item(self._text(self.n)),)))) == 1
+
+    def _continued(self, text: str) -> Asking:
+        answer, rule = self._answer, self._rule
+        continued: Continued = yield Prefix(answer.chat, text, rule.k, _seed(rule.seed, answer, text))
+        answer.cost.continued += 1
+        answer.cost.llm_calls += continued.calls
+        answer.cost.llm_tokens += continued.tokens
+        answer.cost.guard_texts += len(continued.texts)
+        severities = yield Judging("guard", tuple(answer.item(text + more) for more in continued.texts))
+        return _bad(severities) >= rule.threshold * rule.k - 1e-9
+
+    def _text(self, i: int) -> str:
+        return self._answer.text[: self._ends[i - 1]]
 
 
 def _bad(severities: Sequence[Severity]) -> int:

@@ -74,8 +74,9 @@ class Report:
         counts = ", ".join(f"{self.statuses[name]:,} {name}" for name in STATUSES if self.statuses[name])
         return [
             f"{self.statuses.total():,} rows: {counts or 'none'}",
-            f"{cost.prefixes:,} of {cost.units:,} prefixes tested; {cost.llm_calls:,} calls of the LLM, "
-            f"{cost.llm_tokens:,} tokens written; {cost.judge_texts:,} prefixes, {cost.guard_texts:,} answers judged",
+            f"{cost.prefixes:,} of {cost.units:,} prefixes tested, {cost.continued:,} of them continued; "
+            f"{cost.llm_calls:,} calls of the LLM, {cost.llm_tokens:,} tokens written; "
+            f"{cost.judge_texts:,} prefixes, {cost.guard_texts:,} answers judged",
             f"{self.odd:,} boundaries that not all tests agree with; {duration(self.seconds)} in this run",
             *(f"{n:,} rows not judged: {error}" for error, n in self.errors.most_common(5)),
         ]
@@ -208,13 +209,16 @@ def plan(inputs: Sequence[str], finder: Finder, reading: Reading) -> list[str]:
     if not sizes:
         return [f"{n_rows:,} rows, none of them with an unsafe answer: nothing to do"]
     every = sum(n for n, _ in sizes)
-    tests = sum(most_tests(n, rule.verify) for n, _ in sizes) if rule.bisects else every
+    continued = sum(most_tests(n, rule.verify) for n, _ in sizes) if rule.bisects else every
+    judged = min(every, continued + sum(most_tests(n) for n, _ in sizes)) if rule.bisects else every
     middle = sorted(sizes, key=lambda pair: pair[0])[len(sizes) // 2][1]
     timed = finder.timed(middle)
-    prefixes = max(tests - len(sizes), 0)  # whole answers are not continued
+    prefixes = max(continued - len(sizes), 0)  # whole answers are not continued
+    least = min(prefixes, (1 + rule.verify) * len(sizes)) if rule.bisects else len(sizes)
     lines = [
-        f"{n_rows:,} rows, {len(sizes):,} answers to look into, {every:,} prefixes; at most about {tests:,} are tested",
-        f"at most {prefixes * rule.k:,} continuations, and {prefixes * rule.k + tests + len(sizes):,} texts judged",
+        f"{n_rows:,} rows, {len(sizes):,} answers to look into, {every:,} prefixes; about {judged:,} are tested",
+        f"at most {prefixes * rule.k:,} continuations, {least * rule.k:,} where guard and judge agree; at most "
+        f"{prefixes * rule.k + judged + len(sizes):,} texts judged",
     ]
     if isinstance(timed, str):
         return [*lines, f"one prefix was tried, and was not judged: {timed}"]
@@ -222,8 +226,8 @@ def plan(inputs: Sequence[str], finder: Finder, reading: Reading) -> list[str]:
     return [
         *lines,
         f"measured on one prefix: {seconds:.1f} s for {rule.k} continuations and their judgement, {tokens:,} tokens",
-        f"at most about {prefixes * tokens:,} tokens and {duration(prefixes * seconds)}; less where the judge finds "
-        "prefixes safe, which are not continued then",
+        f"at most about {prefixes * tokens:,} tokens and {duration(prefixes * seconds)}; "
+        f"{least * tokens:,} and {duration(least * seconds)} where guard and judge agree",
     ]
 
 
