@@ -35,14 +35,11 @@ class Out:
 
     async def write(self, data: bytes) -> None:
         with self._patience:
-            await self._write(data)
-
-    async def _write(self, data: bytes) -> None:
-        if not self.started:
-            self.started = True
-            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
-            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            if not self.started:
+                self.started = True
+                raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
+                await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
         await self.write(b"")

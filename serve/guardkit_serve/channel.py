@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from guardkit import AsyncStreamGuard, Decision, Guard, Message, NotJudged, Overloaded, Stage, StreamGuard
+from guardkit.astream import LARGE
 from guardkit.reading.payloads import ArgumentsReader
 from guardkit.retokenize import SurrogateJoiner
 from guardkit.runner import off_loop
@@ -38,6 +39,7 @@ class Channel:
         self.stop: Decision | None = None
         self.finished = False
         self._guard, self._observer, self._seconds = guard, observer, seconds
+        self._is_quick = guard.model.quick and guard.timeout is None
         self._patience = Patience(seconds)
         self._arguments = ArgumentsReader() if arguments else None
         self._surrogates = SurrogateJoiner()  # as the core counts characters
@@ -78,17 +80,31 @@ class Channel:
     def withheld(self) -> int:
         return self.received - self.released
 
-    async def flush(self) -> None:
-        """Judge what was added."""
+    def flush(self) -> Awaitable[Any] | None:
+        """Judge what was added: at once where the model is quick, else when what is returned is awaited."""
+        if not self._waiting:
+            return None
         text = "".join(self._waiting)
         self._waiting.clear()
-        if text and self._passes():
-            await self._call(self._twin.feed(text))
+        if not self._passes():
+            return None
+        if not self._is_quick or len(text) > LARGE:
+            return self._call(self._twin.feed(text))
+        stream = self._stream
+        assert stream is not None
+        try:
+            stream.feed(text)
+        except Exception as error:
+            self._failed(error)
+        else:
+            self._judged(stream)
+        return None
 
     async def settle(self) -> None:
         """Other texts have left it behind: release the tail, judged as it stands, but for what a flagged run may begin
         with. It may go on later."""
-        await self.flush()
+        if (judging := self.flush()) is not None:
+            await judging
         stream = self._stream
         if self._settled or not self._passes() or stream is None:
             return
@@ -108,7 +124,8 @@ class Channel:
             return
         rest = self._arguments.pending if self._arguments is not None else ""
         self._take(self._surrogates.push(rest) + self._surrogates.finish())
-        await self.flush()
+        if (judging := self.flush()) is not None:
+            await judging
         self.finished = True
         if self._passes():
             await self._call(self._twin.finish())
@@ -155,11 +172,14 @@ class Channel:
         except Exception as error:
             self._failed(error)
             return None
+        self._judged(stream)
+        return result
+
+    def _judged(self, stream: StreamGuard) -> None:
         # A stop takes back what a short hold-back let out; what went out stays out.
         self.released = max(self.released, stream.released)
         if stream.stopped:
             self.stop = stream.decision
-        return result
 
     def _failed(self, error: Exception) -> None:
         cause = error.__cause__ if isinstance(error, NotJudged) else error

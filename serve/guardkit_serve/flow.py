@@ -31,13 +31,20 @@ class _Entry:
 
     def __init__(self, frame: Frame, data: Any, pieces: Sequence[Piece]):
         self.frame, self.data, self.pieces = frame, data, pieces
-        self.n_chars = sum([len(piece.text) - piece.added for piece in pieces])
+        self.n_chars = 0
+        for piece in pieces:
+            self.n_chars += len(piece.text) - piece.added
         self.marks: list[tuple[Channel, int]] = []
         self.blocked = True  # until all of it was handed to the guard
 
     @property
     def may_go(self) -> bool:
-        return not self.blocked and all(channel.released >= mark for channel, mark in self.marks)
+        if self.blocked:
+            return False
+        for channel, mark in self.marks:  # noqa: SIM110 - asked of every event
+            if channel.released < mark:
+                return False
+        return True
 
 
 class _Turns:
@@ -92,12 +99,12 @@ class Flow:
             data, reading = self._read(frame)
             await self._take(_Entry(frame, data, reading.pieces), reading)
             self.last = reading.last
-        await self._flush(None)
+        await self._flush()
         return self._pump()
 
     async def finish(self) -> bytes:
         """The upstream has ended: judge what is left."""
-        await self._flush(None)
+        await self._flush()
         for channel in list(self._channels.values()):
             if self.violation is None:
                 await channel.finish()
@@ -139,18 +146,21 @@ class Flow:
         self._came += entry.n_chars
         for piece in reading.pieces:
             channel = self._channel(piece)
-            await self._flush(channel)
+            if self._waiting is not channel:
+                await self._flush()
+                self._waiting = channel
             if self.violation is not None:
                 return
-            self._waiting = channel
             entry.marks.append((channel, channel.add(piece.text)))
             for behind in self._turns[piece.key[0]].took(channel, len(piece.text)):
                 await behind.settle()
                 self._check(behind)
             if self.violation is not None:
                 return
-        if reading.ends or reading.wholes:
-            await self._flush(None)
+        if not (reading.ends or reading.wholes or reading.late):
+            entry.blocked = False
+            return
+        await self._flush()
         for end in reading.ends:
             for key in [key for key in self._channels if key[: len(end)] == end]:
                 await self._finish(key)
@@ -178,11 +188,13 @@ class Flow:
             self._check(channel)
         return channel
 
-    async def _flush(self, but: Channel | None) -> None:
+    async def _flush(self) -> None:
+        """Have the guard judge what it was not handed yet."""
         channel = self._waiting
-        if channel is not None and channel is not but:
+        if channel is not None:
             self._waiting = None
-            await channel.flush()
+            if (judging := channel.flush()) is not None:
+                await judging
             self._check(channel)
 
     async def _finish(self, key: Key) -> None:

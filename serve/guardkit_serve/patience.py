@@ -15,20 +15,21 @@ class Patience:
     def __init__(self, seconds: float):
         self._seconds = seconds
         self._until: float | None = None  # of the wait under way
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
         self._is_over = False
 
     def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        assert self._task is not None
+        if self._loop is None or self._task is None:
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            assert self._task is not None
         self._cancelling = self._task.cancelling()
         self._is_over = False
-        self._until = loop.time() + self._seconds
+        self._until = self._loop.time() + self._seconds
         if self._timer is None:
-            self._timer = loop.call_at(self._until, self._ring, loop)
+            self._timer = self._loop.call_at(self._until, self._ring, self._loop)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -38,7 +39,6 @@ class Patience:
             assert self._task is not None
             if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
                 raise TimeoutError from error
-        self._task = None
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
@@ -56,3 +56,4 @@ class Patience:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._task = None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from guardkit_serve.errors import HttpError
 
@@ -15,8 +14,7 @@ _LINE = re.compile(r"\r\n|\n|\r")
 DONE = "[DONE]"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """raw: the frame's bytes, its empty line included. data: None where it has none. aside: what else it says that is
     no event and no data: comments, ids, fields of no known name."""
 

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Mapping
 from functools import cache
+from http.cookiejar import DefaultCookiePolicy
 
 import httpx
 from starlette.datastructures import Headers
@@ -15,6 +16,7 @@ from starlette.datastructures import Headers
 from guardkit_serve.errors import HttpError
 from guardkit_serve.settings import Upstream
 from guardkit_serve.tracing import carry
+from guardkit_serve.transport import Transport
 
 PASSED_ON = frozenset((
     "anthropic-version", "anthropic-beta", "openai-organization", "openai-project", "openai-beta", "idempotency-key",
@@ -28,6 +30,8 @@ PASSED_BACK = frozenset((
 _LIMITS = ("x-ratelimit-", "anthropic-ratelimit-")
 _AGAIN = frozenset((502, 503, 504))
 BACKOFF_S = 0.2
+_NO_COOKIES = DefaultCookiePolicy(allowed_domains=())
+"""What an upstream sets for one client must not go out with the request of another."""
 
 
 class Upstreams:
@@ -35,14 +39,15 @@ class Upstreams:
 
     def __init__(self, client: httpx.AsyncClient | None = None):
         self._client = client
+        if client is not None:
+            client.cookies.jar.set_policy(_NO_COOKIES)
         self._served: dict[str, list[tuple[str, str]]] = {}
 
     @property
     def client(self) -> httpx.AsyncClient:
         if self._client is None:
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=200, keepalive_expiry=30.0)
-            # No proxies, netrc or certificates out of the environment: where requests go stands in the settings.
-            self._client = httpx.AsyncClient(limits=limits, trust_env=False, follow_redirects=False)
+            self._client = httpx.AsyncClient(transport=Transport(), trust_env=False, follow_redirects=False)
+            self._client.cookies.jar.set_policy(_NO_COOKIES)
         return self._client
 
     async def close(self) -> None:
@@ -132,6 +137,8 @@ def headers_for(upstream: Upstream, path: str, given: Headers, keys: bool) -> di
 def pieces_of(response: httpx.Response) -> AsyncIterator[bytes]:
     """The bytes of an answer, as they come."""
     as_sent = not response.is_stream_consumed and "content-encoding" not in response.headers
+    if as_sent and isinstance(response.stream, httpx.AsyncByteStream):
+        return aiter(response.stream)  # past httpx's own layers
     return response.aiter_raw() if as_sent else response.aiter_bytes()
 
 

@@ -21,6 +21,7 @@ SILENT = at.NO_TEXT | at.BLOCK_NO_TEXT | at.RESPONSE_METADATA | frozenset((
 OPAQUE = frozenset(("encrypted_content", "signature", "thought_signature", "thoughtSignature"))
 """What only the upstream can read."""
 MAX_SILENT = 500  # values of silent keys that are remembered: most events repeat them
+_NUMBERS = (int, float)
 SETTINGS = SILENT | frozenset((
     "modalities", "stop", "stop_sequences", "include", "store", "logit_bias", "betas", "voice", "size", "quality",
     "user_id", "session_id", "request_id", "trace_id", "conversation_id", "thread_id", "conversation",
@@ -52,8 +53,8 @@ class Seen:
     def knows(self, key: str, value: Any) -> bool:
         """Whether this very value passed under this key before; quick."""
         if isinstance(value, str):
-            return bool(value) and (key, value) in self._silent
-        return (value is None or isinstance(value, int | float)) and (key, "") in self._silent
+            return (key, value) in self._silent
+        return (value is None or isinstance(value, _NUMBERS)) and (key, "") in self._silent
 
     def new(self, key: str, value: Any, stage: Stage = Stage.response, silent: frozenset[str] = SILENT) -> list[Found]:
         """What stands in `value`, under `key`, and is neither a name where names belong nor seen before; the key too,

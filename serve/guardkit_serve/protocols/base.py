@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from guardkit import Decision, Message, MessageError, Stage
 from guardkit.batch import Item
@@ -33,8 +33,7 @@ class Asked:
     earlier: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """More of one text. path: where it stands in the event's data, None where the event cannot be cut there; added:
     characters of `text` that are not the upstream's."""
 

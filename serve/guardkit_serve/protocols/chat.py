@@ -86,15 +86,15 @@ class Chat(Choices):
                 reading.wholes += wholes(self, key, None)
             if value is None or value == "":
                 continue
-            if key in ("audio", "images", "image", "video"):
+            if key in ("content", "refusal") and isinstance(value, str):
+                reading.pieces.append(Piece((index, key), Stage.response, value, ("choices", at, "delta", key)))
+            elif key in ("audio", "images", "image", "video"):
                 reading.wholes.append(Part(Stage.response, None, key))
             elif key in REASONING and isinstance(value, str):
                 path = ("choices", at, "delta", key)
                 if any(p.key == (index, "reasoning") and p.text == value for p in reading.pieces):
                     continue  # servers give it under two keys
                 reading.pieces.append(Piece((index, "reasoning"), Stage.reasoning, value, path))
-            elif key in ("content", "refusal") and isinstance(value, str):
-                reading.pieces.append(Piece((index, key), Stage.response, value, ("choices", at, "delta", key)))
             elif key in ("tool_calls", "function_call"):
                 for call in value if isinstance(value, list) else [value]:
                     self._call(reading, index, key, call)

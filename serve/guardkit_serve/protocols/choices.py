@@ -28,6 +28,7 @@ class Choices(Protocol):
     def __init__(self, body: Mapping[str, Any], message: str):
         super().__init__(body, message)
         self._about: dict[str, Any] = {}
+        self._newest: Mapping[str, Any] = {}  # event that has gone out
         self._open: dict[int, bool] = {}  # choice -> whether it has not ended, of what has gone out
         self._done = self._failed = False
 
@@ -123,13 +124,13 @@ class Choices(Protocol):
             self._done = self._done or (frame.data is not None and frame.data.strip() == DONE)
             return
         self._failed = self._failed or bool(data.get("error"))
-        self._about |= {key: data[key] for key in _KEPT if key in data}
+        self._newest = data
         for choice in data.get("choices") or ():
             index = choice.get("index", 0)
             self._open[index] = choice.get("finish_reason") is None and self._open.get(index, True)
 
     def cut(self, frame: Frame, data: Any, piece: Piece, text: str) -> bytes:
-        self._about |= {key: data[key] for key in _KEPT if key in data}
+        self._newest = data
         index = piece.key[0]
         assert isinstance(index, int)
         event = self._chunk(self._delta(index, piece, text))
@@ -144,6 +145,7 @@ class Choices(Protocol):
         return frame({**self._base(), "object": self.chunk, **self._about, "choices": list(choices), **more})
 
     def _base(self) -> dict[str, Any]:
+        self._about |= {key: self._newest[key] for key in _KEPT if key in self._newest}
         if not self._about:
             model = self.body.get("model")
             self._about = {
