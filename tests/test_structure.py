@@ -58,8 +58,9 @@ LAYERS = (
     ("engine.model_runner", "engine.prefixes"),
     ("engine.scheduler",),
     ("engine.engine",),
-    ("engine.setup", "engine.reading", "models.nano.scheduler", "models.nano.calibration"),
-    ("models.nano.said",),
+    ("engine.setup", "engine.reading", "models.nano.pace", "models.nano.calibration"),
+    ("models.nano.said", "models.nano.queries"),
+    ("models.nano.scheduler",),
     (
         "models.nano",
         "models.nano.model",

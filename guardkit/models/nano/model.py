@@ -33,8 +33,9 @@ from guardkit.loop import Loop, Turn
 from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano.calibration import GROUPS, Calibration
+from guardkit.models.nano.queries import Window
 from guardkit.models.nano.said import NOTHING, Said, softmax
-from guardkit.models.nano.scheduler import NanoScheduler, Window
+from guardkit.models.nano.scheduler import NanoScheduler
 from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer
 from guardkit.ticket import Pending, Ticket
 from guardkit.verdict import Category, Stage
@@ -121,7 +122,7 @@ class Nano(StreamModel):
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
         self.window = int(meta["positions"])
         self._cache_shape = tuple(json.loads(meta["cache_shape"]))  # per token: layers x (keys and values)
-        self._seen: OrderedDict[bytes, Floats] = OrderedDict()
+        self._seen: OrderedDict[bytes, Scores] = OrderedDict()
         self._hits = 0  # windows that were in it
         self._loop = Loop("guardkit-nano", NanoScheduler(self))
 
@@ -193,9 +194,13 @@ class Nano(StreamModel):
         """What two windows that are judged alike have in common."""
         return np.asarray(ids, np.int32).tobytes()
 
-    def remembers(self, key: bytes) -> bool:
-        """Whether the window was judged before, and costs nothing now."""
-        return key in self._seen
+    def recall(self, key: bytes) -> Scores | None:
+        """The scores of a window that was judged before."""
+        found = self._seen.get(key)
+        if found is not None:
+            self._hits += 1
+            self._seen.move_to_end(key)
+        return found
 
     @property
     def remembered(self) -> tuple[int, int, int]:
@@ -203,23 +208,17 @@ class Nano(StreamModel):
         return len(self._seen), WINDOW_CACHE, self._hits
 
     def judge_windows(self, windows: Sequence[list[int]]) -> list[Scores]:
-        """The query heads' scores of each window, in one pass; what repeats itself is remembered."""
-        keys = [self.key(ids) for ids in windows]
-        logits = {key: self._seen[key] for key in keys if key in self._seen}
-        self._hits += len(logits)
-        todo = []
-        for key, ids in zip(keys, windows, strict=True):
-            if key not in logits:
-                todo.append((key, ids))
-        if todo:
-            found, _ = self.read([ids for _, ids in todo])
-            for row, (key, _) in enumerate(todo):
-                self._seen[key] = logits[key] = found[row, 12:]
-                if len(self._seen) > WINDOW_CACHE:
-                    self._seen.popitem(last=False)
-        scores = self._query_scores(np.stack([logits[key] for key in keys]), [self._group(ids) for ids in windows])
-        rows = [slice(row, row + 1) for row in range(len(windows))]
-        return [Scores(scores.severity[row], scores.category[row]) for row in rows]
+        """The query heads' scores of each window, in one pass; they are remembered."""
+        logits, _ = self.read(windows)
+        scores = self._query_scores(logits[:, 12:], [self._group(ids) for ids in windows])
+        found = []
+        for row, ids in enumerate(windows):
+            one = Scores(scores.severity[row : row + 1].copy(), scores.category[row : row + 1].copy())
+            self._seen[self.key(ids)] = one
+            found.append(one)
+        while len(self._seen) > WINDOW_CACHE:
+            self._seen.popitem(last=False)
+        return found
 
     def read(self, windows: Sequence[list[int]]) -> tuple[Floats, NDArray[np.int8]]:
         """One pass over windows of queries: logits at the end of each [N, 24], keys and values [N, T, *cache_shape] of

@@ -9,7 +9,7 @@ import numpy as np
 
 from guardkit.models.base import Floats, Query
 from guardkit.models.nano.model import Nano
-from guardkit.models.nano.scheduler import BATCH_TOKENS
+from guardkit.models.nano.pace import BATCH_TOKENS
 
 MAX_WINDOWS = 4  # of a text that are read
 

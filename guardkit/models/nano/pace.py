@@ -1,0 +1,62 @@
+"""How fast nano judges, what waits for it, and the size of its forward passes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from guardkit.errors import Overloaded
+from guardkit.models.base import Work
+from guardkit.ticket import Ticket
+
+BATCH_TOKENS = 512  # padded, in one forward pass: more at once are no faster a token, and the first ones wait longer
+WAVE_TOKENS = 12 * BATCH_TOKENS  # sorted by length together, at most
+WAVE_S = 0.25  # how long a wave should take: what is in it is late together
+SLACK = 1.25  # work is refused where what waits before it, and itself, would take this many times its time
+_T = TypeVar("_T")
+
+
+class Pace:
+    """tokens: that are known to wait. per_s: tokens that are judged a second, as a moving mean; 0: not known yet."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.per_s = 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """So many tokens took so long. A pass that is hardly filled takes longer a token than a full one: it counts
+        only where it was faster."""
+        rate = tokens / seconds if seconds > 0 else 0.0
+        if tokens >= BATCH_TOKENS // 2 or 0 < self.per_s < rate:
+            self.per_s = 0.7 * self.per_s + 0.3 * rate if self.per_s else rate
+
+    def seconds(self, tokens: int) -> float:
+        """About how long so many tokens take."""
+        return tokens / self.per_s if self.per_s else 0.0
+
+    @property
+    def wave_tokens(self) -> int:
+        """How many tokens a wave has room for."""
+        return min(WAVE_TOKENS, max(int(WAVE_S * self.per_s), 2 * BATCH_TOKENS)) if self.per_s else WAVE_TOKENS
+
+    def refuses(self, ticket: Ticket[Work], tokens: int) -> bool:
+        """Whether work of so many tokens could not be done in time behind what waits; it is refused then."""
+        if ticket.deadline is None or not self.tokens:
+            return False
+        left, wait = ticket.deadline - time.monotonic(), self.seconds(self.tokens + tokens)
+        if wait > SLACK * left:
+            ticket.fail(Overloaded(f"what waits takes about {wait:.1f} s, more than the time of {left:.1f} s"))
+        return ticket.done()
+
+
+def padded(ordered: Sequence[tuple[int, _T]]) -> Iterator[list[_T]]:
+    """Batches of at most `BATCH_TOKENS` tokens, padding counted, of things that are sorted by length."""
+    batch: list[_T] = []
+    for length, item in ordered:
+        if batch and (len(batch) + 1) * length > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch

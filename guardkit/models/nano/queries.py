@@ -1,0 +1,215 @@
+"""Queries on their way through nano: cut into windows, answered where they are known, laid up, judged in waves.
+
+A query is cut as soon as its turn comes. A window that was judged before is answered there and then; the others are
+laid up and taken in waves of a few passes' tokens, alike lengths together. So what costs nothing never waits for what
+does, equal windows are judged once, memory is bounded by what is laid up, and short texts never wait for more than a
+wave of long ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from guardkit.errors import Overloaded
+from guardkit.models.base import Query, QueryScores, Scores, Work
+from guardkit.models.nano.pace import BATCH_TOKENS, WAVE_TOKENS, Pace, padded
+from guardkit.ticket import Ticket
+
+if TYPE_CHECKING:
+    from guardkit.models.nano.model import Nano
+
+DRAW_TOKENS = 8 * BATCH_TOKENS  # that are cut into windows between two passes
+LAID_UP_TOKENS = 128 * BATCH_TOKENS  # of short texts; of long ones, as many as a wave takes
+SHORT_CHARS = 4096  # a text of more is long: it takes at most half of a wave while short ones wait
+Window = tuple[list[int], int | None, int | None]
+"""Ids with their frame, and the characters they come from where a text was cut."""
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A query under way. best: of its windows' scores the worst by each measure; tokens: of the windows that were cut
+    off so far, up to character `end` (None: all); open: how many of them are laid up, of `waiting` tokens."""
+
+    ticket: Ticket[Work]
+    query: Query
+    windows: Iterator[Window]
+    best: dict[object, tuple[float, QueryScores]] = field(default_factory=dict)
+    tokens: int = 0
+    end: int | None = 0
+    open: int = 0
+    waiting: int = 0
+
+    @property
+    def cost(self) -> int:
+        """About how many tokens the text is."""
+        return self.tokens if self.end is None else self.tokens * len(self.query.text) // max(self.end, 1)
+
+
+@dataclass(eq=False)
+class _LaidUp:
+    """A window that is to be judged, and who asked for it."""
+
+    key: bytes
+    ids: list[int]
+    askers: list[tuple[_Asked, Window]] = field(default_factory=list)
+
+
+class Queries:
+    """end: called with each ticket that came to its end."""
+
+    def __init__(self, model: Nano, pace: Pace, end: Callable[[Ticket[Work]], None]):
+        self._model, self._pace, self._end = model, pace, end
+        self.clear()
+
+    def clear(self) -> None:
+        self._short: deque[_Asked] = deque()
+        self._long: deque[_Asked] = deque()
+        self._laid_up: dict[bytes, _LaidUp] = {}  # all that are not judged, laid out in passes or not
+        self._next: tuple[deque[_LaidUp], deque[_LaidUp]] = (deque(), deque())  # of short texts, of long ones
+        self._n_next = [0, 0]  # their tokens
+        self._passes: deque[list[_LaidUp]] = deque()
+
+    def take(self, ticket: Ticket[Work], query: Query) -> None:
+        asked = _Asked(ticket, query, self._model.windows(query))
+        (self._long if len(query.text) > SHORT_CHARS else self._short).append(asked)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._short or self._long or self._laid_up)
+
+    def step(self) -> int:
+        """Cut what came, do one pass; the tokens that it judged."""
+        if self._short or self._long:
+            self._draw()
+        if not self._passes and self._laid_up:
+            self._plan()
+        return self._run(self._passes.popleft()) if self._passes else 0
+
+    def _draw(self) -> None:
+        """Cut the next texts into windows, answer what is known, lay the rest up."""
+        drawn: list[tuple[_Asked, Window, bytes, int]] = []
+        seen: dict[_Asked, None] = {}
+        for which, (queue, most) in enumerate(((self._short, LAID_UP_TOKENS), (self._long, WAVE_TOKENS))):
+            tokens = 0
+            while queue and tokens < DRAW_TOKENS and self._n_next[which] + tokens <= most:
+                asked = queue[0]
+                seen[asked] = None
+                window = self._window(asked)
+                if window is None:
+                    queue.popleft()
+                    continue
+                tokens += len(window[0])
+                drawn.append((asked, window, self._model.key(window[0]), which))
+        for asked, window, key, which in drawn:
+            scores = self._model.recall(key)
+            if scores is not None:
+                self._found(asked, window, scores)
+            elif not asked.ticket.done() and (asked.open or not self._pace.refuses(asked.ticket, asked.cost)):
+                self._lay_up(asked, window, key, which)
+        for asked in seen:
+            self._settle(asked)
+
+    def _window(self, asked: _Asked) -> Window | None:
+        """The next window of a text; None at its end, and where nobody wants it any more."""
+        if not asked.ticket.wanted:
+            return None
+        try:
+            window = next(asked.windows, None)
+        except Exception as error:
+            asked.ticket.fail(error)
+            return None
+        if window is None:
+            asked.end = None
+        else:
+            asked.tokens, asked.end = asked.tokens + len(window[0]), window[2]  # None: it is the only one
+        return window
+
+    def _lay_up(self, asked: _Asked, window: Window, key: bytes, which: int) -> None:
+        entry = self._laid_up.get(key)
+        if entry is None:
+            entry = self._laid_up[key] = _LaidUp(key, window[0])
+            self._next[which].append(entry)
+            self._n_next[which] += len(entry.ids)
+            self._pace.tokens += len(entry.ids)
+        entry.askers.append((asked, window))
+        asked.open += 1
+        asked.waiting += len(entry.ids)
+
+    def _plan(self) -> None:
+        """Lay the next wave's windows out in passes."""
+        room = self._pace.wave_tokens
+        wave: list[tuple[int, _LaidUp]] = []
+        tokens = 0
+        for which, most in ((0, room // 2 if self._next[1] else room), (1, room)):
+            while self._next[which] and tokens < most:
+                entry = self._next[which].popleft()
+                self._n_next[which] -= len(entry.ids)
+                if self._can_end(entry, tokens):
+                    wave.append((len(entry.ids), entry))
+                    tokens += len(entry.ids)
+                else:
+                    self._done_with(entry)
+        wave.sort(key=lambda each: each[0])
+        self._passes.extend(padded(wave))
+
+    def _can_end(self, entry: _LaidUp, ahead: int) -> bool:
+        """Whether somebody can have what he asked for in time, behind `ahead` tokens. Who cannot learns it now."""
+        found = False
+        for asked, _ in entry.askers:
+            ticket = asked.ticket
+            if not ticket.wanted:
+                continue
+            if ahead and ticket.deadline is not None:
+                left, wait = ticket.deadline - time.monotonic(), self._pace.seconds(ahead + asked.waiting)
+                if wait > left:
+                    ticket.fail(Overloaded(f"it takes about {wait:.1f} s, more than the {left:.1f} s that are left"))
+                    continue
+            found = True
+        return found
+
+    def _run(self, batch: list[_LaidUp]) -> int:
+        wanted = [entry for entry in batch if any(asked.ticket.wanted for asked, _ in entry.askers)]
+        tokens = sum(len(entry.ids) for entry in wanted)
+        try:
+            found = self._model.judge_windows([entry.ids for entry in wanted]) if wanted else ()
+        except Exception as error:
+            if len(wanted) > 1:
+                tokens = sum(self._run([entry]) for entry in wanted)
+                batch = [entry for entry in batch if entry not in wanted]
+            else:
+                for asked, _ in wanted[0].askers:
+                    asked.ticket.fail(error)
+            found = ()
+        for entry, scores in zip(wanted, found, strict=False):
+            for asked, window in entry.askers:
+                self._found(asked, window, scores)
+        for entry in batch:
+            self._done_with(entry)
+        return tokens
+
+    def _found(self, asked: _Asked, window: Window, scores: Scores) -> None:
+        if window[1] is None:  # the only one
+            asked.best[None] = 0.0, QueryScores(scores)
+        else:
+            asked.ticket.asker.weigh(asked.best, asked.query, scores, window)
+
+    def _done_with(self, entry: _LaidUp) -> None:
+        """A window was judged, or nobody wants it."""
+        del self._laid_up[entry.key]
+        self._pace.tokens -= len(entry.ids)
+        for asked, _ in entry.askers:
+            asked.open -= 1
+            asked.waiting -= len(entry.ids)
+            self._settle(asked)
+
+    def _settle(self, asked: _Asked) -> None:
+        """Answer a query whose windows are all judged."""
+        ticket = asked.ticket
+        if asked.end is None and not asked.open and not ticket.done():
+            ticket.give(list({id(scores): scores for _, scores in asked.best.values()}.values()))
+        if ticket.done():
+            self._end(ticket)
