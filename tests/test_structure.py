@@ -25,7 +25,8 @@ LAYERS = (
     ("telemetry.otel",),
     ("normalize.draft", "normalize.words", "reading.payloads"),
     ("reading.message",),
-    ("reading.drafts",),
+    ("reading.drafts", "reading.pieces"),
+    ("reading.nested",),
     ("reading.shapes",),
     ("reading.records",),
     (

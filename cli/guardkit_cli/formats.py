@@ -11,20 +11,31 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from guardkit.reading.encodings import COMPRESSED, MAX_RECORD, TOO_LONG, decoded_odd
 from guardkit.reading.values import is_name
+from guardkit_cli.events import are_events, is_piece_line, records_of_events
 from guardkit_cli.records import Record
 
 if TYPE_CHECKING:
     from guardkit_cli.records import Reader, Source
 
-FORMATS = ("text", "jsonl", "json", "csv", "tsv")
+FORMATS = ("text", "jsonl", "json", "csv", "tsv", "sse")
+A_PIECE = "a piece of a streamed answer: --format sse puts the pieces together"
 MAX_FIELD = 1 << 24  # characters of a cell: a quote that is never closed must not swallow the file
 MAX_JOINED = 1 << 20  # characters of a joined record
-_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
+_ENDINGS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".sse": "sse",
+}
 _ARRAY = re.compile(r'\[\s*(?:\{\s*(?:"|\}|$)|$)')
 _SEPARATOR = re.compile(r"sep=(.)\r?\n?")
 """The line that tells Excel what stands between cells."""
@@ -54,6 +65,8 @@ def records_of(reader: Reader, source: Source) -> Iterator[list[Record]]:
         yield from _values(reader, _texts(source.chunks()), source.name)
     elif named == "jsonl" or (named is None and reader.jsonl):
         yield from _json_lines(reader, source.lines(), source.name)
+    elif named == "sse":
+        yield from records_of_events(reader, source.lines(), source.name)
     elif named == "text":
         yield from reader.plain_lines(source)
     else:
@@ -74,13 +87,19 @@ def _found_out(reader: Reader, source: Source) -> Iterator[list[Record]]:
         source.recognised.append("JSON")
         pieces = (b"\n".join(part) + b"\n" for part in chain([first], lines))
         yield from _values(reader, _texts(pieces), source.name)
+    elif are_events(first):
+        source.recognised.append("server-sent events")
+        yield from records_of_events(reader, chain([first], lines), source.name)
     else:
         number = 0
         for part in chain([first], lines):
             records = []
             for raw in part:
                 number += 1
-                records.append(reader.text(number, raw[:-1] if raw.endswith(b"\r") else raw, source.name))
+                record = reader.text(number, raw[:-1] if raw.endswith(b"\r") else raw, source.name)
+                if raw.startswith(b"data:") and is_piece_line(raw):
+                    record = replace(record, item=None, error=A_PIECE)
+                records.append(record)
             yield records
 
 

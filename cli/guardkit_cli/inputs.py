@@ -17,7 +17,8 @@ _WIDTH = 100
 _SHAPES = (
     "messages", "message", "choices", "items", "preference", "answer", "document", "text", "values", "envelope",
 )  # fmt: skip
-_FORMATS = ("text", "jsonl", "json", "csv", "tsv")
+_FORMATS = ("text", "jsonl", "json", "csv", "tsv", "sse")
+_FOUND = ("JSON", "server-sent events")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -114,8 +115,8 @@ def explain(path: str, reader: Reader, encoding: str | None = None) -> Iterator[
         from guardkit_cli.formats import format_of
 
         kind = format_of(path) or ("joined lines" if reader.join else "lines of text")
-        kind = next((told for told in source.recognised if told.startswith("JSON")), kind)
-    told = [told for told in source.recognised if not told.startswith("JSON")]
+        kind = next((told for told in source.recognised if told.startswith(_FOUND)), kind)
+    told = [told for told in source.recognised if not told.startswith(_FOUND)]
     yield f"{escape(path)}: {', '.join([kind, *told])}"
     for record in shown[:SHOWN_RECORDS]:
         yield f"record at line {record.line}:"

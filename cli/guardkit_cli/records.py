@@ -292,7 +292,7 @@ class Reader:
 
         found = read_record(data, field=self.field, shape=self.shape, outputs=self.outputs, last=self.last)
         items = [judged.item for judged in found.judged]
-        shown = "\n".join(filter(None, map(_shown, items)))
+        shown = "\n".join(filter(None, map(text_of, items)))
         numbers = tuple(judged.number for judged in found.judged)
         return self.note(Record(line, items[0], shown, source, None, tuple(items[1:]), found.ignored, numbers))
 
@@ -317,7 +317,7 @@ def _held(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield data
 
 
-def _shown(item: Item) -> str:
+def text_of(item: Item) -> str:
     """The text of `item` that is judged, for people."""
     if isinstance(item, str):
         return item

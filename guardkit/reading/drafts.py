@@ -14,7 +14,7 @@ from guardkit.verdict import Stage
 
 Told = tuple[str, int | None, Message]
 """Where a message stands in its record, its index in the list that it is in, and what it says."""
-ANSWERS = ("response", "completion", "output", "answer", "generation")
+ANSWERS = ("response", "completion", "output", "answer", "generation", "generated_text")
 QUESTIONS = ("prompt", "instruction", "question", "query", "input")
 LISTS = ("messages", "conversations", "conversation", "contents")
 PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
@@ -58,6 +58,8 @@ def holds_text(key: Any, value: Any) -> bool:
 
 def is_message(data: Mapping[Any, Any]) -> bool:
     kind = data.get("type")
+    if kind == "message" and "content" not in data and data.get("role") is None:
+        return False  # of people: Slack's, a bot framework's
     if data.get("role") is not None or ("from" in data and "value" in data):
         return any(key in data for key in (*at.CONTENT, *BESIDE, "output", "input")) or "role" not in data
     if "lc" in data and isinstance(data.get("kwargs"), Mapping):
@@ -83,7 +85,7 @@ def messages_in(value: Any, path: str) -> list[Told]:
 
 
 def context_of(data: Any, but: str | None = None) -> tuple[list[Told], tuple[str, ...]]:
-    """What was said before an answer, and the keys that it stands in."""
+    """What was said before an answer, and the keys that it stands in and that hold nothing else."""
     found: list[Told] = []
     used: list[str] = []
     for key in SYSTEM:
@@ -96,7 +98,11 @@ def context_of(data: Any, but: str | None = None) -> tuple[list[Told], tuple[str
             used.append(key)
     listed = next((k for k in (*LISTS, "prompt", "input") if k != but and is_chat(data.get(k))), None)
     if listed is None and isinstance(data.get("input"), Mapping) and "messages" in data["input"]:  # fine-tuning
-        return [*found, *messages_in(data["input"]["messages"], "input.messages")], (*used, "input")
+        beside = any(key != "messages" and holds_text(key, value) for key, value in data["input"].items())
+        return [*found, *messages_in(data["input"]["messages"], "input.messages")], (
+            *used,
+            *([] if beside else ["input"]),
+        )
     if listed is not None:
         return [*found, *messages_in(data[listed], listed)], (*used, listed)
     for key in QUESTIONS:
@@ -152,15 +158,6 @@ def one_turn(messages: Sequence[Message]) -> list[Message]:
             ),
         )
     ]
-
-
-def refuse_pieces(data: Mapping[Any, Any]) -> None:
-    """Raises for a piece of a stream: a run of flagged tokens is longer than a piece."""
-    kind = data.get("type")
-    if data.get("done") is False or data.get("stop") is False or data.get("object") == "chat.completion.chunk":
-        raise ValueError("a piece of a stream ('done' or 'stop' is false): join the pieces to one record")
-    if isinstance(kind, str) and (kind.endswith(("_delta", ".delta")) or kind.startswith("content_block_")):
-        raise ValueError(f"a piece of a stream ('{kind[:40]}'): join the pieces to one record")
 
 
 def one_output(data: Mapping[Any, Any], key: str, outputs: bool) -> None:

@@ -61,13 +61,21 @@ def unwrapped(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
     ``{"type": "human", "data": {...}}``; any other mapping as it is."""
     inner, name = source.get("kwargs"), as_sequence(source.get("id"))
     if "lc" in source and isinstance(inner, Mapping) and name:
-        return {"type": name[-1]} | {k: v for k, v in inner.items() if k != "type"}
+        rest = {k: v for k, v in source.items() if k not in ("lc", "id", "kwargs")}
+        return _untyped(rest) | {"type": name[-1]} | _untyped(inner)
     inner = source.get("data")
     kind = source.get("type")
     if isinstance(kind, str) and kind in at.ROLE_OF_TYPE and isinstance(inner, Mapping) and "content" in inner:
         rest = {k: v for k, v in source.items() if k != "data"}
-        return rest | {k: v for k, v in inner.items() if k != "type"}
+        return rest | _untyped(inner)
     return source
+
+
+def _untyped(inner: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A part of a dump, without its type; what stands there and is no name is a text."""
+    found = dict(inner)
+    kind = found.pop("type", None)
+    return found if kind is None or (isinstance(kind, str) and is_name(kind)) else {**found, "other type": kind}
 
 
 def _as_call(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -194,7 +202,7 @@ class MessageReader:
             self._nested -= 1
 
     def block(self, block: Mapping[Any, Any]) -> None:
-        kind = _enum_value(block.get("type", block.get("block_type")))
+        kind = _enum_value(block.get("type", block.get("block_type", block.get("kind"))))  # the last is A2A's
         if isinstance(kind, str):
             if kind.startswith("tool-") and "toolCallId" in block and kind not in at.RESULT_BLOCKS:
                 kind = "tool-call"
@@ -218,6 +226,8 @@ class MessageReader:
             self.media("resource", block)
         elif bare:
             self.rest(block, bare)
+        elif isinstance(block.get("value"), str):  # a text with its annotations: OpenAI's threads
+            self.inside(block)
         else:
             self.plain(block, "content")
 

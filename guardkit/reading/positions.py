@@ -54,7 +54,7 @@ NO_TEXT = frozenset((
     "is_error", "isError", "cache_control", "weight", "prefix", "partial", "tool_name", "logprobs", "class_name",
     "example", "chunk_position", "loss", "train", "mask", "expires_at", "object", "created", "stop_sequence",
     "container", "finishReason", "token_count", "tokenCount", "safetyRatings", "safety_ratings", "avgLogprobs",
-    "avg_logprobs", "logprobsResult", "logprobs_result", "content_filter_results",
+    "avg_logprobs", "logprobsResult", "logprobs_result", "content_filter_results", "kind", "messageId",
 ))  # fmt: skip
 """Of a message."""
 RESPONSE_METADATA = frozenset((
@@ -87,7 +87,7 @@ RESULT_BLOCKS = frozenset((
     "bash_code_execution_tool_result", "text_editor_code_execution_tool_result", "tool_search_tool_result",
     "server_tool_result", "toolResult", "functionResponse", "function_response", "codeExecutionResult",
     "code_execution_result", "tool_search_output", "program_output", "advisor_tool_result", "mcp_tool_listing",
-    "toolResponse", "tool_response",
+    "toolResponse", "tool_response", "tool_call_response",
 ))  # fmt: skip
 DOCUMENT_BLOCKS = frozenset((
     "document", "search_result", "web_search_result", "web_fetch_result", "text-plain", "citable", "citation",
@@ -117,7 +117,7 @@ CALL_ARGUMENTS = (
 CALL_NAMES = ("name", "toolName", "tool_name", "toolType", "tool_type")
 CALL_RESULTS = frozenset(("output", "outputs", "results", "result", "error", "errorText"))
 BLOCK_NO_TEXT = frozenset((
-    "type", "block_type", "id", "index", "cache_control", "cacheControl", "cachePoint", "logprobs", "status",
+    "type", "kind", "block_type", "id", "index", "cache_control", "cacheControl", "cachePoint", "logprobs", "status",
     "signature", "encrypted_content", "encrypted_index", "thought_signature", "thoughtSignature", "tool_use_id",
     "toolUseId", "tool_call_id", "toolCallId", "call_id", "is_error", "isError", "state", "caller", "server_label",
     "approval_request_id", "container_id", "thought", "format", "media_type", "mimeType", "mime_type", "mediaType",

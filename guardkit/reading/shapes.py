@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from guardkit.messages import Message, Part
@@ -29,9 +30,10 @@ from guardkit.reading.drafts import (
     one_output,
     one_turn,
     quoted,
-    refuse_pieces,
 )
 from guardkit.reading.message import read_message
+from guardkit.reading.nested import read_nested
+from guardkit.reading.pieces import PIECES, refuse_piece
 from guardkit.reading.values import as_sequence, is_name, texts_of
 from guardkit.verdict import Stage
 
@@ -61,7 +63,7 @@ def _envelope(data: Any, outputs: bool) -> Draft | None:
     """What only wraps another record: LangChain's dumps, OpenAI's batch files, logged requests with their response."""
     if not isinstance(data, Mapping):
         return None
-    refuse_pieces(data)
+    refuse_piece(data)
     inner = data.get("kwargs")
     if "lc" in data and isinstance(inner, Mapping) and not is_message(data):
         return _inside(inner, "kwargs", ("lc", "type", "id", "kwargs"), outputs)
@@ -71,7 +73,9 @@ def _envelope(data: Any, outputs: bool) -> Draft | None:
     if isinstance(response, Mapping):
         draft = _inside(response, "response", ("response",), outputs)
         asked = data.get("request", data.get("body"))
-        if draft.answers and not draft.messages and isinstance(asked, Mapping):
+        if draft.answers and not draft.messages and is_chat(data.get("messages")):  # a proxy's log
+            draft.messages, draft.used = messages_in(data["messages"], "messages"), ("messages", "response")
+        elif draft.answers and not draft.messages and isinstance(asked, Mapping):
             context = _inside(asked, "request", ("request",), False)
             draft.messages, draft.used = context.messages, ("request", "response")
         return draft
@@ -108,6 +112,9 @@ def _choices(data: Any, outputs: bool) -> Draft | None:
             raise ValueError(f"choice {i}: only one of {quoted(given)} can be read")
         if given == ["delta"] or (given == ["text"] and choice.get("finish_reason", "") is None):
             raise ValueError(f"choice {i} is a piece of a stream: join the pieces to one record")
+        if not given and any(choice.get(name) for name in ("finish_reason", "finishReason")):
+            given = ["content"]  # it was ended before a word
+            choice = {**choice, "content": ""}
         if not given:
             raise ValueError(f"choice {i} has no 'message'")
         beside = [name for name in BESIDE if choice.get(name)]
@@ -152,7 +159,8 @@ def _candidate(item: Any) -> Any:
         return item or None
     if not isinstance(item, Mapping):
         return None
-    return item if any(key in item for key in (*ANSWERS, "text", "content", "generated_text")) else None
+    told = any(isinstance(item.get(key), str) for key in (*ANSWERS, "text", "content"))
+    return item if told or is_message(item) else None
 
 
 def _chat(data: Any, outputs: bool) -> Draft | None:
@@ -174,14 +182,16 @@ def _items(data: Any, outputs: bool) -> Draft | None:
     output, asked = data.get("output"), data.get("input")
     if isinstance(output, Mapping) and isinstance(output.get("message"), Mapping):
         context, used = context_of(data)
-        return Draft(
-            context, [("output.message", None, [read_message(output["message"], 0, "assistant")])], ("output", *used)
-        )
+        told = read_message(output["message"], 0, "assistant")
+        beside = tuple(f"output.{k}" for k, v in output.items() if k != "message" and holds_text(k, v))
+        return Draft(context, [("output.message", None, [told])], ("output", *used), ignored=beside)
     if isinstance(output, list) and output and all(isinstance(item, Mapping) for item in output):
         one_output(data, "output", outputs)
         context, used = context_of(data)
         turn = one_turn([read_message(item, i, "assistant") for i, item in enumerate(output)])
-        settings = [key for key in ("text", "reasoning", "output_text") if not isinstance(data.get(key), str | list)]
+        settings = [
+            key for key in ("text", "reasoning") if isinstance(data.get(key), Mapping) and _are_names(data[key])
+        ]
         return Draft(context, [("output", None, turn)], ("output", *settings, *used))
     if isinstance(asked, list) and asked and all(isinstance(m, Mapping) for m in asked) and output is None:
         context, used = context_of({k: v for k, v in data.items() if k != "input"})
@@ -189,26 +199,37 @@ def _items(data: Any, outputs: bool) -> Draft | None:
     return None
 
 
+def _are_names(value: Any) -> bool:
+    return all(found.text is not None and is_name(found.text, 6) for found in texts_of(value, Stage.prompt))
+
+
 def _message(data: Any, outputs: bool) -> Draft | None:
     """One message, alone or in ``message``."""
     if not isinstance(data, Mapping):
         return None
-    if isinstance(data.get("message"), Mapping) and "role" not in data:
+    inner = data.get("message")
+    if isinstance(inner, Mapping) and "role" not in data and (outputs or (is_message(inner) and _is_to_a_model(inner))):
         one_output(data, "message", outputs)
         context, used = context_of(data)
         message = read_message(data["message"], 0, "assistant")
         return Draft(context, [("message", None, [message])], ("message", *used))
-    role = data.get("role", data.get("from"))
-    is_known = role is None or (isinstance(role, str) and (role in at.ROLES or role in at.CALL_ROLES))
-    if not is_message(data) or not (outputs or is_known):
+    if not is_message(data) or not (outputs or _is_to_a_model(data)):
         return None
     return Draft([], [("", 0 if "role" in data else None, [read_message(data)])], tuple(data))
+
+
+def _is_to_a_model(message: Mapping[Any, Any]) -> bool:
+    """Whether a message is one to or from a model; of people it names who wrote it where a role would stand."""
+    role = message.get("role", message.get("from"))
+    return role is None or (isinstance(role, str) and role.lower() in at.ROLES.keys() | at.CALL_ROLES)
 
 
 def _answered(data: Any, outputs: bool) -> Draft | None:
     """An answer with what it answers: ``prompt`` and ``response``, ``instruction``, ``input`` and ``output``."""
     keys = (*ANSWERS, "content", "text") if outputs else ANSWERS
     key = first_of(data, keys)
+    if not outputs and key and isinstance(data[key], Mapping) and _wraps_a_chat(data[key]):
+        return None
     if not isinstance(data, Mapping) or (key is None and not (outputs and any(data.get(k) for k in BESIDE))):
         null = next((k for k in ANSWERS if k in data), None) if isinstance(data, Mapping) and not outputs else None
         if null is not None and any(k in data for k in QUESTIONS if k != null):
@@ -224,18 +245,26 @@ def _answered(data: Any, outputs: bool) -> Draft | None:
     return Draft(context, [(key or "", None, answer)], tuple(filter(None, (key, *beside, *used))))
 
 
+def _is_an_answer(value: Mapping[Any, Any]) -> bool:
+    """Whether an object is a message, or holds a text that is known to be one."""
+    return is_message(value) or any(isinstance(value.get(key), str | list) for key in (*at.CONTENT, *ANSWERS))
+
+
+def _wraps_a_chat(value: Mapping[Any, Any]) -> bool:
+    return not _is_an_answer(value) and bool(read_nested(value, _known).attached)
+
+
 def _document(data: Any, outputs: bool) -> Draft | None:
     """A document with its metadata: LangChain's and LlamaIndex's."""
     if outputs or not isinstance(data, Mapping):
         return None
-    text = data.get("page_content", data.get("text") if "class_name" in data else None)
+    key = "page_content" if "page_content" in data else "text" if "class_name" in data else ""
+    text = data.get(key)
     if not isinstance(text, str):
         return None
     parts = [text, *(f.text for f in texts_of(data.get("metadata"), Stage.document, names=True) if f.text)]
     attached = tuple(Part(Stage.document, t, "document") for t in ("\n".join(parts),) if t)
-    return Draft(
-        [("", None, Message("user", attached=attached))], [], ("page_content", "text", "metadata", "class_name")
-    )
+    return Draft([("", None, Message("user", attached=attached))], [], (key, "metadata"))
 
 
 def _text(data: Any, outputs: bool) -> Draft | None:
@@ -279,15 +308,23 @@ def _values(data: Any, outputs: bool) -> Draft | None:
         if isinstance(data, list):
             raise ValueError("expected an object or text in it, got a list without any")
         raise ValueError(f"no text in it{keys_of(data)}")
-    text = "\n".join(f.text for f in found if f.text is not None)
-    unread = tuple(dict.fromkeys(f.what for f in found if f.text is None))
+    used = tuple(data) if isinstance(data, Mapping) else ()
+    message = read_nested(data, _known, found)
     if isinstance(data, Mapping) and any(_are_tokens(data.get(key)) for key in TOKENS):
-        unread += ("token ids",)
-    if not unread:
-        return Draft([], [], tuple(data) if isinstance(data, Mapping) else (), text)
-    return Draft(
-        [("", None, Message("user", text, unjudgeable=unread))], [], tuple(data) if isinstance(data, Mapping) else ()
-    )
+        message = replace(message, unjudgeable=(*message.unjudgeable, "token ids"))
+    if not message.unjudgeable and not message.attached:
+        return Draft([], [], used, message.content)
+    return Draft([("", None, message)], [], used)
+
+
+def _known(data: Any) -> Draft | None:
+    """What lies in a value of no known shape, where it is a chat, a message, a response or an answer."""
+    if isinstance(data, Mapping) and _BEYOND_TEXT.isdisjoint(data):
+        return None
+    key = first_of(data, ANSWERS)
+    if key is not None and isinstance(data[key], Mapping) and not _is_an_answer(data[key]):
+        return None  # what it holds is looked at in its turn
+    return next((draft for shape in _NESTED if (draft := shape(data, False)) is not None), None)
 
 
 SHAPES: dict[str, Callable[[Any, bool], Draft | None]] = {
@@ -305,9 +342,10 @@ SHAPES: dict[str, Callable[[Any, bool], Draft | None]] = {
 }
 """The shapes of records, in the order in which they are tried."""
 _LAST = ("text", "values")
+_NESTED = (_choices, _preference, _chat, _items, _message, _document, _answered)
 _BEYOND_TEXT = frozenset((
     "kwargs", "lc", "type", "body", "response", "request", "custom_id", "url", "status_code", "done", "stop", "object",
     "choices", "candidates", "message", "role", "from", "page_content", "class_name", "input", *LISTS, *ANSWERS,
-    *(key for pair in PAIRS for key in pair), *NUMBERED, *CANDIDATES,
+    *(key for pair in PAIRS for key in pair), *NUMBERED, *CANDIDATES, *PIECES,
 ))  # fmt: skip
 """Keys without which no shape before the last ones reads an object as its own, nor refuses it."""

@@ -215,6 +215,34 @@ def test_a_table_with_a_broken_quote(cli, tmp_path):
     assert [row["severity"] for row in cli("check", "--json", "--input", path).rows] == [None, "safe"]
 
 
+PIECES = [
+    {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": text}}]}
+    for text in ("a B", "AD one")
+]
+
+
+def test_a_dump_of_server_sent_events_is_put_together(cli, tmp_path):
+    events = "".join(f"data: {json.dumps(piece)}\r\n\r\n" for piece in PIECES)
+    done = "data: [DONE]\n\n"
+    for text in (events + done + events, f": comment\nevent: x\nid: 1\n{events}", f"retry: 10\n{events}{done}"):
+        rows = cli("check", "--json", "--text", stdin=text).rows
+        assert {row["text"] for row in rows} == {"a BAD one"}
+        assert {(row["stage"], row["action"]) for row in rows} == {("response", "block")}
+        assert len(rows) == 1 + (text == events + done + events)
+    other = 'data: {"type": "error", "message": "it is BAD"}\n\nevent: BAD words here\n\ndata: BAD words\n\n'
+    rows = cli("check", "--json", stdin=events + other).rows
+    assert [(row["line"], row["action"]) for row in rows] == [(5, "block"), (7, "block"), (9, "block"), (1, "block")]
+    path = write(tmp_path / "dump.sse", "HTTP/1.1 200 OK\n\n" + events)
+    assert cli("trace", path).code == 1
+    assert [row["action"] for row in cli("check", "--json", "--input", path).rows] == ["allow", "block"]
+
+
+def test_a_piece_among_lines_of_text_is_not_called_safe(cli):
+    result = cli("check", "--json", stdin=f"a line\ndata: {json.dumps(PIECES[0])}\ndata: other\n")
+    assert [row["severity"] for row in result.rows] == ["safe", None, "safe"]
+    assert (result.code, "--format sse" in result.err) == (3, True)
+
+
 def test_join(cli):
     log = (
         "start\nTraceback (most recent call last):\n  File 'a', line 1\n    f()\nValueError: BAD\n\n"

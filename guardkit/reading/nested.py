@@ -1,0 +1,112 @@
+"""Values of no known shape: the chats, messages and responses that lie in them are read as such, each text at its own
+stage; all other texts are one prompt.
+
+Traces, exports and logs wrap what an API was sent and gave in forms of their own, often as JSON in a string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from guardkit.errors import MessageError
+from guardkit.messages import Message, Part
+from guardkit.reading.drafts import Draft
+from guardkit.reading.jsontext import parse
+from guardkit.reading.pieces import is_piece, joined
+from guardkit.reading.values import Found, Key, Path, texts_of
+from guardkit.verdict import Stage
+
+DEEPEST = 32
+"""Levels at which chats are looked for; below them all is one prompt."""
+Known = Callable[[Any], Draft | None]
+"""Reads a value of a known shape; None for others."""
+_Taken = dict[Path, tuple[str, ...] | None]
+"""Paths of what is read as a chat, and the keys of it that are; None: all."""
+
+
+def opened(value: Any, depth: int = 0) -> Any:
+    """`value` with the objects and lists that are JSON in a string; itself where there is none."""
+    if isinstance(value, str):
+        if value[:1] not in "{[" or value[-1:] not in "}]" or len(value) < 3:
+            return value
+        try:
+            inner = parse(value)
+        except ValueError:  # no JSON, or a key twice: as it stands
+            return value
+        return opened(inner, depth + 1)
+    if depth > DEEPEST:
+        return value
+    if isinstance(value, Mapping):
+        new = {key: opened(child, depth + 1) for key, child in value.items()}
+        return new if any(new[key] is not child for key, child in value.items()) else value
+    if isinstance(value, list):
+        items = [opened(child, depth + 1) for child in value]
+        return items if any(a is not b for a, b in zip(items, value, strict=True)) else value
+    return value
+
+
+def read_nested(data: Any, known: Known, found: Sequence[Found] = ()) -> Message:
+    """A message of a user whose content is what stands in no chat, and whose attached parts are what stands in one.
+
+    found: every text in `data`, where that is known already.
+    """
+    plain, data = data, opened(data)
+    parts: list[Part] = []
+    taken: _Taken = {}
+    _find(data, (), known, parts, taken)
+    if data is not plain or not found:
+        found = texts_of(data, Stage.prompt, names=True)
+    if taken:
+        found = [f for f in found if not _is_taken(f.path, taken)]
+    unread = [f.what for f in found if f.text is None] + [p.what for p in parts if p.text is None]
+    return Message(
+        "user",
+        "\n".join(f.text for f in found if f.text is not None),
+        unjudgeable=tuple(dict.fromkeys(unread)),
+        attached=tuple(part for part in parts if part.text),
+    )
+
+
+def _find(value: Any, path: Path, known: Known, parts: list[Part], taken: _Taken) -> None:
+    """Read what is a chat in `value`, and look for others in the rest of it."""
+    if not isinstance(value, Mapping | list) or not value or len(path) > DEEPEST:
+        return
+    used: tuple[str, ...] = ()
+    if path or isinstance(value, list):
+        if isinstance(value, list) and len(value) > 1 and all(is_piece(item) for item in value):
+            _take(joined(value), parts)
+            taken[path] = None
+            return
+        draft = _draft(value, known)
+        if draft is not None:
+            for message in (*(m for *_, m in draft.messages), *(m for *_, said in draft.answers for m in said)):
+                _take(message, parts)
+            if isinstance(value, list):
+                taken[path] = None
+                return
+            taken[path] = used = draft.used
+    for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
+        if key not in used:
+            _find(child, (*path, key), known, parts, taken)
+
+
+def _draft(value: Any, known: Known) -> Draft | None:
+    try:
+        draft = known(value)
+    except (ValueError, MessageError):  # not of a shape after all: walked
+        return None
+    return None if draft is None or draft.text is not None or draft.ignored else draft
+
+
+def _take(message: Message, parts: list[Part]) -> None:
+    parts += [part for part in message.parts() if part.text or part.text is None]
+
+
+def _is_taken(path: Path, taken: _Taken) -> bool:
+    for n in range(len(path)):
+        if (used := taken.get(path[:n], ())) is None:
+            return True
+        if used and (path[n].name if isinstance(path[n], Key) else path[n]) in used:
+            return True
+    return False
