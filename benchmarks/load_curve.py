@@ -40,16 +40,21 @@ class Found:
         return len(self.judged) / self.seconds
 
 
-def texts(seed: int) -> Iterator[str]:
-    """Of one to four sentences, no two alike."""
-    rng = random.Random(seed)
+def texts(callers: int, caller: int) -> Iterator[str]:
+    """Of one to four sentences. No two are alike, in other rounds neither, and not by a number alone: what was judged
+    before is remembered, and numbers are folded."""
+    rng = random.Random(f"{callers} {caller}")
     for i in itertools.count():
-        yield f"{seed}-{i}: " + " ".join(sentence(rng) for _ in range(rng.randint(1, 4)))
+        yield (
+            "".join(chr(ord("a") + int(digit)) for digit in f"{callers}{caller:05d}{i}")
+            + ": "
+            + " ".join(sentence(rng) for _ in range(rng.randint(1, 4)))
+        )
 
 
 def threads(guard: Guard, found: Found, end: float) -> None:
-    def work(seed: int) -> None:
-        for text in texts(seed):
+    def work(caller: int) -> None:
+        for text in texts(found.callers, caller):
             start = time.monotonic()
             if start > end:
                 return
@@ -59,7 +64,7 @@ def threads(guard: Guard, found: Found, end: float) -> None:
             except NotJudged:
                 found.refused.append(time.monotonic() - start)
 
-    callers = [threading.Thread(target=work, args=(seed,)) for seed in range(found.callers)]
+    callers = [threading.Thread(target=work, args=(caller,)) for caller in range(found.callers)]
     for caller in callers:
         caller.start()
     for caller in callers:
@@ -67,8 +72,8 @@ def threads(guard: Guard, found: Found, end: float) -> None:
 
 
 async def tasks(guard: Guard, found: Found, end: float) -> None:
-    async def work(seed: int) -> None:
-        for text in texts(seed):
+    async def work(caller: int) -> None:
+        for text in texts(found.callers, caller):
             start = time.monotonic()
             if start > end:
                 return
@@ -78,7 +83,7 @@ async def tasks(guard: Guard, found: Found, end: float) -> None:
             except NotJudged:
                 found.refused.append(time.monotonic() - start)
 
-    await asyncio.gather(*(work(seed) for seed in range(found.callers)))
+    await asyncio.gather(*(work(caller) for caller in range(found.callers)))
 
 
 def main() -> None:

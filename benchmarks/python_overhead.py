@@ -79,6 +79,12 @@ class Plain(SimpleModel):
         return _PlainSession(self)
 
 
+class Quick(Plain):
+    """The same, asked on the event loop itself."""
+
+    quick = True
+
+
 class _PlainSession(SimpleSession):
     def __init__(self, model: Plain):
         self._model = model
@@ -101,7 +107,11 @@ class StubBackbone:
 class StubEngine(Engine):
     """The engine's loop and scheduler, with rows instead of a forward pass."""
 
+    step_s = 0.0
+
     def _compute(self, plan: Any) -> Any:
+        if self.step_s:
+            time.sleep(self.step_s)
         found: list[Any] = []
         for sequence, n in plan:
             request = sequence.requests[0]
@@ -110,6 +120,12 @@ class StubEngine(Engine):
         self.counters.steps += 1
         self.counters.tokens += sum(n for _, n in plan)
         return found
+
+
+class WaitingEngine(StubEngine):
+    """A step that takes its time elsewhere, as on a GPU: what comes meanwhile makes the next one."""
+
+    step_s = 0.002
 
 
 def stream_model(engine_type: type[Engine]) -> Qwen3GuardStream:
@@ -222,16 +238,19 @@ def layers() -> dict[str, Measure]:
     found = {
         "stream and verdict (words are tokens, scores at hand)": feed(Guard(plain)),
         "stream and verdict, asyncio": afeed(Guard(plain)),
+        "stream and verdict, asyncio, a model that is quick": afeed(Guard(Quick())),
         "Qwen's tokens alone": only_tokens(stub),
         "the Stream model alone: session, loop, scheduler, scores": only_model(stub),
         "all above the forward pass, Stream": feed(Guard(stub)),
         "all above the forward pass, Stream, asyncio": afeed(Guard(stub)),
         f"the same, asyncio, {MANY} streams, a task each": afeed_many_tasks(Guard(stub)),
+        f"the same, {MANY} tasks, steps of 2 ms elsewhere": afeed_many_tasks(Guard(stream_model(WaitingEngine))),
         "all above the forward pass, with the tensors of a step": feed(Guard(stream_model(Engine))),
         "token ids, one a call": feed_ids(Guard(stub)),
     }
     if hasattr(Guard, "feed_many"):
         found[f"feed_many, {MANY} streams"] = feed_many(Guard(stub))
+        found[f"feed_many, {MANY} streams, steps of 2 ms elsewhere"] = feed_many(Guard(stream_model(WaitingEngine)))
     return found
 
 

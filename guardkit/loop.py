@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from guardkit.errors import GuardkitError
-from guardkit.ticket import Ticket
+from guardkit.ticket import Step, Ticket
 
 IDLE_S = 5.0  # an idle thread ends after this time; the next work starts another
 STOP_S = 10.0  # how long a fork, or the end of the program, waits for the steps that are under way, all together
@@ -256,8 +256,9 @@ class Turn:
         loop, scheduler = self._loop, self._loop._scheduler
         if _ending:
             raise GuardkitError(loop._closed)
-        self.take()
-        return scheduler.step()
+        with Step():
+            self.take()
+            return scheduler.step()
 
     def take(self) -> None:
         """Book what came."""

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -61,49 +61,13 @@ async def alead(model: StreamModel, steps: Steps[_T], timeout: float | None = No
                 if model.quick and timeout is None:
                     result = model.judge(work)
                 else:
-                    result = await _result(model, work, timeout)
+                    result = await model.ajudge(work, timeout)
             except Exception as error:
                 work = steps.throw(error)
             else:
                 work = steps.send(result)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
-
-
-async def _result(model: StreamModel, work: Work, timeout: float | None) -> Any:
-    """One piece of work, awaited."""
-    import asyncio
-
-    (future,) = model.submit([work], None if timeout is None else time.monotonic() + timeout)
-    loop = asyncio.get_running_loop()
-    there = loop.create_future()
-
-    def settle() -> None:
-        if there.done():  # given up
-            return
-        try:
-            there.set_result(future.result(0))
-        except CancelledError:
-            there.cancel()
-        except BaseException as error:
-            there.set_exception(error)
-
-    def tell(_: Any) -> None:
-        with suppress(RuntimeError):  # the event loop has ended
-            loop.call_soon_threadsafe(settle)
-
-    def give_up() -> None:
-        if not there.done():
-            there.set_exception(too_late(timeout))
-
-    future.add_done_callback(tell)
-    alarm = None if timeout is None else loop.call_later(timeout, give_up)
-    try:
-        return await there
-    finally:
-        future.cancel()
-        if alarm is not None:
-            alarm.cancel()
 
 
 def run(model: StreamModel, jobs: Sequence[Job[_T]], timeout: float | None = None) -> list[_T | Exception]:
@@ -148,17 +112,18 @@ async def arun(
     are quick, and led on in the loop itself."""
     import asyncio
 
+    from guardkit.awaiting import bell
+
     if here and model.quick and timeout is None:
         return run(model, jobs)
-    loop = asyncio.get_running_loop()
+    tell = bell().call
     landed: deque[Landed] = deque()
     news = asyncio.Event()
     step: asyncio.Future[bool] | None = None
 
     def land(future: Pending) -> None:
         landed.append((future, None))
-        with suppress(RuntimeError):  # the event loop has ended
-            loop.call_soon_threadsafe(news.set)
+        tell(news.set)
 
     flight = _Flight(model, jobs, timeout, land)
     done: list[Landed] = []

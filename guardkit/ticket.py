@@ -12,6 +12,49 @@ from typing import Any, Generic, Protocol, TypeVar
 _W = TypeVar("_W")
 
 
+class _Step(threading.local):
+    """What waits for the end of the step that a thread is in; None: it is in none."""
+
+    calls: dict[Callable[[], object], None] | None = None
+
+
+_step = _Step()
+
+
+class Step:
+    """For a `with` block in which a scheduler hands out results: who is far away is told of all of them at once."""
+
+    def __enter__(self) -> None:
+        self._outer, _step.calls = _step.calls, {}
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            hand_out()
+        except BaseException:  # interrupted: who waits is told all the same
+            hand_out()
+            raise
+        finally:
+            _step.calls = self._outer
+
+
+def hand_out() -> None:
+    """Tell of what the step has found so far: for a scheduler that does something else before its step ends."""
+    calls = _step.calls
+    while calls:
+        call = next(iter(calls))
+        call()
+        del calls[call]
+
+
+def after_step(call: Callable[[], object]) -> None:
+    """Call `call` once at the end of the step that this thread is in, and at once where it is in none. It should raise
+    nothing, and may come twice."""
+    if _step.calls is None:
+        call()
+    else:
+        _step.calls[call] = None
+
+
 class Pending(Protocol):
     """What a submission gives: `concurrent.futures.Future`, as far as it is used here."""
 

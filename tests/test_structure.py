@@ -17,7 +17,7 @@ LAYERS = (
     ("ticket",),
     ("_version", "errors", "verdict", "pages.text"),
     ("pages",),
-    ("loop", "telemetry.names"),
+    ("loop", "telemetry.names", "awaiting"),
     ("telemetry",),
     ("telemetry.watch", "telemetry.prometheus"),
     ("reading", "reading.positions", "reading.jsontext", "reading.values", "reading.json_values", "reading.encodings"),

@@ -6,6 +6,7 @@ stretch runs where it is begun, the others where the engine hands its results ou
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from concurrent.futures import CancelledError
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from guardkit.engine.engine import Engine, Rows
 from guardkit.loop import Turn
-from guardkit.models.base import Append, Query, QueryScores, Scores, StreamModel, Work
+from guardkit.models.base import Append, Query, QueryScores, Scores, StreamModel, Work, too_late
 from guardkit.ticket import Pending, Ticket
 
 _T = TypeVar("_T")
@@ -38,6 +39,15 @@ class EngineModel(StreamModel):
                 if turn.owned:  # on this thread from end to end: nothing else has to be told of the result
                     return _led(self._reading(work, None), turn)
         return super().judge(work, timeout)
+
+    async def ajudge(self, work: Work, timeout: float | None = None) -> Any:
+        from guardkit.awaiting import Late
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            return await _aled(self._reading(work, deadline), deadline)
+        except Late as error:
+            raise too_late(timeout) from error
 
     def _reading(self, work: Work, deadline: float | None) -> Reading[Any]:
         return self._query(work, deadline) if isinstance(work, Query) else self._append(work, deadline)
@@ -73,6 +83,27 @@ def _led(steps: Reading[_T], turn: Turn) -> _T:
     finally:
         if wanted is not None and not wanted.done():
             wanted.cancel()
+        steps.close()
+
+
+async def _aled(steps: Reading[_T], deadline: float | None) -> _T:
+    """What `steps` returns, led on by an event loop, which a step may not hold up."""
+    from guardkit.awaiting import Late, end_of
+
+    try:
+        wanted = next(steps)
+        while True:
+            try:
+                rows = await end_of(wanted, deadline)
+            except Late:
+                raise
+            except Exception as error:
+                wanted = steps.throw(error)
+            else:
+                wanted = steps.send(rows)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
         steps.close()
 
 

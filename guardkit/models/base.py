@@ -273,6 +273,17 @@ class StreamModel(ABC):
                 if not future.done():
                     future.cancel()
 
+    async def ajudge(self, work: Work, timeout: float | None = None) -> Any:
+        """`judge` for an event loop, which goes on meanwhile."""
+        from guardkit.awaiting import Late, end_of
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        (future,) = self.submit([work], deadline)
+        try:
+            return await end_of(future, deadline)
+        except Late as error:
+            raise too_late(timeout) from error
+
     def close(self) -> None:  # noqa: B027 - a model without resources needs no code
         """End its thread and free its memory; what is submitted later raises `GuardkitError`. Safe to call twice."""
 

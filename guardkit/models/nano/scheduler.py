@@ -20,7 +20,7 @@ from guardkit.loop import Load
 from guardkit.models.base import Append, Query, Scores, Work
 from guardkit.models.nano.pace import WAVE_TOKENS, Pace, padded
 from guardkit.models.nano.queries import Queries
-from guardkit.ticket import Ticket
+from guardkit.ticket import Ticket, hand_out
 
 if TYPE_CHECKING:
     from guardkit.models.nano.model import Nano, NanoSession
@@ -85,6 +85,7 @@ class NanoScheduler:
         if not self._fed_passes and self._fed:
             self._plan_fed()
         tokens = self._run_fed(self._fed_passes.popleft()) if self._fed_passes else 0
+        hand_out()
         tokens += self._queries.step()
         if tokens:
             self._pace.add(tokens, time.perf_counter() - start)
