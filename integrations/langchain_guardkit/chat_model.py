@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.tools import BaseTool
+from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from guardkit import Decision, Guard, GuardkitError, Stage
-from langchain_guardkit.binding import around, is_dynamic, repair_request, resolved, without_violations
+from guardkit import Decision, Guard, Stage
+from langchain_guardkit.binding import SHARED, BoundParts, is_dynamic, repair_request, resolved
+from langchain_guardkit.caching import Answers, holding, uses_cache, with_held_cache
 from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, counts
 from langchain_guardkit.messages import MessageGuard
 from langchain_guardkit.results import aiter_of, as_chunk, as_chunks, result_of
-from langchain_guardkit.sequence import once
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks, guard_chunks
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved, without_own_callbacks
 
-Bound = Runnable[LanguageModelInput, Any]
-_SHARED = ("callbacks", "tags", "metadata", "verbose", "output_version", "disable_streaming", "profile")
 
-
-class GuardedChatModel(BaseChatModel):
+class GuardedChatModel(BoundParts, BaseChatModel):
     """A chat model whose prompts and output are judged; everything else about it is the wrapped model's.
 
     Callbacks, tracers, `astream_events`, `astream_log` and stream handlers see this model's run, so they see judged
     text alone: prompts are judged before the run begins, the wrapped model runs unobserved, and its own callbacks move
-    here. Tools and structured output are bound through it. A text that the wrapped model's cache holds is judged each
-    time it is used. Models that are made by each run's config (`init_chat_model(configurable_fields=...)`,
-    `model.configurable_fields(...)`) are guarded as they are made.
+    here. Tools and structured output are bound through it. The wrapped model's cache keeps only answers that passed,
+    and what it holds is judged each time it is used. Models that are made by each run's config
+    (`init_chat_model(configurable_fields=...)`, `model.configurable_fields(...)`) are guarded as they are made.
 
     stages: what is judged (all). holdback: tokens that a stream holds back, the guard's own by default.
     exit_behavior: "error" raises `GuardViolation`; "end" and "replace" answer with the violation message (with
@@ -62,6 +58,7 @@ class GuardedChatModel(BaseChatModel):
     operations: tuple[Any, ...] = ()
     _messages: MessageGuard = PrivateAttr()
     _runs: dict[str, GuardedChatModel] = PrivateAttr(default_factory=dict)
+    _caching: BaseChatModel | None = PrivateAttr(default=None)
 
     def __init__(self, model: Any = None, guard: Guard | None = None, **settings: Any):
         inner = settings.pop("inner", None) if model is None else model
@@ -73,7 +70,7 @@ class GuardedChatModel(BaseChatModel):
         # `cache` stays off here: the wrapped model keeps its own, and what comes out of it is judged like the rest.
         given: dict[str, Any] = {"cache": False}
         if isinstance(inner, BaseChatModel):
-            given |= {name: getattr(inner, name) for name in _SHARED}
+            given |= {name: getattr(inner, name) for name in SHARED}
             inner = without_own_callbacks(inner)
         super().__init__(**{**given, **settings, "inner": inner, "guard": guard})
 
@@ -190,6 +187,11 @@ class GuardedChatModel(BaseChatModel):
         """The input as a run may show it."""
         return self._messages.admit(self._convert_input(input).to_messages())
 
+    def shown(self, input: LanguageModelInput, config: RunnableConfig | None) -> Any:
+        """The same for a run under a config of its own."""
+        messages = self._messages.under(self.enforcement.for_run(config))
+        return messages.admit(self._convert_input(input).to_messages())
+
     # -- generating
 
     def _generate(
@@ -204,10 +206,12 @@ class GuardedChatModel(BaseChatModel):
             return result_of(self._refused(admitted.refusal))
         asked: list[BaseMessage] = admitted
         for tries_left in range(self.repair, -1, -1):
-            with Unobserved():
-                result = self.inner._generate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
+            with Unobserved(), holding() as answers:
+                result = self._asked._generate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
             judged, stop_ = self._judge(admitted, result, final=not tries_left)
             if stop_ is None:
+                if _same(judged, result):
+                    answers.keep()
                 break
             asked = [*admitted, repair_request(stop_)]
         return judged
@@ -224,13 +228,24 @@ class GuardedChatModel(BaseChatModel):
             return result_of(self._refused(admitted.refusal))
         asked: list[BaseMessage] = admitted
         for tries_left in range(self.repair, -1, -1):
-            with Unobserved():
-                result = await self.inner._agenerate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
+            with Unobserved(), holding() as answers:
+                result = await self._asked._agenerate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
             judged, stop_ = await asyncio.to_thread(self._judge, admitted, result, not tries_left)
             if stop_ is None:
+                if _same(judged, result):
+                    await answers.akeep()
                 break
             asked = [*admitted, repair_request(stop_)]
         return judged
+
+    @property
+    def _asked(self) -> BaseChatModel:
+        """The wrapped model, such that a cache keeps no answer of it before that has passed."""
+        if not uses_cache(self.inner):
+            return cast(BaseChatModel, self.inner)
+        if self._caching is None:
+            self._caching = with_held_cache(self.inner)
+        return self._caching
 
     def _judge(
         self, messages: Sequence[BaseMessage], result: ChatResult, final: bool
@@ -279,16 +294,19 @@ class GuardedChatModel(BaseChatModel):
             return
         asked: list[BaseMessage] = admitted
         for tries_left in range(self.repair, -1, -1):
+            flow, answers = self._flow(admitted), Answers()
             if not _overrides(self.inner, "_stream"):
-                with Unobserved():
-                    result = self.inner._generate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
+                with Unobserved(), holding() as answers:
+                    result = self._asked._generate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
                 source: Iterator[ChatGenerationChunk] = iter(as_chunks(result))
             else:
                 if self.inner.rate_limiter is not None:
                     self.inner.rate_limiter.acquire(blocking=True)
                 source = steps_unobserved(self.inner._stream(asked, stop=stop, **kwargs))
-            stopped = yield from guard_chunks(source, self._flow(admitted), tries_left)
+            stopped = yield from guard_chunks(source, flow, tries_left)
             if stopped is None:
+                if flow.decision is None:
+                    answers.keep()
                 return
             self.enforcement.report(stopped)
             asked = [*admitted, repair_request(stopped)]
@@ -306,22 +324,24 @@ class GuardedChatModel(BaseChatModel):
             return
         asked: list[BaseMessage] = admitted
         for tries_left in range(self.repair, -1, -1):
+            flow, answers = await asyncio.to_thread(self._flow, admitted), Answers()
             if not (_overrides(self.inner, "_astream") or _overrides(self.inner, "_stream")):
-                with Unobserved():
-                    result = await self.inner._agenerate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
+                with Unobserved(), holding() as answers:
+                    result = await self._asked._agenerate_with_cache(asked, stop=stop, run_manager=None, **kwargs)
                 source: AsyncIterator[ChatGenerationChunk] = aiter_of(as_chunks(result))
             else:
                 if self.inner.rate_limiter is not None:
                     await self.inner.rate_limiter.aacquire(blocking=True)
                 source = asteps_unobserved(self.inner._astream(asked, stop=stop, **kwargs))
             stopped: Decision | None = None
-            guarded = aguard_chunks(source, await asyncio.to_thread(self._flow, admitted), tries_left)
-            async for item in guarded:
+            async for item in aguard_chunks(source, flow, tries_left):
                 if isinstance(item, Decision):
                     stopped = item
                 else:
                     yield item
             if stopped is None:
+                if flow.decision is None:
+                    await answers.akeep()
                 return
             self.enforcement.report(stopped)
             asked = [*admitted, repair_request(stopped)]
@@ -336,51 +356,6 @@ class GuardedChatModel(BaseChatModel):
 
     def _streaming_disabled(self, **kwargs: Any) -> bool:
         return bool(self.inner._streaming_disabled(**kwargs))
-
-    # -- tools and structured output: bound by the wrapped model, around this one
-
-    def bind_tools(
-        self, tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool], **kwargs: Any
-    ) -> Runnable[LanguageModelInput, AIMessage]:
-        return self._bound("bind_tools", tools, **kwargs)
-
-    def with_structured_output(
-        self, schema: dict[str, Any] | type, *, include_raw: bool = False, **kwargs: Any
-    ) -> Runnable[LanguageModelInput, Any]:
-        """As the wrapped model's. A violation is raised as a `GuardViolation` whatever the exit behaviour is, since a
-        violation message is no answer of that shape; with `include_raw` it is the ``parsing_error``."""
-        return self._bound("with_structured_output", schema, include_raw=include_raw, **kwargs)
-
-    def __or__(self, other: Any) -> Any:
-        return once(super().__or__(other))
-
-    def __ror__(self, other: Any) -> Any:
-        return once(super().__ror__(other))
-
-    def with_retry(self, **settings: Any) -> Runnable[LanguageModelInput, Any]:
-        """As any model's, but for violations: asking again is what `repair` is for."""
-        return super().with_retry(**without_violations(settings))
-
-    def _bound(self, name: str, *args: Any, **kwargs: Any) -> Bound:
-        if isinstance(self.inner, BaseChatModel):
-            return self._around(getattr(self.inner, name)(*args, **kwargs))
-        return self.model_copy(update={"operations": (*self.operations, (name, args, kwargs))})
-
-    def _around(self, bound: Bound) -> Bound:
-        """The same composition with the wrapped model inside it replaced by this one."""
-        result, models = around(
-            bound,
-            lambda model: GuardedChatModel(
-                **{**self._own_fields(), "inner": model, "operations": (), **{n: getattr(model, n) for n in _SHARED}}
-            ),
-            self.enforcement,
-        )
-        if not models:
-            raise GuardkitError(
-                f"{type(self.inner).__name__} binds in a way that the guard cannot follow "
-                f"({type(bound).__name__}): guard the bound chain with `chain | guard.as_runnable()`"
-            )
-        return result
 
     # -- what describes the model
 
@@ -406,6 +381,11 @@ class GuardedChatModel(BaseChatModel):
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         return int(self.inner.get_num_tokens_from_messages(messages, tools))
+
+
+def _same(judged: ChatResult, given: ChatResult) -> bool:
+    """Whether all answers passed as they were."""
+    return all(a is b for a, b in zip(judged.generations, given.generations, strict=True))
 
 
 def _overrides(model: BaseChatModel, name: str) -> bool:

@@ -24,6 +24,7 @@ from langchain_guardkit.enforcing import (
 )
 from langchain_guardkit.marks import METADATA_KEY, summary
 from langchain_guardkit.reading import joined_texts
+from langchain_guardkit.trying import Once
 from langchain_guardkit.unobserved import Unobserved, without_own_callbacks
 from langchain_guardkit.values import about_document
 
@@ -100,7 +101,7 @@ class GuardDocumentTransformer(BaseDocumentTransformer):
         return document.model_copy(update=update)
 
 
-class GuardRetriever(BaseRetriever):
+class GuardRetriever(Once, BaseRetriever):
     """A retriever whose documents are judged before anything sees them; see `GuardDocumentTransformer`.
 
     The wrapped retriever runs unobserved, so events and tracers see this one's judged documents alone.

@@ -15,6 +15,7 @@ from guardkit import AsyncStreamGuard, Decision, Guard, Message, NotJudged, Stag
 from guardkit.astream import LARGE
 from guardkit.reading.payloads import ArgumentsReader
 from langchain_guardkit.enforcing import Enforcement
+from langchain_guardkit.reading import begins_json
 
 _T = TypeVar("_T")
 _SEEN = 8000  # characters of a cited text that are judged again when it grows
@@ -72,7 +73,8 @@ class TextFlow:
 
     def __init__(self, guard: Guard, context: Sequence[Message], stage: Stage, holdback: int | None):
         self.stage = stage
-        self.arguments = ArgumentsReader()
+        self._arguments = ArgumentsReader()
+        self._escapes: bool | None = None  # whether escapes are read; None before the text has begun
         self.received = self.released = 0
         self.texts: list[str] = []
         self._guard = guard
@@ -85,6 +87,16 @@ class TextFlow:
         else:
             self._twin = AsyncStreamGuard(self._stream)
             self._quick = guard.model.quick and guard.timeout is None
+
+    def read(self, raw: str) -> str:
+        """More of the text as whoever parses it will read it: of a call's arguments, and of an answer in JSON, without
+        the escapes."""
+        if self._escapes is None and raw and not raw.isspace():
+            self._escapes = self.stage is Stage.tool_call or begins_json(raw)
+        if not self._escapes:
+            return raw
+        text = self._arguments.push(raw)
+        return raw if text == raw else text
 
     @property
     def decision(self) -> Decision | None:
@@ -150,6 +162,7 @@ class QueryFlow(TextFlow):
         self._guard = guard
         self._stream = None
         self._fault = None
+        self._escapes = False
 
     @property
     def decision(self) -> Decision | None:

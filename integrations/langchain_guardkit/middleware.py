@@ -29,6 +29,7 @@ from langchain_guardkit.enforcing import (
 )
 from langchain_guardkit.marks import summary, withheld, withheld_here
 from langchain_guardkit.messages import INPUT_STAGES, Found, MessageGuard, is_current, turn_start
+from langchain_guardkit.raising import raising
 from langchain_guardkit.reading import call_text, read
 from langchain_guardkit.streaming import OUTPUT_STAGES
 from langchain_guardkit.tools import GuardedTool, OutputGuard, is_control_flow
@@ -68,10 +69,10 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
 
     state_schema = GuardState
 
-    def __new__(cls, *args: Any, **settings: Any) -> GuardMiddleware:
-        # A hook at the end of the agent is a node of its graph: only where there is something to raise.
-        raising = settings.get("exit_behavior") == "error" and cls is GuardMiddleware
-        return super().__new__(_RaisingGuardMiddleware if raising else cls)
+    @property
+    def given_class(self) -> type[GuardMiddleware]:
+        """The class that the application named."""
+        return type(self)
 
     def __init__(
         self,
@@ -93,6 +94,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     ):
         super().__init__()
         self.enforcement = Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
+        if exit_behavior == "error":
+            # A hook at the end of the agent is a node of its graph: only where there is something to raise.
+            self.__class__ = raising(cast(Any, self.given_class))
         wanted = {
             Stage.prompt: check_input,
             Stage.document: check_input,
@@ -112,7 +116,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
 
     @property
     def name(self) -> str:
-        return "GuardMiddleware"
+        """The class's: an agent with two guards needs a subclass of this for one of them, since names are unique."""
+        return self.given_class.__name__
 
     def _of_run(self, runtime: Any) -> Enforcement:
         return self.enforcement.for_run(context=getattr(runtime, "context", None))
@@ -372,20 +377,6 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         asked = what.content if isinstance(what, BaseMessage) else {"name": what["name"], "args": what["args"]}
         answer = interrupt({"guardkit": summary(decision), "content": asked, "allowed": ["approve", "reject"]})
         return answer is True or (isinstance(answer, Mapping) and answer.get("type") == "approve")
-
-
-class _RaisingGuardMiddleware(GuardMiddleware):
-    """With "error": the state is scrubbed and the turn has ended, so the violation can be raised."""
-
-    def after_agent(self, state: GuardState, runtime: Runtime[Any]) -> None:
-        messages = state["messages"]
-        for message in reversed(messages[turn_start(messages) :]):
-            mark = withheld(message) if isinstance(message, AIMessage | ToolMessage) else None
-            if mark is not None and mark["action"] == Action.block.value:
-                raise self.enforcement.violation(mark)
-
-    async def aafter_agent(self, state: GuardState, runtime: Runtime[Any]) -> None:
-        self.after_agent(state, runtime)
 
 
 def _withheld_since_the_model(messages: Sequence[AnyMessage]) -> Mapping[str, Any] | None:

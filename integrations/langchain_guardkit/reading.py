@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 
 from guardkit import Message, MessageError, Stage
+from guardkit.reading.payloads import ArgumentsReader
 from guardkit.reading.positions import ROLE_OF_TYPE, ROLES
 from guardkit.reading.values import is_name, texts_of
 from langchain_guardkit.marks import METADATA_KEY, foreign
@@ -18,6 +19,7 @@ _READ = frozenset((
     "additional_kwargs", "response_metadata", "name", "tool_calls", "invalid_tool_calls", "usage_metadata", "artifact",
 ))  # fmt: skip
 _IDS = frozenset(("id", "tool_call_id"))
+_OPENERS = ("{", "[", '"', "`")
 Item = str | list[Message]
 
 
@@ -34,7 +36,35 @@ def role_of(message: BaseMessage, index: int = 0) -> str:
 
 def read(message: BaseMessage, index: int = 0) -> Message:
     """The core's view of a message: every text that it carries. Raises `MessageError` that names `index`."""
-    return Message.of({"role": role_of(message, index), "content": message.content, **beside(message)}, index)
+    found = beside(message)
+    if isinstance(message, AIMessage) and (said := unescaped(message.content)) is not None:
+        found["extra"] = {**found.get("extra", {}), "unescaped": said}
+    if (ranked := message.response_metadata.get("logprobs")) and (said := _spelled(ranked)) not in message.text:
+        found["extra"] = {**found.get("extra", {}), "tokens": said}
+    return Message.of({"role": role_of(message, index), "content": message.content, **found}, index)
+
+
+def unescaped(content: Any) -> str | None:
+    """What an answer in JSON says to a parser, where that is not what stands there: it is read with its escapes, so
+    that none hides a word of an object. None where nothing is escaped, or the answer is none in JSON."""
+    if not isinstance(content, str):
+        blocks = [block if isinstance(block, str) else block.get("text") for block in content]
+        content = "".join(block for block in blocks if isinstance(block, str))
+    if "\\" not in content or not begins_json(content):
+        return None
+    said = ArgumentsReader().push(content)
+    return None if said == content else said
+
+
+def _spelled(logprobs: Any) -> str:
+    """What log-probabilities spell, token by token, without the alternatives."""
+    tokens = [f for f in texts_of(logprobs, Stage.response) if f.text and f.path and f.path[-1] == "token"]
+    return "".join(f.text or "" for f in tokens if "top_logprobs" not in f.path)
+
+
+def begins_json(text: str) -> bool:
+    """Whether a text may be JSON, perhaps in a fence; False for one that has not begun."""
+    return text.lstrip()[:1] in _OPENERS if text and not text.isspace() else False
 
 
 def beside(message: BaseMessage) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,6 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, merge_configs
 
 from guardkit import Guard, Stage
-from langchain_guardkit.binding import without_violations
 from langchain_guardkit.enforcing import (
     VIOLATION_MESSAGE,
     Enforcement,
@@ -20,13 +20,14 @@ from langchain_guardkit.enforcing import (
     ViolationMessage,
 )
 from langchain_guardkit.runs import arun_of, run_of
-from langchain_guardkit.sequence import guarded_sequence, is_graph, once
+from langchain_guardkit.sequence import guarded_sequence, is_graph
 from langchain_guardkit.settling import Settlement, fields_of, settlements, stage_of
+from langchain_guardkit.trying import Once, with_fallbacks, without_violations
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved
 from langchain_guardkit.value_flow import NOTHING, ValueFlow, achained, ajudged, chained, judged
 
 
-class GuardRunnable(Runnable[Any, Any]):
+class GuardRunnable(Once, Runnable[Any, Any]):
     """Judges what flows through it and hands it on unchanged when it is allowed.
 
     It reads strings, prompt values, messages, documents, and lists and dicts of them. Messages and documents are judged
@@ -102,15 +103,27 @@ class GuardRunnable(Runnable[Any, Any]):
                 on_violation=self.enforcement.on_violation,
                 policies=self.enforcement.policies,
             )
-        plain = super().__or__(other)
+        plain = Runnable.__or__(self, other)
         return guarded_sequence(plain.steps) if hasattr(plain, "steps") else plain
 
-    def __ror__(self, other: Any) -> Any:
-        return once(super().__ror__(other))
+    def with_retry(self, **settings: Any) -> Any:
+        """As any runnable's, but for violations. Around a chain: the chain is tried again, and what comes out of it is
+        judged."""
+        if self.runnable is None:
+            return super().with_retry(**settings)
+        return self._with(self.runnable.with_retry(**without_violations(settings)))
 
-    def with_retry(self, **settings: Any) -> Runnable[Any, Any]:
-        """As any runnable's, but for violations, which are no faults to try again."""
-        return super().with_retry(**without_violations(settings))
+    def with_fallbacks(self, fallbacks: Sequence[Any], **settings: Any) -> Any:
+        """Around a chain: as any runnable's, but for violations, and what the fallbacks give is judged like the chain's
+        own. Of a step, which has no other faults: what is to be done about a violation."""
+        if self.runnable is None:
+            return Runnable.with_fallbacks(self, fallbacks, **settings)
+        return self._with(with_fallbacks(self.runnable, fallbacks, **settings))
+
+    def _with(self, runnable: Runnable[Any, Any]) -> GuardRunnable:
+        other = copy.copy(self)
+        other.runnable, other._pending = runnable, {}
+        return other
 
     # -- whole values
 

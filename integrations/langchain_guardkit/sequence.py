@@ -7,23 +7,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, cast
 
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableConfig
 
-
-class OnceSequence(RunnableSequence[Any, Any]):
-    """A sequence whose `with_retry` leaves violations alone. Saved, it is a sequence like any other."""
-
-    @classmethod
-    def lc_id(cls) -> list[str]:
-        return RunnableSequence.lc_id()
-
-    def __or__(self, other: Any) -> Any:
-        return cast(Any, type(self))(*cast(Any, super().__or__(other)).steps)
-
-    def with_retry(self, **settings: Any) -> Runnable[Any, Any]:
-        from langchain_guardkit.binding import without_violations
-
-        return super().with_retry(**without_violations(settings))
+from langchain_guardkit.trying import OnceSequence, with_fallbacks, without_violations
 
 
 class GuardedSequence(OnceSequence):
@@ -32,6 +18,25 @@ class GuardedSequence(OnceSequence):
     @property
     def _guard(self) -> Any:
         return self.first
+
+    @property
+    def _rest(self) -> Any:
+        """What follows the guard; None where that is a chain's own guard, which is tried again with its chain."""
+        if self._guard.runnable is not None:
+            return None
+        return self.steps[1] if len(self.steps) == 2 else cast(Any, OnceSequence)(*self.steps[1:])
+
+    def with_retry(self, **settings: Any) -> Any:
+        """As any sequence's, but for violations. The input is judged once, before the first try and any run of it."""
+        if (rest := self._rest) is None:
+            return super().with_retry(**settings)
+        return guarded_sequence([self.first, rest.with_retry(**without_violations(settings))])
+
+    def with_fallbacks(self, fallbacks: Sequence[Any], **settings: Any) -> Any:
+        """As any sequence's, but for violations. The fallbacks get the judged input."""
+        if (rest := self._rest) is None:
+            return super().with_fallbacks(fallbacks, **settings)
+        return guarded_sequence([self.first, with_fallbacks(rest, fallbacks, **settings)])
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         shown = self._guard.settle(input, config)
@@ -79,11 +84,6 @@ class GuardedSequence(OnceSequence):
 
 def guarded_sequence(steps: Sequence[Any]) -> GuardedSequence:
     return cast(Any, GuardedSequence)(*steps)  # type: ignore[no-any-return]
-
-
-def once(sequence: Any) -> Any:
-    """A sequence of guarded parts, such that a violation does not run it again."""
-    return cast(Any, OnceSequence)(*sequence.steps) if type(sequence) is RunnableSequence else sequence
 
 
 def is_graph(value: Any) -> bool:

@@ -10,7 +10,14 @@ from typing import Any
 from langgraph.store.base import BaseStore, Op, PutOp, Result
 
 from guardkit import Guard
-from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, OnViolation, ViolationMessage
+from langchain_guardkit.enforcing import (
+    VIOLATION_MESSAGE,
+    Enforcement,
+    ExitBehavior,
+    OnViolation,
+    Policies,
+    ViolationMessage,
+)
 from langchain_guardkit.tools import OutputGuard
 
 
@@ -31,12 +38,12 @@ class GuardedStore(BaseStore):
         exit_behavior: ExitBehavior = "replace",
         violation_message: ViolationMessage = VIOLATION_MESSAGE,
         on_violation: OnViolation | None = None,
+        policies: Policies | None = None,
     ):
         self.inner = store
         self.supports_ttl, self.ttl_config = store.supports_ttl, store.ttl_config
-        enforcement = Enforcement(guard, exit_behavior, violation_message, on_violation)
+        enforcement = Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
         self._values = OutputGuard(enforcement)
-        self._names = OutputGuard(replace(enforcement, exit_behavior="error"), self._values.judged)
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         return self.inner.batch([self._judged(op) for op in ops])
@@ -54,6 +61,8 @@ class GuardedStore(BaseStore):
     def _judged(self, op: Op) -> Op:
         if not isinstance(op, PutOp) or op.value is None:
             return op
-        self._names.settle([*op.namespace, op.key])
-        value = self._values.settle(op.value)
+        run = self._values.enforcement.for_run()
+        strict = replace(run, exit_behavior="error", policies={}, chosen=True)
+        self._values.at(None, strict).settle([*op.namespace, op.key])
+        value = self._values.at(None, run).settle(op.value)
         return op if value is op.value else op._replace(value=value)

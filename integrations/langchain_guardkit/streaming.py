@@ -31,6 +31,7 @@ from langchain_guardkit.reading import beside, is_id, joined_texts
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
 _FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content"))
+_FRAME_IDS = ("index", "id", "call_id", "tool_call_id", "signature")
 _TEXT_FRAME = frozenset(("type", "text", "index"))
 _CALL_FRAME = frozenset(("type", "index", "name", "id", "call_id", "tool_call_id", *CALL_ARGUMENTS))
 _TEXT = ("text", None)
@@ -94,9 +95,10 @@ class ChunkFlow:
         self._queue.append(entry)
         flow = self._current
         if flow is not None and flow is self._flows.get(_TEXT) and not info and self._is_more_text(message):
-            entry.divisible = True
-            entry.marks.append((flow, flow.received + len(message.content)))
-            self.decision = yield from flow.push(cast(str, message.content))
+            text = flow.read(cast(str, message.content))
+            entry.divisible = text is message.content
+            entry.marks.append((flow, flow.received + len(text)))
+            self.decision = yield from flow.push(text)
         else:
             yield from self._take(entry)
         entry.judged = self.decision is None
@@ -193,8 +195,8 @@ class ChunkFlow:
                 return
         if not aside:
             self._current = flow
-        if stage is Stage.tool_call:
-            text = flow.arguments.push(text)
+        whole, text = text, flow.read(text)
+        entry.divisible = entry.divisible and text is whole
         entry.marks.append((flow, flow.received + len(text)))
         self.decision = yield from flow.push(text)
         if aside and self.decision is None:  # it is whole as it stands, and the text that it is about goes on
@@ -271,17 +273,26 @@ def _block_pieces(i: int, block: Any) -> Iterator[Piece]:
         yield from _block_pieces(i, block["value"])
     elif kind == "text" and isinstance(block.get("text"), str) and block.keys() <= _TEXT_FRAME:
         yield _TEXT, Stage.response, block["text"]
+        yield from _frame(block)
     elif kind in CALL_BLOCKS:
         given = next((block[key] for key in CALL_ARGUMENTS if block.get(key)), "")
         yield _call_piece("block call", block.get("index"), i, block.get("name"), given)
+        yield from _frame(block)
         rest = {key: value for key, value in block.items() if key not in _CALL_FRAME}
         if rest:
             text, unknown = joined_texts(rest, Stage.response)
             yield ("call extra", block.get("index", i)), Stage.response, None if unknown else text
     elif kind in REASONING_BLOCKS and not any(value for field, value in block.items() if field not in _FRAME):
         yield from _parts({"content": [{**block, "type": "text", "text": ""}]})  # a block's start, or its signature
+        yield from _frame(block)
     else:
         yield from _parts({"content": [block]})
+
+
+def _frame(block: Mapping[str, Any]) -> Iterator[Piece]:
+    """What stands as a block's index or ids and is none."""
+    odd = {key: block[key] for key in _FRAME_IDS if isinstance(block.get(key), str) and not is_id(block[key])}
+    yield from _aside({"extra": odd}) if odd else ()
 
 
 def _parts(source: dict[str, Any]) -> Iterator[Piece]:

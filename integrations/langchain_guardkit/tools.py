@@ -13,7 +13,6 @@ from langchain_core.tools import BaseTool
 from pydantic import ConfigDict, PrivateAttr
 
 from guardkit import Decision, Guard, Message, Stage
-from langchain_guardkit.binding import without_violations
 from langchain_guardkit.enforcing import (
     VIOLATION_MESSAGE,
     Enforcement,
@@ -25,7 +24,7 @@ from langchain_guardkit.enforcing import (
     digest,
 )
 from langchain_guardkit.marks import METADATA_KEY
-from langchain_guardkit.sequence import once
+from langchain_guardkit.trying import Once
 from langchain_guardkit.unobserved import Scrub, Unobserved, without_observers, without_own_callbacks
 from langchain_guardkit.values import Leaf, decide_leaves, leaves_of, scrubbed
 
@@ -89,11 +88,13 @@ class OutputGuard:
         )
 
     def interrupted(self, interrupt: BaseException) -> BaseException:
-        """A graph's interrupt with what it asks judged."""
+        """A graph's interrupt with what it asks judged, or a command to a parent graph with what it brings."""
         asked = interrupt.args[0] if interrupt.args else ()
+        quiet = self.replacing()
         if isinstance(asked, list | tuple) and asked and all(hasattr(one, "value") for one in asked):
-            quiet = self.replacing()
             interrupt.args = (tuple(replace(one, value=quiet.scrub(one.value)) for one in asked), *interrupt.args[1:])
+        elif type(interrupt).__name__ == "ParentCommand":
+            interrupt.args = (quiet.scrub(asked), *interrupt.args[1:])
         return interrupt
 
     def replacing(self) -> OutputGuard:
@@ -121,8 +122,8 @@ class OutputGuard:
         return None
 
 
-class GuardedTool(BaseTool):
-    """A tool that judges what another one gives back.
+class GuardedTool(Once, BaseTool):
+    """A tool that judges what another one gives back. It runs once, whatever the guard says of its output.
 
     The wrapped tool runs unobserved: events, tracers and callbacks see this tool's run, so they see judged output
     alone. A graph that it runs keeps its checkpoints, judged. With "error" a violation raises `GuardViolation`; else
@@ -161,16 +162,6 @@ class GuardedTool(BaseTool):
         self._output = output or OutputGuard(
             Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
         )
-
-    def __or__(self, other: Any) -> Any:
-        return once(super().__or__(other))
-
-    def __ror__(self, other: Any) -> Any:
-        return once(super().__ror__(other))
-
-    def with_retry(self, **settings: Any) -> Any:
-        """As any tool's, but for violations: a tool runs once, whatever the guard says of its output."""
-        return super().with_retry(**without_violations(settings))
 
     @property
     def tool_call_schema(self) -> Any:

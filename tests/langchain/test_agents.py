@@ -1,6 +1,7 @@
 """`GuardMiddleware` in agents: state, tools, people, sub-agents, structured output, and other middlewares."""
 
 import asyncio
+import pickle
 from typing import Annotated, Any
 
 import pytest
@@ -19,11 +20,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, Too
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import ParentCommand
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import InjectedState
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel
 
-from guardkit import GuardViolation
+from guardkit import Guard, GuardViolation
 from langchain_guardkit import GuardedChatModel, GuardMiddleware
 from tests.langchain.scripted import ScriptedModel, looking_tool, reply
 from tests.langchain.surfaces import AGENT_SURFACES
@@ -443,3 +446,51 @@ def test_a_model_that_is_guarded_already_is_not_wrapped_again() -> None:
     graph = create_agent(model, [], middleware=[GuardMiddleware(guard)], checkpointer=InMemorySaver())
     graph.invoke(ask("hello"), CONFIG)
     assert "¶" not in texts(graph)[-1]
+
+
+class Stricter(GuardMiddleware):
+    """A guard of the application's own."""
+
+    def __init__(self, guard: Any, **settings: Any):
+        super().__init__(guard, exit_behavior="error", **settings)
+
+
+def test_a_guard_of_ones_own_raises_as_it_was_told_and_stands_beside_another() -> None:
+    for guard in (Stricter(make_guard()), pickle.loads(pickle.dumps(Stricter(Guard.load())))):
+        assert isinstance(guard, Stricter)
+        assert guard.name == "Stricter"
+    tools = Stricter(make_guard(), check_input=False, check_output=False)
+    graph = create_agent(
+        ScriptedModel(replies=[reply(query="weather"), reply(BAD)]),
+        [looking_tool(weather=BAD)],
+        middleware=[GuardMiddleware(make_guard(), check_tool_results=False), tools],
+    )
+    with pytest.raises(GuardViolation, match="tool_output"):
+        graph.invoke(ask("go"))
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_what_a_graph_in_a_tool_hands_to_its_parent_is_judged(raised: bool) -> None:
+    command: Any = Command(graph=Command.PARENT, update={"messages": [HumanMessage(BAD)]})
+
+    def leave(state: Any) -> Any:
+        if raised:
+            raise ParentCommand(command)
+        return command
+
+    inner: Any = StateGraph(MessagesState).add_node("leave", leave).add_edge(START, "leave").compile()
+
+    @tool
+    def look(query: str) -> str:
+        """Look."""
+        return str(inner.invoke(ask("go")))
+
+    agent = create_agent(
+        ScriptedModel(replies=[reply(query="x"), reply(SAFE)]), [look], middleware=[GuardMiddleware(make_guard())]
+    )
+    saver = InMemorySaver()
+    parent: Any = StateGraph(MessagesState).add_node("agent", agent).add_edge(START, "agent")
+    graph = parent.compile(checkpointer=saver)
+    seen = list(graph.stream(ask("go"), CONFIG, stream_mode=["values", "updates", "debug"], subgraphs=True))
+    check_no_trace([seen, saver.storage, saver.writes, saver.blobs], "streams and checkpoints")
+    assert "withheld by a safety guard" in texts(graph)[-1]

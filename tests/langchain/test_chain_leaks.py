@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessageChunk, BaseMessage
-from langchain_core.output_parsers import StrOutputParser
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 
@@ -21,6 +23,13 @@ from tests.leaks import BAD, FLAGGED, SAFE, SIZES, VIOLATION, Seen, check_no_tra
 HOLDBACK = 4
 ALL = {**CHAIN_SURFACES, **WATCHED_SURFACES}
 PROMPT = ChatPromptTemplate.from_messages([("human", "{question}")])
+
+
+class Whole(ScriptedModel):
+    """A model that does not stream."""
+
+    _stream = BaseChatModel._stream
+    _astream = BaseChatModel._astream
 
 
 def model(stage: str, size: int, text: str = BAD, **fields: Any) -> ScriptedModel:
@@ -265,11 +274,56 @@ def test_what_a_cache_holds_is_judged_each_time() -> None:
     from langchain_core.caches import InMemoryCache
 
     inner = model("answer", 7, cache=InMemoryCache())
+    (PROMPT | inner).invoke({"question": "x"})  # fills it
     for _ in range(2):
         for behavior in ("end", "error"):
             guarded = GuardedChatModel(inner, make_guard(), exit_behavior=behavior)  # type: ignore[arg-type]
             check_no_trace(run(CHAIN_SURFACES["invoke"], PROMPT | guarded, behavior, {"question": "x"}), "cached")
     assert len(inner.asked) == 1
+
+
+@pytest.mark.parametrize("of_the_application", [False, True])
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_cache_keeps_what_passed_and_nothing_else(of_the_application: bool, streams: bool) -> None:
+    from langchain_core.caches import InMemoryCache
+    from langchain_core.globals import set_llm_cache
+
+    cache = InMemoryCache()
+    answers = ["fine", BAD, "never"]
+    inner = (ScriptedModel if streams else Whole)(replies=[AIMessage(text) for text in answers])
+    if not of_the_application:
+        inner.cache = cache
+    guarded = GuardedChatModel(inner, make_guard(), exit_behavior="end", violation_message=VIOLATION)
+    set_llm_cache(cache if of_the_application else None)
+    try:
+        calls = [guarded.invoke, lambda text: asyncio.run(guarded.ainvoke(text))]
+        if not streams:  # a model that does not stream answers a stream from its cache, too
+            calls += [lambda text: next(iter(list(guarded.stream(text))))]
+        assert [call("one").content for call in calls] == ["fine"] * len(calls)
+        assert guarded.invoke("two").content == VIOLATION
+    finally:
+        set_llm_cache(None)
+    assert len(cache._cache) == 1
+    check_no_trace(cache._cache, "cache")
+
+
+@pytest.mark.parametrize("call", ["invoke", "stream"])
+@pytest.mark.parametrize("fence", ["", "```json\n"])
+def test_an_answer_in_json_is_read_without_its_escapes(call: str, fence: str) -> None:
+    """What parses it shows the object's own text."""
+    text = fence + json.dumps({"text": BAD})
+    assert "¶" not in text
+    for size in (1, 5, len(text)):
+        for blocks in (False, True):
+            scripted = ScriptedModel(replies=[AIMessage(text)], size=size, blocks=blocks)
+            chain = GuardedChatModel(scripted, make_guard()) | JsonOutputParser()
+            seen: list[Any] = []
+            with pytest.raises(GuardViolation) as caught:
+                seen.extend(chain.stream("x") if call == "stream" else [chain.invoke("x")])
+            check_no_trace([seen, caught.value], "json")
+    harmless = json.dumps({"text": "schön, größer"})
+    chain = GuardedChatModel(ScriptedModel(replies=[AIMessage(harmless)], size=3), make_guard()) | JsonOutputParser()
+    assert list(chain.stream("x"))[-1] == chain.invoke("x") == {"text": "schön, größer"}
 
 
 @pytest.mark.parametrize("text", [SAFE, BAD])

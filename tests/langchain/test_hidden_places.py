@@ -66,6 +66,9 @@ ANSWERS: dict[str, dict[str, Any]] = {
         }
     },
     "a call's id": {"tool_calls": [{"name": "look", "args": {}, "id": BAD, "type": "tool_call"}]},
+    "tokens of the log-probabilities": {
+        "response_metadata": {"logprobs": {"content": [{"token": f"{word} "} for word in BAD.split()]}}
+    },
     "a broken call's id": {
         "invalid_tool_calls": [{"name": "a", "args": "x", "id": BAD, "error": None, "type": "invalid_tool_call"}]
     },
