@@ -18,15 +18,16 @@ import torch
 from guardkit import telemetry
 from guardkit.engine.cache import GROW, Cache
 from guardkit.engine.graphs import Graphs
-from guardkit.engine.model_runner import Head, run_step
+from guardkit.engine.model_runner import Head, Launched, Plan, launch
 from guardkit.engine.prefixes import WAIT, Prefixes, common
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
-from guardkit.engine.staging import Staging
+from guardkit.engine.staging import Results, Staging
 from guardkit.loop import Load, Loop
 
 NOTHING = np.zeros((0, 0), np.float32)
 SHORT = 16  # a piece of at most this many tokens goes before longer ones
+FIRST = 128  # sequences of the first of several steps in a row, where a device computes beside the host
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Limits:
     """step_tokens: the most tokens of one step. mixed_tokens: the most tokens of long texts in a step that has short
     pieces too, which would otherwise wait for them. max_sequences: open at a time. host_tokens: evicted tokens whose
     keys and values are kept in host memory. kept_tokens: of closed sequences, that stay in the cache for others that
-    begin alike (0: only pinned beginnings are shared). threads: CPU threads, None for torch's own choice."""
+    begin alike (0: only pinned beginnings are shared). threads: CPU threads, None for torch's own choice.
+    step_sequences: the most sequences of one of several steps in a row on a device that computes beside the host."""
 
     step_tokens: int
     mixed_tokens: int
@@ -42,6 +44,7 @@ class Limits:
     host_tokens: int = 0
     kept_tokens: int = 0
     threads: int | None = None
+    step_sequences: int = 512
 
 
 @dataclass
@@ -68,17 +71,20 @@ class Scheduler:
         self._open = 0
         self._counted = 0
         self._saved_tokens = 0
-        self._staging = Staging(cache.device)
+        self._staging, self._results = Staging(cache.device), Results(cache.device)
         self.graphs: Graphs | None = None
         self._prefixes = Prefixes(cache, limits.kept_tokens)
-        self._ready: deque[Sequence] = deque()  # those with requests, in the order of arrival
+        self._ready: deque[Sequence] = deque()  # those with requests that no step is under way for, as they arrived
+        self._ahead = cache.device.type == "cuda"  # whether steps run beside what the host does
+        self._flying: Launched | None = None  # the step that is under way on the device
+        self._plans: list[Plan] = []  # of the steps that are not booked yet
         self._holding: set[Sequence] = set()  # those with a place in the cache, or a copy of one
         self._thread = 0  # the one that is set up for steps
         self._loop = Loop("guardkit-engine", self)
 
     @property
     def busy(self) -> bool:
-        return bool(self._ready)
+        return bool(self._ready or self._plans)
 
     def take(self, message: Request | Truncate | Close) -> None:
         sequence = message.sequence
@@ -101,35 +107,62 @@ class Scheduler:
             message.future.cancel()
 
     def step(self) -> bool:
+        """Begin a step of what waits; then book the one before. So the host does its part while a GPU does its own."""
         self._set_up()
-        plan: list[tuple[Sequence, int]] = []
+        plan: Plan = []
         try:
             self._schedule(plan)
         except Exception as error:  # while making room
             for sequence in [s for s, _ in plan] or list(self._ready):
                 self._break(sequence, error)
             return self.busy
-        if plan:
-            self._run(plan)
+        before, self._flying = self._flying, None
+        launched = self._launch(plan) if plan else None
+        if self._ahead:
+            self._flying, launched = launched, before
+        if launched is not None:
+            self._land(launched)
         return self.busy
 
-    def _run(self, plan: list[tuple[Sequence, int]]) -> None:
-        """One step. Where it fails, each sequence is tried alone: the fault of one stays with one."""
+    def _launch(self, plan: Plan) -> Launched | None:
+        if len(plan) < len(self._ready):
+            taken = {sequence for sequence, _ in plan}
+            self._ready = deque([s for s in self._ready if s not in taken])
+        else:
+            self._ready.clear()
+        self._plans.append(plan)
         try:
-            found = self._compute(plan)
+            return self._compute(plan)
         except Exception as error:
-            self._check_device()
-            if len(plan) == 1:
-                self._break(plan[0][0], error)
-            for entry in plan if len(plan) > 1 else ():
-                if entry[0].broken is None:
-                    self._run([entry])
+            self._failed(plan, [sequence.requests[0] for sequence, _ in plan], error)
+            return None
+
+    def _land(self, launched: Launched) -> None:
+        plan = launched.plan
+        try:
+            found = launched.rows()
+        except Exception as error:
+            self._failed(plan, launched.requests, error)
             return
         try:
-            self._settle(plan, found)
+            self._settle(launched, found)
         except Exception as error:  # a fault here must fail its requests too, not leave them waiting
             for sequence, _ in plan:
                 self._break(sequence, error)
+        self._plans.remove(plan)
+
+    def _failed(self, plan: Plan, requests: list[Request], error: Exception) -> None:
+        """Each sequence of a step that failed is tried alone: the fault of one stays with one."""
+        self._check_device()
+        self._plans.remove(plan)
+        if len(plan) == 1:
+            self._break(plan[0][0], error)
+            return
+        for entry, request in zip(plan, requests, strict=True):
+            if entry[0].requests and entry[0].requests[0] is request:
+                launched = self._launch([entry])
+                if launched is not None:
+                    self._land(launched)
 
     def _check_device(self) -> None:
         """Whether the device is still there; a dead one fails all that waits, at once and in words."""
@@ -182,12 +215,16 @@ class Scheduler:
         if len(short) + len(long) < len(self._ready):
             self._ready = deque(sequence for sequence in self._ready if sequence.requests)
         limits = self.limits
-        taken: set[Sequence] = set()
-        under_way = [sequence for sequence in self._ready if sequence.slot.held]
+        flying = self._in_flight()
+        taken = set(flying)
+        under_way = [*flying, *(sequence for sequence in self._ready if sequence.slot.held)]
+        most = len(self._ready)
+        if self._ahead and most > FIRST:  # the first part is small, so that the device starts; then it has work
+            most = limits.step_sequences if flying else FIRST
         room = limits.step_tokens - (limits.mixed_tokens if long else 0)
         for group, budget in ((short, room), (long, limits.mixed_tokens if short else limits.step_tokens)):
             for sequence in group:
-                if budget <= 0:
+                if budget <= 0 or len(plan) >= most:
                     break
                 if self._is_worth_waiting(sequence, under_way):
                     continue
@@ -211,7 +248,7 @@ class Scheduler:
             return
         self._start(sequence, requests[0])
         budget = self.limits.step_tokens
-        if self._make_room(sequence, budget, {sequence}):
+        if self._make_room(sequence, budget, {sequence, *self._in_flight()}):
             plan.append((sequence, min(len(sequence.ids) - sequence.cached, budget)))
 
     def _start(self, sequence: Sequence, request: Request) -> None:
@@ -303,40 +340,41 @@ class Scheduler:
         sequence.cached = 0
         self.counters.evicted += 1
 
-    def _compute(self, plan: list[tuple[Sequence, int]]) -> list[Rows | None]:
-        found = run_step(self.model, self.heads, self.cache, plan, self._staging, self.graphs)
+    def _in_flight(self) -> list[Sequence]:
+        return [sequence for plan in self._plans for sequence, _ in plan]
+
+    def _compute(self, plan: Plan) -> Launched:
+        launched = launch(self.model, self.heads, self.cache, plan, self._staging, self._results, self.graphs)
         if tokens := sum(n for _, n in plan):
             self.counters.steps += 1
             telemetry.batch("engine", len(plan))
             self.counters.tokens += tokens
-        return found
+        return launched
 
-    def _settle(self, plan: list[tuple[Sequence, int]], found: list[Rows | None]) -> None:
+    def _settle(self, launched: Launched, found: list[Rows | None]) -> None:
         """Book a step's results. Sequences that want more go to the end of the queue."""
         finished: list[tuple[Request, Rows]] = []
-        for (sequence, n), rows in zip(plan, found, strict=True):
+        for (sequence, n), request, rows in zip(launched.plan, launched.requests, found, strict=True):
+            if not sequence.requests or sequence.requests[0] is not request:
+                continue  # closed or cut back while the step was under way
             sequence.cached += n
             sequence.last_step = self.counters.steps
-            request = sequence.requests[0]
             if rows is not None:
                 request.found.append(rows)
                 request.read = sequence.cached
             if request.keep:
                 self._prefixes.add(sequence)
             if sequence.cached < len(sequence.ids):
+                self._ready.append(sequence)
                 continue
             sequence.requests.popleft()
             if not request.keep:
                 del sequence.ids[request.base :]
                 sequence.cached = request.base
+            if sequence.requests:
+                self._ready.append(sequence)
             parts = request.found
             finished.append((request, parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else NOTHING))
-        if len(plan) < len(self._ready):
-            done = {sequence for sequence, _ in plan}
-            self._ready = deque([s for s in self._ready if s.requests and s not in done])
-        else:
-            self._ready = deque()
-        self._ready.extend(s for s, _ in plan if s.requests)
         for request, result in finished:  # last, since it runs the callers' callbacks
             if request.sequence.closed:
                 request.future.cancel()
@@ -370,7 +408,7 @@ class Scheduler:
     # -- its end
 
     def load(self) -> Load:
-        waiting = sum(len(sequence.requests) for sequence in self._ready.copy())
+        waiting = sum(len(sequence.requests) for sequence in (*self._ready.copy(), *self._in_flight()))
         return Load(waiting, self.cache.used, self.cache.capacity)
 
     def interrupt(self) -> None:
@@ -385,7 +423,9 @@ class Scheduler:
             self._loop.close("a forked process cannot use its parent's GPU: load the model in it, or spawn it")
 
     def reset(self, error: BaseException) -> None:
-        for sequence in {*self._ready, *(s for s in self._holding if self._loop.closed)}:
+        flying = self._in_flight()
+        self._plans, self._flying = [], None
+        for sequence in {*self._ready, *flying, *(s for s in self._holding if self._loop.closed)}:
             self._break(sequence, error)
         if self._loop.closed:
             self._prefixes.clear()

@@ -1,11 +1,13 @@
-"""Whole numbers on their way to a device."""
+"""Whole numbers on their way to a device, and what was read off a step on its way back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -47,3 +49,32 @@ class Staging:
             self._copied = self._copied or torch.cuda.Event()
             self._copied.record()
         return there
+
+
+class Results:
+    """Pinned buffers that take turns: while one step's results are waited for, the next step's are under way."""
+
+    AHEAD = 2  # steps whose results may be under way
+
+    def __init__(self, device: torch.device):
+        self._pinned = device.type == "cuda"
+        self._buffers = [torch.zeros(0)] * self.AHEAD
+        self._at = 0
+
+    def fetch(self, there: Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Begin to copy a float32 tensor [n] to the host; what waits for it, and gives it."""
+        if not self._pinned:
+            return there.numpy
+        self._at = (self._at + 1) % self.AHEAD
+        if len(there) > len(self._buffers[self._at]):
+            self._buffers[self._at] = torch.zeros(max(2 * len(there), 1 << 14), pin_memory=True)
+        host = self._buffers[self._at][: len(there)]
+        host.copy_(there, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> NDArray[np.float32]:
+            copied.synchronize()
+            return host.numpy().copy()
+
+        return wait
