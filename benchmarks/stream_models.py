@@ -265,7 +265,7 @@ def copy_bandwidth(device: torch.device, mib: int | None = None, runs: int = 5) 
 def matmul_peak(device: torch.device, dtype: torch.dtype, width: int | None = None, runs: int = 5) -> float:
     """FLOPs a second of a large square matrix product."""
     width = width or (8192 if device.type == "cuda" else 2048)
-    a, b = (torch.full((width, width), 0.5, dtype=dtype, device=device) for _ in range(2))
+    a, b = (torch.randn((width, width), dtype=dtype, device=device) for _ in range(2))
     return 2 * width**3 / _best(lambda: torch.mm(a, b), device, runs)
 
 

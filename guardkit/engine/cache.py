@@ -15,7 +15,8 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +43,7 @@ class Slot:
     known: int = 0  # pages of it that stand there
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Rows [row, row + n) of a step are tokens [start, start + n) of the sequence in `slot`."""
 
     slot: Slot
@@ -74,6 +74,10 @@ class Cache(ABC):
     def reserve(self, slot: Slot, n_tokens: int, write_from: int | None = None) -> bool:
         """Make room for the first `n_tokens` tokens of a sequence, of which those from `write_from` on will be written
         (None: only what is new). False, and nothing changed, where it is full."""
+
+    def is_reserved(self, slot: Slot, write_from: int, n_tokens: int) -> bool:
+        """Whether `reserve` would have nothing to do."""
+        return n_tokens <= slot.held
 
     @abstractmethod
     def release(self, slot: Slot) -> None:
@@ -226,6 +230,12 @@ class PagedCache(Cache):
         slot.held = len(slot.pages) * PAGE
         return True
 
+    def is_reserved(self, slot: Slot, write_from: int, n_tokens: int) -> bool:
+        if n_tokens > slot.held:
+            return False
+        holders, keepers, pages = self._holders, self._keepers, slot.pages
+        return all(holders[page] + keepers[page] <= 1 for page in pages[write_from // PAGE :])
+
     def _is_shared(self, page: int) -> bool:
         return self._holders[page] + self._keepers[page] > 1
 
@@ -318,14 +328,21 @@ class PagedCache(Cache):
         c, kernel = self.config, self._kernel
         tables = self._table_of(runs)
         height, tiles = kernel.tiles_of(runs, c.num_attention_heads // c.num_key_value_heads)
-        self._rows, flat = self._staging.put(rows, [number for tile in tiles for number in tile])
+        self._rows, flat = self._staging.put(rows, list(chain.from_iterable(tiles)))
         splits = kernel.splits_for(len(tiles), c.num_key_value_heads, max(run.end for run in runs))
         self._plan = kernel.Plan.of(
             height, flat.view(-1, 4), tables, splits, len(rows), c.num_attention_heads, c.head_dim
         )  # fmt: skip
 
     def _places(self, runs: Sequence[Run]) -> list[int]:
-        return [run.slot.pages[at // PAGE] * PAGE + at % PAGE for run in runs for at in range(run.start, run.end)]
+        places: list[int] = []
+        for slot, _, start, n in runs:
+            pages = slot.pages
+            if n == 1:  # nearly always, where there are many
+                places.append(pages[start // PAGE] * PAGE + start % PAGE)
+            else:
+                places += [pages[at // PAGE] * PAGE + at % PAGE for at in range(start, start + n)]
+        return places
 
     def _table_of(self, runs: Sequence[Run]) -> Tensor:
         """The page tables on the device, with what they lack of these runs."""
@@ -340,6 +357,8 @@ class PagedCache(Cache):
         for slot in (run.slot for run in runs):
             if slot.row < 0:
                 slot.row, slot.known = self._free_rows.pop(), 0
+            elif slot.known == len(slot.pages):
+                continue
             places += range(slot.row * width + slot.known, slot.row * width + len(slot.pages))
             pages += slot.pages[slot.known :]
             slot.known = len(slot.pages)
@@ -348,28 +367,30 @@ class PagedCache(Cache):
             self._device_tables.view(-1).index_copy_(0, where, what)
         return self._device_tables
 
-    def place(self, runs: Sequence[Run], n: int) -> list[int]:
-        """For a recorded step of `n` tokens: where each token's keys go, and the tiles, both padded."""
-        c, kernel = self.config, self._kernel
+    def place(self, is_long: bool, runs: Sequence[Run], n: int, n_tiles: int) -> list[int]:
+        """For a recorded step of `n` tokens: where each token's keys go, and the tiles, both padded. is_long: whether
+        its tiles are those of long pieces."""
         self._table_of(runs)
         rows = self._places(runs)
-        tiles = kernel.few_tiles(runs, self._few_rows // (c.num_attention_heads // c.num_key_value_heads))
-        flat = [number for tile in tiles for number in tile]
-        return [*rows, *[-1] * (n - len(rows)), *flat, *[0] * (4 * n - len(flat))]
+        flat = list(chain.from_iterable(self._kernel.few_tiles(runs, self.tokens_of_a_tile(is_long))))
+        return [*rows, *[-1] * (n - len(rows)), *flat, *[0] * (4 * n_tiles - len(flat))]
 
-    def set_place(self, rows: Tensor, tiles: Tensor) -> None:
-        """The next forward pass reads these tensors: rows [n], tiles [n, 4] as `place` gives them."""
-        c, n = self.config, len(rows)
-        splits = self._kernel.splits_for(n, c.num_key_value_heads, c.max_position_embeddings)
+    def set_place(self, is_long: bool, rows: Tensor, tiles: Tensor) -> None:
+        """The next forward pass reads these tensors: rows [n], tiles [n_tiles, 4] as `place` gives them."""
+        c = self.config
+        splits = self._kernel.splits_for(len(tiles), c.num_key_value_heads, c.max_position_embeddings)
         self._rows = rows
         self._plan = self._kernel.Plan.of(
-            self._few_rows, tiles, self._table_of(()), splits, n, c.num_attention_heads, c.head_dim
+            self._tile_rows(is_long), tiles, self._table_of(()), splits, len(rows), c.num_attention_heads, c.head_dim
         )
 
-    @property
-    def _few_rows(self) -> int:
+    def tokens_of_a_tile(self, is_long: bool) -> int:
+        return self._tile_rows(is_long) // (self.config.num_attention_heads // self.config.num_key_value_heads)
+
+    def _tile_rows(self, is_long: bool) -> int:
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        return max(int(self._kernel.FEW_ROWS), 1 << (groups - 1).bit_length())
+        rows = int(self._kernel.MANY_ROWS if is_long else self._kernel.FEW_ROWS)
+        return max(rows, 1 << (groups - 1).bit_length())
 
     @property
     def fused(self) -> Fused | None:

@@ -15,8 +15,10 @@ from guardkit.engine.cache import PAGE, PagedCache, Run, Slot
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.staging import Staging
 
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of a step
-SHORT = 16  # a step with a longer piece is no decoding step: its tiles would be too small
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of a step of short pieces
+SHORT = 16  # a longer piece has larger tiles
+LONG_SIZES = (64, 128, 256, 512)  # tokens of a step with long pieces: prompts of a chat
+LONG_RUNS = 16  # pieces of such a step, at the most
 Replay = Callable[[], Tensor]
 Record = Callable[[Replay], Replay]
 """Takes a function that launches a step; gives one that launches the same again and returns the same tensor."""
@@ -25,50 +27,68 @@ Record = Callable[[Replay], Replay]
 class Graphs:
     """Recorded steps of one model over one cache. record: how one is recorded."""
 
-    def __init__(self, model: Qwen3, cache: PagedCache, record: Record, sizes: Sequence[int] = SIZES):
+    def __init__(
+        self,
+        model: Qwen3,
+        cache: PagedCache,
+        record: Record,
+        sizes: Sequence[int] = SIZES,
+        long_sizes: Sequence[int] = LONG_SIZES,
+    ):
         self._model, self._cache = model, cache
         self._staging = Staging(cache.device)
-        self._steps: dict[int, tuple[Tensor, Replay]] = {}
-        for n in sorted(sizes, reverse=True):  # the largest first: the others fit into its memory
-            numbers = torch.zeros(7 * n, dtype=torch.int64, device=cache.device)
+        self._sizes = {False: sorted(sizes), True: sorted(long_sizes)}  # by whether there are long pieces
+        self._steps: dict[tuple[bool, int], tuple[Tensor, Replay]] = {}
+        wanted = [(is_long, n) for is_long, found in self._sizes.items() for n in found]
+        for is_long, n in sorted(
+            wanted, key=lambda step: -step[1]
+        ):  # the largest first: the others fit into its memory
+            n_tiles = self._n_tiles(is_long, n)
+            numbers = torch.zeros(3 * n + 4 * n_tiles, dtype=torch.int64, device=cache.device)
             numbers[2 * n : 3 * n] = -1
-            self._steps[n] = numbers, record(self._launch(n, numbers))
-        self._sizes = sorted(self._steps)
+            self._steps[is_long, n] = numbers, record(self._launch(is_long, n, n_tiles, numbers))
 
-    def _launch(self, n: int, numbers: Tensor) -> Replay:
-        ids, positions, rows, tiles = numbers.split([n, n, n, 4 * n])
+    def _n_tiles(self, is_long: bool, n: int) -> int:
+        return n // self._cache.tokens_of_a_tile(True) + LONG_RUNS if is_long else n
+
+    def _launch(self, is_long: bool, n: int, n_tiles: int, numbers: Tensor) -> Replay:
+        ids, positions, rows, tiles = numbers.split([n, n, n, 4 * n_tiles])
 
         def launch() -> Tensor:
-            self._cache.set_place(rows, tiles.view(n, 4))
+            self._cache.set_place(is_long, rows, tiles.view(n_tiles, 4))
             return self._model.forward(ids, positions, self._cache.attend, self._cache.fused)
 
         return launch
 
     def forward(self, ids: Sequence[int], positions: Sequence[int], runs: Sequence[Run]) -> Tensor | None:
         """As `Qwen3.forward` behind `Cache.begin`; None where no recorded step fits. Valid until the next call."""
-        n = next((size for size in self._sizes if size >= len(ids)), None)
-        if n is None or max(run.n for run in runs) > SHORT:
+        is_long = max(run.n for run in runs) > SHORT
+        n = next((size for size in self._sizes[is_long] if size >= len(ids)), None)
+        if n is None or (is_long and len(runs) > LONG_RUNS):
             return None
-        numbers, replay = self._steps[n]
+        numbers, replay = self._steps[is_long, n]
         pad = [0] * (n - len(ids))
-        self._staging.put_into(numbers, [*ids, *pad, *positions, *pad, *self._cache.place(runs, n)])
+        place = self._cache.place(is_long, runs, n, self._n_tiles(is_long, n))
+        self._staging.put_into(numbers, [*ids, *pad, *positions, *pad, *place])
         return replay()[: len(ids)]
 
     def agree(self) -> bool:
-        """Whether a recorded step gives what the same step gives unrecorded, tried on a sequence of its own."""
+        """Whether recorded steps give what the same steps give unrecorded, tried on a sequence of its own."""
         slot = Slot()
-        n = min(7, self._sizes[-1])
         if not self._cache.reserve(slot, PAGE):
             return True
         try:
-            ids, positions, runs = list(range(1, n + 1)), list(range(n)), [Run(slot, 0, 0, n)]
-            self._cache.begin(runs)
-            there = self._staging.put(ids, positions)
-            plain = self._model.forward(there[0], there[1], self._cache.attend, self._cache.fused).clone()
-            found = self.forward(ids, positions, runs)
-            return found is not None and torch.allclose(found.float(), plain.float(), rtol=5e-2, atol=5e-2)
+            return all(self._agrees(slot, n) for n in (1, 7, SHORT + 1))
         finally:
             self._cache.release(slot)
+
+    def _agrees(self, slot: Slot, n: int) -> bool:
+        ids, positions, runs = list(range(1, n + 1)), list(range(n)), [Run(slot, 0, 0, n)]
+        self._cache.begin(runs)
+        there = self._staging.put(ids, positions)
+        plain = self._model.forward(there[0], there[1], self._cache.attend, self._cache.fused).clone()
+        found = self.forward(ids, positions, runs)
+        return found is None or torch.allclose(found.float(), plain.float(), rtol=5e-2, atol=5e-2)
 
 
 def recorded(model: Qwen3, cache: PagedCache) -> Graphs | None:
@@ -84,7 +104,7 @@ def recorded(model: Qwen3, cache: PagedCache) -> Graphs | None:
                 launch()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may use the device
             out = launch()
 
         def replay() -> Tensor:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 FEW_ROWS, MANY_ROWS = 16, 64  # of a tile: query heads of one key head x new tokens; while decoding, and in prefills
 PROGRAMS = 512  # enough to fill a large GPU; below, contexts are split
-SPLIT = 512  # the fewest tokens of a context worth a program of their own
+SPLIT = 64  # the fewest tokens of a context worth a program of their own
 MOST_SPLITS = 32
+LAUNCH = {FEW_ROWS: {"num_warps": 4, "num_stages": 2}, MANY_ROWS: {"num_warps": 4, "num_stages": 2}}
 
 Tile = tuple[int, int, int, int]
 """First row, tokens, position of the first, row of the page tables."""
@@ -61,11 +62,13 @@ def tiles_of(runs: Sequence[Run], groups: int) -> tuple[int, list[Tile]]:
 
 def few_tiles(runs: Sequence[Run], per_tile: int) -> list[Tile]:
     """Tiles of at most `per_tile` tokens."""
-    return [
-        (run.row + at, min(per_tile, run.n - at), run.start + at, run.slot.row)
-        for run in runs
-        for at in range(0, run.n, per_tile)
-    ]
+    tiles: list[Tile] = []
+    for slot, row, start, n in runs:
+        if n <= per_tile:
+            tiles.append((row, n, start, slot.row))
+        else:
+            tiles += [(row + at, min(per_tile, n - at), start + at, slot.row) for at in range(0, n, per_tile)]
+    return tiles
 
 
 def splits_for(tiles: int, kv_heads: int, longest: int) -> int:
@@ -84,10 +87,10 @@ def attend(plan: Plan, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         q, keys, values, plan.tiles, plan.tables, parts, sums,
         dim**-0.5, q.stride(0), q.stride(1), plan.tables.stride(0), rows, heads, SPLIT,
         GROUPS=heads // kv_heads, ROWS=plan.tile_rows, PAGE=page, DIM=dim, KV_HEADS=kv_heads, SPLITS=plan.splits,
-        PRECISION="ieee" if q.dtype is torch.float32 else "tf32",
+        PRECISION="ieee" if q.dtype is torch.float32 else "tf32", **LAUNCH[min(plan.tile_rows, MANY_ROWS)],
     )  # fmt: skip
     if plan.splits > 1:
-        _join[(rows, heads)](parts, sums, out, rows, heads, SPLITS=plan.splits, DIM=dim)
+        _join[(rows, heads)](parts, sums, out, rows, heads, SPLITS=plan.splits, DIM=dim, num_warps=1)
     return out
 
 

@@ -27,7 +27,7 @@ from guardkit.loop import Load, Loop
 
 NOTHING = np.zeros((0, 0), np.float32)
 SHORT = 16  # a piece of at most this many tokens goes before longer ones
-FIRST = 128  # sequences of the first of several steps in a row, where a device computes beside the host
+FIRST = 256  # sequences of the first of several steps in a row, where a device computes beside the host
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,8 @@ class Scheduler:
             for sequence in group:
                 if budget <= 0 or len(plan) >= most:
                     break
-                if self._is_worth_waiting(sequence, under_way):
+                is_new = not (sequence.cached or sequence.slot.held) and self.limits.kept_tokens
+                if is_new and self._is_worth_waiting(sequence, under_way):
                     continue
                 taken.add(sequence)
                 if not self._make_room(sequence, budget, taken):
@@ -259,6 +260,10 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, budget: int, taken: set[Sequence]) -> bool:
         """Reserve the cache for the next tokens, evicting others if need be; bring back what was evicted."""
+        if sequence.cached and self.cache.is_reserved(
+            sequence.slot, sequence.cached, min(sequence.cached + budget, len(sequence.ids))
+        ):
+            return True
         if sequence.saved is not None:
             put_back, n = sequence.saved
             if not self._reserve(sequence, n, taken):
@@ -286,8 +291,6 @@ class Scheduler:
 
     def _is_worth_waiting(self, sequence: Sequence, under_way: list[Sequence]) -> bool:
         """Whether one of those that are under way is yet to compute what this one begins with."""
-        if not self.limits.kept_tokens or sequence.cached or sequence.slot.held:
-            return False
         start, most = sequence.ids[:WAIT], self._unread(sequence)
         known = None
         for other in under_way if most >= WAIT else ():

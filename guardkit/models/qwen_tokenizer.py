@@ -30,6 +30,7 @@ from unicodedata import category, combining, decomposition, normalize
 from guardkit.errors import MissingExtra, ModelLoadError
 
 MAX_RUN = 256
+_STRIDE = 64
 _SHORT, _KNOWN = 24, 1 << 15  # texts of at most so many characters are remembered, so many of them
 LONG_WORD = 8  # characters of an unfinished word from which a boundary is sought inside it
 _LOOK_BACK = (4, 32, 256)  # tokens in front of the earliest open position that the search takes in, one after another
@@ -87,6 +88,8 @@ class QwenTokenizer:
         self._known: dict[str, tuple[list[int], list[int]]] = {}
         self._joins = re.compile(f"[{_joining()}]")
         self._alone = re.compile(f"[^{_joining()}]")
+        seen = "|".join(f"[{c}]{{{MAX_RUN // _STRIDE}}}" for c in (_BLANKS, _joining()))
+        self._run_seen = re.compile(seen)
         self._run = re.compile("|".join(f"[{c}]{{{MAX_RUN}}}(?=[{c}])" for c in (_BLANKS, _joining())))
         names = [token.content for token in self._added.values() if not token.special]
         begun = {re.escape(name[:n]) for name in names for n in range(1, len(name))}
@@ -167,7 +170,10 @@ class QwenTokenizer:
 
     def _cuts(self, text: str) -> list[int]:
         """Where runs longer than `MAX_RUN` are cut."""
-        return [] if len(text) <= MAX_RUN else [match.end() for match in self._run.finditer(text)]
+        # Most texts have no such run, and to look at every `_STRIDE`th character is enough to see that.
+        if len(text) <= MAX_RUN or not self._run_seen.search(text[::_STRIDE]):
+            return []
+        return [match.end() for match in self._run.finditer(text)]
 
     def _stable(self, text: str) -> int:
         """`stable_chars` of a text without a cut in it and without the beginning of an added token at its end."""
