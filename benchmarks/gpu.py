@@ -29,7 +29,7 @@ import torch
 from common import header, median, note, percentile, table
 from gen_latency import contenders
 from gen_models import NEW_TOKENS, Ours, Theirs, talk, weights_of
-from stream_concurrency import Streams, limits, measure, most_within
+from stream_concurrency import RATE, Streams, limits, measure, most_within, paced
 from stream_models import (
     CLEAR,
     RandomWeights,
@@ -41,6 +41,7 @@ from stream_models import (
     random_ids,
     synchronize,
 )
+from torch import Tensor
 
 GIB = 1 << 30
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -154,11 +155,52 @@ def streams(report: Report, weights: RandomWeights, args: argparse.Namespace) ->
         room = ", as many as there is room for" if most == bound else ""
         goal = "1,000" if context == 512 else ""
         report.add(f"streams after {context:,} tokens held within {BUDGET_MS} ms a step", f"{most:,}{room}", goal)
+        n = min(1000, bound)
+        if context == args.held[0] and time.monotonic() < report.end - 30:
+            waits, kept = paced(opened, n, args.seconds)
+            report.add(
+                f"{n:,} streams after {context:,} tokens, each at its own pace of {RATE} tokens a second",
+                f"p95 {percentile(waits, 95) * 1e3:.1f} ms from a token to its verdict, {kept:.1%} before the next one",
+                f"{BUDGET_MS} ms",
+            )
         opened.close()
     c = engine.counters
     report.add("steps; tokens computed; evicted", f"{c.steps:,}; {c.tokens:,}; {c.evicted}")
     memory(report, weights, engine.cache.capacity)
     engine.shut("done")
+
+
+def int8(report: Report, weights: RandomWeights, args: argparse.Namespace) -> None:
+    """Weights in 8 bits beside those of `weights`: time, memory, and how far scores move."""
+    expected = Reference(weights)
+    ids = random_ids(weights, 40 if args.small else 300)
+    wanted = expected.logits(expected.hidden(ids))[0].float().cpu()
+    found: list[Tensor] = []
+    times: list[list[float]] = []
+    counts = (1, 4) if args.small else (1, 64)
+    for kind in (None, "int8"):
+        engine = weights.engine(cache_gib=args.cache_gib or 8, quantize=kind)
+        sequence = engine.open()
+        rows = [engine.submit(sequence, ids[:-20], "response").result()]
+        rows += [engine.submit(sequence, [one], "response").result() for one in ids[-20:]]
+        engine.close(sequence)
+        found.append(torch.cat([torch.tensor(row) for row in rows])[:, :3])
+        opened = Streams(engine, weights, args.held[0], 1)
+        times.append([median(measure(opened, n, args).steps) * 1e3 for n in counts])
+        opened.close()
+        engine.shut("done")
+        del engine, opened, sequence
+        gc.collect()
+    ordered = wanted.sort(1).values
+    clear = ordered[:, -1] - ordered[:, -2] > CLEAR[weights.dtype]
+    moved = float((found[1].softmax(1) - found[0].softmax(1)).abs().max(1).values.median())
+    same = float((found[1].argmax(1) == wanted.argmax(1))[clear].float().mean())
+    (one, many), (one8, many8) = times
+    report.add(
+        f"weights in 8 bits: a token of one stream; a step of {counts[1]}",
+        f"{one8:.2f} ms; {many8:.2f} ms (full precision {one:.2f} and {many:.2f}); scores move by {moved:.3f} in the "
+        f"median; clear verdicts equal {same:.1%}",
+    )
 
 
 def memory(report: Report, weights: RandomWeights, capacity: int) -> None:
@@ -217,7 +259,7 @@ def gen(report: Report, args: argparse.Namespace) -> None:
 def section(name: str, dtype: str, command: str, report: Report, size: str) -> str:
     """The table as a section of docs/performance.md."""
     lines = [
-        f"## On a GPU: {name}", "",
+        f"## On a GPU: {name}, {size}", "",
         f"`{command}`, {time.strftime('%Y-%m-%d', time.gmtime())}, torch {torch.__version__}, {dtype}, random weights "
         f"at {size}'s shapes.", "",
         "| what | found | goal |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in report.rows), "",
@@ -260,6 +302,8 @@ def main() -> None:
     loaded = [make_weights(args)]
     name, dtype = device_name(loaded[0].device), str(loaded[0].dtype).removeprefix("torch.")
     report.part("parity", 0, lambda: parity(report, loaded[0], args))
+    if loaded[0].device.type == "cuda":  # on a CPU: int8_weights.py
+        report.part("int8", 60, lambda: int8(report, loaded[0], args))
     report.part("streams", 0 if small else 60, lambda: streams(report, loaded[0], args))
     loaded.clear()  # Gen's come in their place
     report.part("Gen", 0 if small else 60, lambda: gen(report, args))

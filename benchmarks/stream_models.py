@@ -7,10 +7,11 @@ Speed does not depend on the values of weights, so nothing is downloaded. guardk
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,11 +89,15 @@ class RandomWeights:
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         pass
 
-    def load(self, shapes: Sequence[str], **_: object) -> dict[str, Tensor]:
-        return {name: self.tensors[name] for name in shapes}
+    def load(self, shapes: Iterable[str], dtype: torch.dtype | None = None, **_: object) -> dict[str, Tensor]:
+        return {name: self.tensors[name].to(dtype or self.dtype) for name in shapes}
 
     def engine(
-        self, cache_gib: float | None = None, max_streams: int | None = None, threads: int | None = None
+        self,
+        cache_gib: float | None = None,
+        max_streams: int | None = None,
+        threads: int | None = None,
+        quantize: str | None = None,
     ) -> Engine:
         """guardkit's engine over these weights, with the limits that `Guard.load` would give it."""
         eps = self.config.rms_norm_eps
@@ -101,9 +106,10 @@ class RandomWeights:
             return {"response": _GuardHead(own, "", eps), "query": _GuardHead(own, "query_", eps)}
 
         name = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
-        options = Options(device=str(self.device), dtype=name, cache_gib=cache_gib, threads=threads)
+        dtype = None if quantize and self.device.type == "cpu" else name
+        options = Options(str(self.device), dtype, cache_gib, threads=threads, quantize=quantize)
         if max_streams is not None:
-            options = Options(str(self.device), name, cache_gib, max_streams, threads)
+            options = dataclasses.replace(options, max_streams=max_streams)
         return build(cast(Checkpoint, self), self.head_shapes(), heads, options)
 
     @property

@@ -130,7 +130,7 @@ def test_the_gpu_benchmark_runs_small_and_writes_one_section(
     assert any(what.startswith("verdicts unlike") and found.startswith("0 of") for what, found, _ in rows)
     assert {"Gen, one prompt", "Gen, one response"} <= {what for what, _, _ in rows}
     sections = docs.read_text().split("\n## ")
-    assert [part.partition("\n")[0] for part in sections[1:]] == ["Streams", "On a GPU: cpu", "Not measured yet"]
+    assert [part.partition("\n")[0] for part in sections[1:]] == ["Streams", "On a GPU: cpu, tiny", "Not measured yet"]
     assert "| Gen, one prompt |" in sections[2]
 
 

@@ -222,13 +222,19 @@ class PagedCache(Cache):
         for i in shared:  # others read what would be written over: a page of its own
             page, own = slot.pages[i], self._take()
             if i == first:
-                self.pool[:, :, own] = self.pool[:, :, page]
+                self._copy(page, own)
             slot.pages[i] = own
             slot.known = min(slot.known, i)
             self._let_go(page)
         slot.pages += [self._take() for _ in range(missing)]
         slot.held = len(slot.pages) * PAGE
         return True
+
+    def _copy(self, page: int, own: int) -> None:
+        if self._fused is not None:
+            self._fused.copy_page(self.pool, page, own)
+        else:
+            self.pool[:, :, own] = self.pool[:, :, page]
 
     def is_reserved(self, slot: Slot, write_from: int, n_tokens: int) -> bool:
         if n_tokens > slot.held:
@@ -330,6 +336,7 @@ class PagedCache(Cache):
         height, tiles = kernel.tiles_of(runs, c.num_attention_heads // c.num_key_value_heads)
         self._rows, flat = self._staging.put(rows, list(chain.from_iterable(tiles)))
         splits = kernel.splits_for(len(tiles), c.num_key_value_heads, max(run.end for run in runs))
+        splits = kernel.UNRECORDED_SPLITS if splits > 1 else 1
         self._plan = kernel.Plan.of(
             height, flat.view(-1, 4), tables, splits, len(rows), c.num_attention_heads, c.head_dim
         )  # fmt: skip

@@ -9,7 +9,8 @@ checkpoint can be loaded like this.
   another order), and attention in blocks that lie still (`AlignedCache`). The two halves of a layer, before and after
   attention, are one graph each: norms, products, rotary positions and the gate run without a way back to Python.
   Activations, keys and values are float32.
-* Elsewhere only the weights are rounded, a scale a row, and torch's own kernel multiplies where there is one.
+* Elsewhere only the weights are rounded, a scale a row. On a GPU a kernel of ours multiplies single rows; more are
+  multiplied with the weights put back. Other devices have torch's own kernel, where there is one.
 
 Embeddings are kept a scale a row. Heads stay as they are: they are small, and verdicts are read off them.
 """
@@ -84,13 +85,15 @@ class Int8Linear(Linear):
     """A matrix without bias in 8 bits, a scale a row."""
 
     def __init__(self, weight: Tensor):
-        self.weight, self._scale = _by_row(weight)
-        self._packed = _has_product(weight.device, weight.dtype)
+        self.weight, scale = _by_row(weight)
+        self.scale: Tensor = scale[:, 0]
+        # CUDA's kernel of that name takes ten times as long as the weights put back (H200).
+        self._packed = weight.device.type != "cuda" and _has_product(weight.device, weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed and len(x) <= ROWS:
-            return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self._scale[:, 0])
-        return F.linear(x, self.weight.to(x.dtype) * self._scale)
+            return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.weight, self.scale)
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale
 
 
 _products: dict[tuple[str, torch.dtype], bool] = {}

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 GATE_BLOCK = 1024
-ROW_BLOCK = 1024
+ROW_BLOCK, ROW_ROWS = 1024, 2
+COPY_BLOCK = 4096
 
 
 def store(
@@ -27,9 +28,10 @@ def store(
     n, (kv_heads, dim) = len(qkv), keys.shape[2:]
     heads = len(norm) - kv_heads
     q = torch.empty((n, heads, dim), dtype=qkv.dtype, device=qkv.device)
-    _store[(n, heads + 2 * kv_heads)](
+    rows_of_heads = triton.next_power_of_2(heads + 2 * kv_heads)
+    _store[(n,)](
         qkv, norm, cos, sin, positions, rows, q, keys, values, eps, HEADS=heads, KV_HEADS=kv_heads, DIM=dim,
-        num_warps=1,
+        ALL=rows_of_heads, num_warps=4 if rows_of_heads <= 32 else 8,
     )  # fmt: skip
     return q
 
@@ -54,52 +56,70 @@ def add_norm(x: Tensor, more: Tensor, norm: Tensor, eps: float) -> tuple[Tensor,
 
 
 def row_product(
-    x: Tensor, weight: Tensor, norm: Tensor | None = None, eps: float = 0.0, add: Tensor | None = None,
-    gated: bool = False,
+    x: Tensor, weight: Tensor, scale: Tensor | None = None, norm: Tensor | None = None, eps: float = 0.0,
+    add: Tensor | None = None, gated: bool = False,
 ) -> Tensor:  # fmt: skip
-    """x [1, K], weight [M, K] -> their product, [1, M]. norm [K]: of the RMS norm of x; add [1, M]: and that added;
-    gated: the rows of `weight` are gate and up, and the result SiLU(gate) * up, [1, M / 2]."""
+    """x [1, K], weight [M, K] -> their product, [1, M]. scale [M]: of the rows of a weight in 8 bits; norm [K]: the
+    product with the RMS norm of x; add [1, M]: and that added; gated: the rows of `weight` are gate and up, and the
+    result SiLU(gate) * up, [1, M / 2]."""
     wide, depth = weight.shape
     wide = wide // 2 if gated else wide
-    rows = 4 if gated or wide <= 2048 else 8
     block = min(ROW_BLOCK, triton.next_power_of_2(depth))
     out = torch.empty((1, wide), dtype=x.dtype, device=x.device)
-    _row_product[(triton.cdiv(wide, rows),)](
-        x, weight, x if norm is None else norm, x if add is None else add, out, wide, eps,
-        DEPTH=depth, ROWS=rows, BLOCK=block, NORM=norm is not None, ADD=add is not None, GATED=gated,
+    _row_product[(triton.cdiv(wide, ROW_ROWS),)](
+        x, weight, x if scale is None else scale, x if norm is None else norm, x if add is None else add, out, wide,
+        eps, DEPTH=depth, ROWS=ROW_ROWS, BLOCK=block, SCALED=scale is not None, NORM=norm is not None,
+        ADD=add is not None, GATED=gated,
     )  # fmt: skip
     return out
+
+
+def copy_page(pool: Tensor, source: int, target: int) -> None:
+    """Keys and values of one page to another: pool [layers, 2, pages, ...]. torch would cut so large a pool into pieces
+    that 32 bits can address, and launch a copy of each."""
+    each, of_page = pool.shape[0] * 2, pool[0, 0, 0].numel()
+    _copy_page[(each, triton.cdiv(of_page, COPY_BLOCK))](
+        pool, source, target, pool.stride(1), of_page, BLOCK=COPY_BLOCK
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["source", "target", "step", "of_page"])  # type: ignore[untyped-decorator]
+def _copy_page(pool, source, target, step, of_page, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    layer = pool + tl.program_id(0).to(tl.int64) * step
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < of_page
+    found = tl.load(layer + source.to(tl.int64) * of_page + at, mask=inside, other=0.0)
+    tl.store(layer + target.to(tl.int64) * of_page + at, found, mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _store(  # type: ignore[no-untyped-def]
     qkv, norm, cos, sin, positions, rows, q, keys, values, eps,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
-    token = tl.program_id(0)
-    head = tl.program_id(1)
+    TURNED: tl.constexpr = HEADS + KV_HEADS
+    token = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + token).to(tl.int64)
-    dims = tl.arange(0, DIM)
-    stays = dims < tl.where(row >= 0, DIM, 0)
+    position = tl.load(positions + token)
+    head = tl.arange(0, ALL)[:, None]
+    dims = tl.arange(0, DIM)[None, :]
     other = tl.where(dims < DIM // 2, dims + DIM // 2, dims - DIM // 2)
-    base = qkv + token.to(tl.int64) * ((HEADS + 2 * KV_HEADS) * DIM) + head * DIM
-    raw = tl.load(base + dims)
-    if head >= HEADS + KV_HEADS:
-        tl.store(values + (row * KV_HEADS + head - HEADS - KV_HEADS) * DIM + dims, raw, mask=stays)
-    else:
-        position = tl.load(positions + token)
-        x = raw.to(tl.float32)
-        scale = tl.rsqrt(tl.sum(x * x, 0) / DIM + eps)
-        x = x * scale * tl.load(norm + head * DIM + dims).to(tl.float32)
-        y = tl.load(base + other).to(tl.float32) * scale * tl.load(norm + head * DIM + other).to(tl.float32)
-        y = tl.where(dims < DIM // 2, -y, y)
-        turned = x * tl.load(cos + position * DIM + dims).to(tl.float32)
-        turned += y * tl.load(sin + position * DIM + dims).to(tl.float32)
-        if head < HEADS:
-            tl.store(q + (token.to(tl.int64) * HEADS + head) * DIM + dims, turned.to(raw.dtype))
-        else:
-            place = keys + (row * KV_HEADS + head - HEADS) * DIM + dims
-            tl.store(place, turned.to(raw.dtype), mask=stays)
+    base = qkv + token * ((HEADS + 2 * KV_HEADS) * DIM)
+    raw = tl.load(base + head * DIM + dims, mask=head < HEADS + 2 * KV_HEADS, other=0.0)
+    x = raw.to(tl.float32)
+    y = tl.load(base + head * DIM + other, mask=head < TURNED, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)[:, None]
+    x = x * scale * tl.load(norm + head * DIM + dims, mask=head < TURNED, other=0.0).to(tl.float32)
+    y = y * scale * tl.load(norm + head * DIM + other, mask=head < TURNED, other=0.0).to(tl.float32)
+    y = tl.where(dims < DIM // 2, -y, y)
+    turned = x * tl.load(cos + position * DIM + dims).to(tl.float32)
+    turned += y * tl.load(sin + position * DIM + dims).to(tl.float32)
+    done = turned.to(raw.dtype)
+    tl.store(q + (token * HEADS + head) * DIM + dims, done, mask=head < HEADS)
+    key = (head >= HEADS) & (head < tl.where(row >= 0, TURNED, 0))
+    tl.store(keys + (row * KV_HEADS + head - HEADS) * DIM + dims, done, mask=key)
+    value = (head >= TURNED) & (head < tl.where(row >= 0, TURNED + KV_HEADS, 0))
+    tl.store(values + (row * KV_HEADS + head - TURNED) * DIM + dims, raw, mask=value)
 
 
 @triton.jit(do_not_specialize=["width"])  # type: ignore[untyped-decorator]
@@ -129,9 +149,9 @@ def _add_norm(x, more, norm, total, normed, width, eps, BLOCK: tl.constexpr):  #
 
 @triton.jit(do_not_specialize=["wide"])  # type: ignore[untyped-decorator]
 def _row_product(  # type: ignore[no-untyped-def]
-    x, weight, norm, add, out, wide, eps,
-    DEPTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, ADD: tl.constexpr,
-    GATED: tl.constexpr,
+    x, weight, scales, norm, add, out, wide, eps,
+    DEPTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr, NORM: tl.constexpr,
+    ADD: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = at < wide
@@ -143,17 +163,21 @@ def _row_product(  # type: ignore[no-untyped-def]
         k = start + tl.arange(0, BLOCK)
         inside = k < DEPTH
         both = real[:, None] & inside[None, :]
-        w = tl.load(row + k[None, :], mask=both, other=0.0).to(tl.float32)
+        w = tl.load(row + k[None, :], mask=both, other=0).to(tl.float32)
         a = tl.load(x + k, mask=inside, other=0.0).to(tl.float32)
         if NORM:
             squares += a * a
             a *= tl.load(norm + k, mask=inside, other=0.0).to(tl.float32)
         found += w * a[None, :]
         if GATED:
-            up = tl.load(row + wide.to(tl.int64) * DEPTH + k[None, :], mask=both, other=0.0).to(tl.float32)
+            up = tl.load(row + wide.to(tl.int64) * DEPTH + k[None, :], mask=both, other=0).to(tl.float32)
             other += up * a[None, :]
     y = tl.sum(found, 1)
     z = tl.sum(other, 1)
+    if SCALED:
+        y *= tl.load(scales + at, mask=real, other=0.0).to(tl.float32)
+        if GATED:
+            z *= tl.load(scales + wide + at, mask=real, other=0.0).to(tl.float32)
     if NORM:
         scale = tl.rsqrt(tl.sum(squares, 0) / DEPTH + eps)
         y *= scale

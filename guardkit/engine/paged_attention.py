@@ -24,6 +24,7 @@ FEW_ROWS, MANY_ROWS = 16, 64  # of a tile: query heads of one key head x new tok
 PROGRAMS = 512  # enough to fill a large GPU; below, contexts are split
 SPLIT = 64  # the fewest tokens of a context worth a program of their own
 MOST_SPLITS = 32
+UNRECORDED_SPLITS = 4  # of steps that are not recorded: one number, since each is compiled on its own
 LAUNCH = {FEW_ROWS: {"num_warps": 4, "num_stages": 2}, MANY_ROWS: {"num_warps": 4, "num_stages": 2}}
 
 Tile = tuple[int, int, int, int]

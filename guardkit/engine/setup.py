@@ -16,7 +16,7 @@ from guardkit.engine.cache import GROW, Cache, ContiguousCache, PagedCache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Limits
 from guardkit.engine.graphs import recorded
-from guardkit.engine.qwen3 import Embedding, FloatLayer, Linear, Qwen3
+from guardkit.engine.qwen3 import Embedding, FloatLayer, Qwen3
 from guardkit.errors import GuardkitError, ModelLoadError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -92,11 +92,10 @@ def _warm_up(engine: Engine, model: Qwen3, cache: Cache) -> None:
         for layer in model.layers:
             if isinstance(layer, FloatLayer):
                 layer.gate, layer.add_norm = kernels.gate, kernels.add_norm
-        if all(isinstance(layer, FloatLayer) and type(layer.qkv) is Linear for layer in model.layers):
-            model.row_product = kernels.row_product
+        model.row_product = kernels.row_product
         engine.graphs = recorded(model, cache)
     sequence = engine.open(counted=False)
-    for n in (64, 1, 1024, 5):
+    for n in (64, 1, 600, 2048, 5):
         if sequence.length + n <= engine.max_tokens:
             engine.submit(sequence, [1] * n, next(iter(engine.heads)), read_from=n - 1).result()
     engine.close(sequence)

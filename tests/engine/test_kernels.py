@@ -85,6 +85,11 @@ rows = gpu.submit(late, ids[0][:80], "response", read_from=70).result()
 again = plain.submit(plain.open(), ids[0][:80], "response", read_from=70).result()
 torch.testing.assert_close(torch.tensor(rows), torch.tensor(again), rtol=1e-3, atol=1e-4)
 assert gpu.counters.shared
+weight, scale = torch.randint(-127, 128, (48, 40), dtype=torch.int8), torch.rand(48)
+x, norm, more = torch.randn(1, 40), torch.rand(40), torch.randn(1, 24)
+gate, up = ((torch.nn.functional.rms_norm(x, (40,), norm, 1e-6) @ weight.float().T) * scale).chunk(2, 1)
+found = kernels.row_product(x, weight, scale, norm, 1e-6, more, gated=True)
+torch.testing.assert_close(found, torch.nn.functional.silu(gate) * up + more, rtol=1e-3, atol=1e-3)
 print(replayed)
 """
 
@@ -98,13 +103,17 @@ from guardkit.engine import kernels, paged_attention as pa
 capability, dtype = int(sys.argv[1]), sys.argv[2]
 data, whole, float32 = f"*{dtype}", "*i64", "*fp32"
 heads = dict(GROUPS=2, PAGE=64, DIM=128, KV_HEADS=8, PRECISION="tf32")
-whole_row, added = dict(wide="i32", eps="fp32"), dict(NORM=False, ADD=True, GATED=False)
+whole_row = dict(wide="i32", eps="fp32")
+bytes_row = dict(weight="*i8", **whole_row)
+first = dict(SCALED=True, NORM=True, ADD=False, GATED=True)
+second = dict(SCALED=False, NORM=False, ADD=True, GATED=False)
 jobs = [
-    (kernels._store, dict(HEADS=16, KV_HEADS=8, DIM=128), dict(positions=whole, rows=whole, eps="fp32")),
+    (kernels._store, dict(HEADS=16, KV_HEADS=8, DIM=128, ALL=32), dict(positions=whole, rows=whole, eps="fp32")),
     (kernels._gate, dict(BLOCK=kernels.GATE_BLOCK), dict(width="i32")),
     (kernels._add_norm, dict(BLOCK=1024), dict(width="i32", eps="fp32")),
-    (kernels._row_product, dict(DEPTH=2560, ROWS=8, BLOCK=1024, NORM=True, ADD=False, GATED=True), whole_row),
-    (kernels._row_product, dict(DEPTH=3072, ROWS=4, BLOCK=1024, **added), whole_row),
+    (kernels._row_product, dict(DEPTH=2560, ROWS=2, BLOCK=1024, **first), bytes_row),
+    (kernels._row_product, dict(DEPTH=3072, ROWS=2, BLOCK=1024, **second), whole_row),
+    (kernels._copy_page, dict(BLOCK=4096), dict(source="i32", target="i32", step="i64", of_page="i32")),
     (pa._join, dict(SPLITS=4, DIM=128), dict(parts=float32, sums=float32, rows="i32", heads="i32")),
 ]
 attention = dict(tiles=whole, tables=whole, parts=float32, sums=float32, scale="fp32")
