@@ -293,7 +293,7 @@ def main() -> None:
     small = args.small
     args.size = "tiny" if small else args.size
     args.contexts, args.held = ((60,), (60,)) if small else ((128, 512, 1024, 4096, 8000), (512, 2048))
-    args.pushes, args.warm, args.seconds = (8, 1, 0.2) if small else (60, 3, 3.0)
+    args.pushes, args.warm, args.seconds = (8, 1, 0.2) if small else (50, 3, 2.0)
     args.max_streams, args.cache_gib = (4, 0.01) if small else (4096, None)
     args.copy_mib, args.width = (4, 64) if small else (None, None)
 

@@ -336,7 +336,6 @@ class PagedCache(Cache):
         height, tiles = kernel.tiles_of(runs, c.num_attention_heads // c.num_key_value_heads)
         self._rows, flat = self._staging.put(rows, list(chain.from_iterable(tiles)))
         splits = kernel.splits_for(len(tiles), c.num_key_value_heads, max(run.end for run in runs))
-        splits = kernel.UNRECORDED_SPLITS if splits > 1 else 1
         self._plan = kernel.Plan.of(
             height, flat.view(-1, 4), tables, splits, len(rows), c.num_attention_heads, c.head_dim
         )  # fmt: skip

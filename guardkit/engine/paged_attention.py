@@ -24,7 +24,6 @@ FEW_ROWS, MANY_ROWS = 16, 64  # of a tile: query heads of one key head x new tok
 PROGRAMS = 512  # enough to fill a large GPU; below, contexts are split
 SPLIT = 64  # the fewest tokens of a context worth a program of their own
 MOST_SPLITS = 32
-UNRECORDED_SPLITS = 4  # of steps that are not recorded: one number, since each is compiled on its own
 LAUNCH = {FEW_ROWS: {"num_warps": 4, "num_stages": 2}, MANY_ROWS: {"num_warps": 4, "num_stages": 2}}
 
 Tile = tuple[int, int, int, int]
@@ -87,20 +86,21 @@ def attend(plan: Plan, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     _attend[(plan.tiles.shape[0], kv_heads, plan.splits)](
         q, keys, values, plan.tiles, plan.tables, parts, sums,
         dim**-0.5, q.stride(0), q.stride(1), plan.tables.stride(0), rows, heads, SPLIT,
-        GROUPS=heads // kv_heads, ROWS=plan.tile_rows, PAGE=page, DIM=dim, KV_HEADS=kv_heads, SPLITS=plan.splits,
+        plan.splits, GROUPS=heads // kv_heads, ROWS=plan.tile_rows, PAGE=page, DIM=dim, KV_HEADS=kv_heads,
+        IS_SPLIT=plan.splits > 1,
         PRECISION="ieee" if q.dtype is torch.float32 else "tf32", **LAUNCH[min(plan.tile_rows, MANY_ROWS)],
     )  # fmt: skip
     if plan.splits > 1:
-        _join[(rows, heads)](parts, sums, out, rows, heads, SPLITS=plan.splits, DIM=dim, num_warps=1)
+        _join[(rows, heads)](parts, sums, out, rows, heads, plan.splits, MOST=MOST_SPLITS, DIM=dim)
     return out
 
 
-@triton.jit(do_not_specialize=["q_row", "q_head", "table_row", "rows", "heads", "least"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["q_row", "q_head", "table_row", "rows", "heads", "least", "splits"])  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     q, keys, values, tiles, tables, parts, sums,
-    scale, q_row, q_head, table_row, rows, heads, least,
+    scale, q_row, q_head, table_row, rows, heads, least, splits,
     GROUPS: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr, KV_HEADS: tl.constexpr,
-    SPLITS: tl.constexpr, PRECISION: tl.constexpr,
+    IS_SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -124,7 +124,7 @@ def _attend(  # type: ignore[no-untyped-def]
     total = tl.zeros([ROWS], tl.float32)
     found = tl.zeros([ROWS, DIM], tl.float32)
     pages = tl.where(n > 0, (start + n + PAGE - 1) // PAGE, 0)
-    used = tl.minimum(SPLITS, tl.maximum(1, (start + n) // least))  # programs that share this sequence's context
+    used = tl.minimum(splits, tl.maximum(1, (start + n) // least))  # programs that share this sequence's context
     share = (pages + used - 1) // used
     inside = tl.arange(0, PAGE)
     for at in range(split * share, tl.minimum((split + 1) * share, pages)):
@@ -145,29 +145,25 @@ def _attend(  # type: ignore[no-untyped-def]
     empty = total == 0.0
     found = found / tl.where(empty, 1.0, total)[:, None]
     out = (split.to(tl.int64) * rows + first + token) * heads + head
-    there = real if SPLITS == 1 else real & (total > 0.0)
+    there = real & (total > 0.0) if IS_SPLIT else real
     tl.store(parts + out[:, None] * DIM + dims[None, :], found.to(parts.dtype.element_ty), mask=there[:, None])
-    if SPLITS > 1:
+    if IS_SPLIT:
         tl.store(sums + out, tl.where(empty, float("-inf"), best + tl.log(tl.where(empty, 1.0, total))), mask=real)
 
 
-@triton.jit(do_not_specialize=["rows", "heads"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows", "heads", "splits"])  # type: ignore[untyped-decorator]
 def _join(  # type: ignore[no-untyped-def]
-    parts, sums, out, rows, heads, SPLITS: tl.constexpr, DIM: tl.constexpr
+    parts, sums, out, rows, heads, splits, MOST: tl.constexpr, DIM: tl.constexpr
 ):  # fmt: skip
     place = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
     dims = tl.arange(0, DIM)
-    best = tl.full([1], float("-inf"), tl.float32)
-    for split in tl.static_range(SPLITS):
-        best = tl.maximum(best, tl.load(sums + split * rows * heads + place))
+    split = tl.arange(0, MOST)
+    at = split.to(tl.int64) * rows * heads + place
+    sum_of = tl.load(sums + at, mask=split < splits, other=float("-inf"))
+    best = tl.max(sum_of, 0)
     best = tl.where(best == float("-inf"), 0.0, best)  # a padded row
-    total = tl.zeros([1], tl.float32)
-    found = tl.zeros([DIM], tl.float32)
-    for split in tl.static_range(SPLITS):
-        at = split * rows * heads + place
-        weight = tl.exp(tl.load(sums + at) - best)
-        total += weight
-        part = tl.load(parts + at * DIM + dims, mask=dims < tl.where(weight > 0.0, DIM, 0), other=0.0)
-        found += weight * part
-    found = found / tl.where(total == 0.0, 1.0, total)
+    weight = tl.exp(sum_of - best)
+    part = tl.load(parts + at[:, None] * DIM + dims[None, :], mask=(weight > 0.0)[:, None], other=0.0)
+    total = tl.sum(weight, 0)
+    found = tl.sum(weight[:, None] * part, 0) / tl.where(total == 0.0, 1.0, total)
     tl.store(out + place * DIM + dims, found.to(out.dtype.element_ty))

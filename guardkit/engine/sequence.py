@@ -15,7 +15,7 @@ from guardkit.ticket import Pending, Ticket
 Rows = NDArray[np.float32]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """The tokens of one text and what the cache holds of them. Made by `Engine.open`; opaque to others."""
 
@@ -38,7 +38,7 @@ class Sequence:
     broken: BaseException | None = None  # the error of the step that left the cache in doubt
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     sequence: Sequence
     ids: list[int]

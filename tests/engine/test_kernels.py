@@ -114,11 +114,11 @@ jobs = [
     (kernels._row_product, dict(DEPTH=2560, ROWS=2, BLOCK=1024, **first), bytes_row),
     (kernels._row_product, dict(DEPTH=3072, ROWS=2, BLOCK=1024, **second), whole_row),
     (kernels._copy_page, dict(BLOCK=4096), dict(source="i32", target="i32", step="i64", of_page="i32")),
-    (pa._join, dict(SPLITS=4, DIM=128), dict(parts=float32, sums=float32, rows="i32", heads="i32")),
+    (pa._join, dict(MOST=32, DIM=128), dict(parts=float32, sums=float32, rows="i32", heads="i32", splits="i32")),
 ]
 attention = dict(tiles=whole, tables=whole, parts=float32, sums=float32, scale="fp32")
-attention |= dict.fromkeys(("q_row", "q_head", "table_row", "rows", "heads", "least"), "i32")
-jobs += [(pa._attend, dict(ROWS=rows, SPLITS=4, **heads), attention) for rows in (pa.FEW_ROWS, pa.MANY_ROWS)]
+attention |= dict.fromkeys(("q_row", "q_head", "table_row", "rows", "heads", "least", "splits"), "i32")
+jobs += [(pa._attend, dict(ROWS=rows, IS_SPLIT=True, **heads), attention) for rows in (pa.FEW_ROWS, pa.MANY_ROWS)]
 for kernel, constants, types in jobs:
     signature = {n: "constexpr" if n in constants else types.get(n, data) for n in kernel.arg_names}
     fixed = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
