@@ -64,7 +64,7 @@ class Results:
     def fetch(self, there: Tensor) -> Callable[[], NDArray[np.float32]]:
         """Begin to copy a float32 tensor [n] to the host; what waits for it, and gives it."""
         if not self._pinned:
-            return there.numpy
+            return lambda: np.asarray(there.numpy(), np.float32)
         self._at = (self._at + 1) % self.AHEAD
         if len(there) > len(self._buffers[self._at]):
             self._buffers[self._at] = torch.zeros(max(2 * len(there), 1 << 14), pin_memory=True)
@@ -75,6 +75,6 @@ class Results:
 
         def wait() -> NDArray[np.float32]:
             copied.synchronize()
-            return host.numpy().copy()
+            return np.array(host.numpy(), np.float32)
 
         return wait

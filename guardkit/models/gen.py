@@ -179,12 +179,14 @@ class Qwen3GuardGen(EngineModel):
         growing: whether half of the positions stay free for a text that is yet to come.
         """
         context, windowed = [] if query.stage in ALONE else list(query.context), False
-        sizes = [len(self.tokenizer.encode(content_of(m))[0]) for m in context]
         room = self.limit - 128 - max((len(head.ids) for head in self._heads), default=0)
-        room -= room // 2 if growing else min(len(self.tokenizer.encode(query.text)[0]), room // 2)
-        while context and sum(sizes) > room:
-            del context[0], sizes[0]
-            windowed = True
+        contents = [content_of(m) for m in context]
+        if sum(map(_most_tokens, contents)) > room // 2:  # else they fit, whatever is judged
+            sizes = [len(self.tokenizer.encode(content)[0]) for content in contents]
+            room -= room // 2 if growing else min(len(self.tokenizer.encode(query.text)[0]), room // 2)
+            while context and sum(sizes) > room:
+                del context[0], sizes[0]
+                windowed = True
         turns = render(replace(query, context=tuple(context)), clean=str)
         layout = self.template.lay_out([turn["role"] for turn in turns])
         at = len(turns) - 1
@@ -324,3 +326,8 @@ def answer_scores(answer: Answer) -> Scores:
     """An answer as scores of one position."""
     refusal = None if answer.refusal is None else np.array([answer.refusal], np.float32)
     return Scores(answer.severity[None], answer.categories[None], refusal, named=answer.named)
+
+
+def _most_tokens(text: str) -> int:
+    """No fewer than the text's tokens: a byte each at the most, of which NFC can make three."""
+    return len(text) if text.isascii() else 3 * len(text.encode("utf-8", "replace"))
