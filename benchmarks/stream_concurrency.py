@@ -39,9 +39,10 @@ from stream_models import (
     synchronize,
 )
 
-from guardkit.engine.cache import GROW, ContiguousCache, PagedCache
+from guardkit.engine.cache import GROW, ContiguousCache
 from guardkit.engine.engine import Engine
 from guardkit.engine.engine import Sequence as EngineSequence
+from guardkit.engine.paged_cache import PagedCache
 
 RATE = 50  # tokens a second of each stream
 STEPS = (1, 2, 4, 8, 16)  # numbers of streams that are always measured

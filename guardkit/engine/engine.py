@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from weakref import WeakSet
 
 from guardkit.engine.cache import Cache
+from guardkit.engine.limits import Counters, Limits
 from guardkit.engine.model_runner import Head
 from guardkit.engine.qwen3 import Qwen3
-from guardkit.engine.scheduler import Counters, Limits, Scheduler
+from guardkit.engine.scheduler import Scheduler
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
 from guardkit.errors import Overloaded
 from guardkit.loop import Turn

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from guardkit.engine.cache import PAGE, PagedCache, Run, Slot
+from guardkit.engine.cache import Run, Slot
+from guardkit.engine.paged_cache import PAGE, PagedCache
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.staging import Staging
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from guardkit.engine import int8
 from guardkit.engine.aligned_cache import AlignedCache
-from guardkit.engine.cache import GROW, Cache, ContiguousCache, PagedCache
+from guardkit.engine.cache import GROW, Cache, ContiguousCache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Limits
 from guardkit.engine.graphs import recorded
+from guardkit.engine.paged_cache import PagedCache
 from guardkit.engine.qwen3 import Embedding, FloatLayer, Qwen3
 from guardkit.errors import GuardkitError, ModelLoadError
 

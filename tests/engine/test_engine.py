@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from guardkit import Overloaded, telemetry
-from guardkit.engine.cache import Cache, ContiguousCache, PagedCache
+from guardkit.engine.cache import Cache, ContiguousCache
 from guardkit.engine.engine import Engine, Limits
+from guardkit.engine.paged_cache import PagedCache
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.telemetry.prometheus import Prometheus
 from tests.asking import eventually

@@ -21,8 +21,9 @@ import pytest
 import torch
 
 from guardkit import Guard, Message, ModelLoadError, NotJudged, Severity, Stage
-from guardkit.engine.cache import PAGE, Cache, ContiguousCache, PagedCache
+from guardkit.engine.cache import Cache, ContiguousCache
 from guardkit.engine.engine import Engine, Limits
+from guardkit.engine.paged_cache import PAGE, PagedCache
 from guardkit.engine.qwen3 import Embedding
 from guardkit.messages import read_messages
 from guardkit.models import gen

@@ -17,7 +17,8 @@ pytest.importorskip("triton", reason="the GPU kernels' tests need triton: pip in
 PROGRAM = """
 import random, sys, torch
 from guardkit.engine import graphs, kernels, paged_attention, qwen3
-from guardkit.engine.cache import ContiguousCache, PagedCache
+from guardkit.engine.cache import ContiguousCache
+from guardkit.engine.paged_cache import PagedCache
 from guardkit.engine.config import Qwen3Config
 from guardkit.engine.engine import Engine, Limits
 from guardkit.engine.qwen3 import FloatLayer, Qwen3

@@ -16,7 +16,8 @@ PROGRAM = """
 import sys
 import torch
 from guardkit.engine import paged_attention
-from guardkit.engine.cache import ContiguousCache, PagedCache, Run, Slot
+from guardkit.engine.cache import ContiguousCache, Run, Slot
+from guardkit.engine.paged_cache import PagedCache
 from guardkit.engine.config import Qwen3Config
 
 heads, kv_heads, dim, split = map(int, sys.argv[1:])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from guardkit import Guard
-from guardkit.engine.cache import GROW, PAGE, Cache, ContiguousCache, PagedCache
+from guardkit.engine.cache import GROW, Cache, ContiguousCache
+from guardkit.engine.paged_cache import PAGE, PagedCache
 from guardkit.engine.prefixes import BLOCK, WAIT
 from tests.asking import eventually
 from tests.engine.checkpoints import built, reference_logits, write_gen
