@@ -4,8 +4,9 @@
 
 Of each file so many rows of each severity are drawn. A row that people called controversial gets "safe" or "unsafe" by
 a coin, as annotators with two labels only would split on it; then `cross_annotate` sees two levels, and what it calls
-controversial is held against the people's label. --flip: so many of the other labels are turned round, and repaired by
-the same trainer as a teacher of its own halves.
+controversial is held against the people's label. --doubt: the same, with disagreement counted only on that share of the
+rows whose labels a third model finds most doubtful. --flip: so many of the other labels are turned round, and repaired
+by the same trainer as a teacher of its own halves.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from guardkit.labelling.rows import Item
 from guardkit.training.annotators import Trainer, trainer_named
 from guardkit.training.confusion import NAMES
 from guardkit.training.cross import Labelled, cross_annotate, disputed, repair, trained_teacher
+from guardkit.training.doubt import ROUNDS, doubts, only_doubtful
 from guardkit.training.files import Records
 from guardkit.training.halves import content_of, halves
 from guardkit.verdict import SEVERITIES, Severity
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=900, help="of each file, at most")
     parser.add_argument("--trainer", nargs="+", default=["light", "ngrams"])
     parser.add_argument("--weight", nargs="+", type=float, default=[2.0, 4.0, 8.0])
+    parser.add_argument("--doubt", nargs="*", type=float, default=[0.5, 0.25])
     parser.add_argument("--flip", type=float, default=0.05, help="the share of clear labels that is turned round")
     parser.add_argument("--confidence", nargs="+", type=float, default=[0.7, 0.8, 0.9], help="of the teacher")
     args = parser.parse_args()
@@ -79,14 +82,21 @@ def main() -> None:
     print(f"{len(items):,} rows of {', '.join(args.files)}")
     for trainer in args.trainer:
         made = trainer_named(trainer)
+        by_weight: dict[float, list[Labelled]] = {}
         for weight in args.weight:
             start = time.process_time()
-            found = [label.severity for label in cross_annotate(items, given, sides, made, weight=weight)]
+            by_weight[weight] = cross_annotate(items, given, sides, made, weight=weight)
             print(f"\n{trainer}, weight {weight:g}: {time.process_time() - start:.0f} s of CPU time")
-            show("all", true, found)
-            for name in args.files:
-                rows = [i for i, (file, _, _) in enumerate(drawn) if file == name]
-                show(name, [true[i] for i in rows], [found[i] for i in rows])
+            show_files(drawn, by_weight[weight])
+        if args.doubt:
+            start = time.process_time()
+            parts = [halves(items, seed=1000 + i) for i in range(ROUNDS)]
+            doubted = doubts(items, given, sides, parts, made)
+            print(f"\n{trainer}, doubt: {time.process_time() - start:.0f} s of CPU time")
+            for weight, labelled in by_weight.items():
+                for share in args.doubt:
+                    print(f"\n{trainer}, weight {weight:g}, doubt {share:g}")
+                    show_files(drawn, only_doubtful(labelled, given, doubted, share))
         if args.flip:
             mend(items, true, given, made, args.flip, args.confidence)
 
@@ -114,6 +124,13 @@ def mend(
         wrong = sum(label.severity is not t for label, t in zip(mended, true, strict=True))
         right = sum(mended[i].severity is true[i] for i in turned)
         print(f"  teacher {least:g} sure: {right} of {len(turned)} flips mended, wrong labels {len(turned)} -> {wrong}")
+
+
+def show_files(drawn: Drawn, labelled: list[Labelled]) -> None:
+    """Of all files, and of each."""
+    for name in ("all", *dict.fromkeys(file for file, _, _ in drawn)):
+        rows = [i for i, (file, _, _) in enumerate(drawn) if name in ("all", file)]
+        show(name, [drawn[i][2] for i in rows], [labelled[i].severity for i in rows])
 
 
 def show(name: str, true: list[Severity], found: list[Severity | None]) -> None:

@@ -138,7 +138,7 @@ LAYERS = (
     ("training.__main__",),
     ("training.halves", "training.files", "training.annotators", "training.logistic"),
     ("training.light", "training.cross", "training.heads"),
-    ("training.confusion",),
+    ("training.confusion", "training.doubt"),
     ("training.labels",),
     ("training.boundary", "training.continuing"),
     ("training.token_search",),

@@ -3,7 +3,8 @@
     python -m guardkit.rewards.demo --llm FOLDER --gguf SmolLM2-135M-Instruct.Q4_1.gguf --minutes 15
 
 GRPO with sequence-level ratios (GSPO) and LoRA, on harmful and harmless requests, once with the guard-only reward and
-once with the hybrid one. Held-out requests are answered before and after, and judged. Needs the `rl` extra.
+once with the hybrid one. Held-out requests are answered before and after, and judged. Ctrl-C ends the training with one
+reward early, and goes on with what comes behind it. Needs the `rl` extra.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"taught to refuse {share:.0%} of the harmful requests in {taught} steps", flush=True)
     measure("before")
     asked = prompts(HARMFUL, False)
-    harmful = telling(guard, model, tokenizer, asked, args.answers, args.tokens)
+    harmful = telling(guard, model, tokenizer, asked, max(args.answers // 2, 2), args.tokens)
     print(f"{len(harmful)} of {len(asked)} harmful requests get both unsafe answers and others", flush=True)
     start_weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     for kind, most in zip(args.reward, steps, strict=True):

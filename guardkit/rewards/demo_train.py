@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -105,16 +106,18 @@ def train(
     args: argparse.Namespace, kind: str, steps: int, guard: Guard, model: Any, tokenizer: Any, harmful: Sequence[str]
 ) -> list[Figures]:
     """Train the adapted model with one reward on these harmful requests, and as many harmless ones; gives what the
-    trainer logged at each step."""
+    trainer logged at each step. Ctrl-C ends the training behind the step under way."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     end = time.monotonic() + args.minutes * 60
+    interrupted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-            control.should_training_stop |= time.monotonic() > end
+            control.should_training_stop |= time.monotonic() > end or bool(interrupted)
 
     harmless = random.Random(args.seed).sample(
         prompts(HARMLESS, False), min(len(harmful), len(prompts(HARMLESS, False)))
@@ -159,7 +162,10 @@ def train(
         model, reward_funcs=[_logged(reward)], args=config, train_dataset=rows, processing_class=tokenizer,
         callbacks=[Clock()],
     )  # fmt: skip
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGINT, before)
     trainer.save_model(str(args.out / kind))
     return [row for row in trainer.state.log_history if "reward" in row]
 

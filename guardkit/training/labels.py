@@ -27,6 +27,7 @@ from guardkit.labelling.rows import Item
 from guardkit.training.annotators import GuardTeacher, Opinion, Predictor, Trainer, asked, trainer_named
 from guardkit.training.confusion import Comparison
 from guardkit.training.cross import WEIGHT, Labelled, cross_annotate, disputed, repair, trained_teacher
+from guardkit.training.doubt import ROUNDS, doubts, only_doubtful
 from guardkit.training.files import Records, Work, fields_of, reserve
 from guardkit.training.halves import halves
 from guardkit.verdict import SEVERITIES, Severity
@@ -37,8 +38,8 @@ COLUMNS = ("severity_before", "label_source", "label_models", "label_error")
 @dataclass(frozen=True)
 class Settings:
     """How rows are labelled. fields: where their texts and labels are. group: a column whose rows stay in one half.
-    weight, keep_given: see `cross_annotate`. teacher_on: "disputed" rows or "all"; confidence: of the teacher, at
-    least. suffix: of the new columns' names."""
+    weight, keep_given: see `cross_annotate`. doubt: see `only_doubtful`; 1: every disagreement counts. teacher_on:
+    "disputed" rows or "all"; confidence: of the teacher, at least. suffix: of the new columns' names."""
 
     fields: Fields = field(default_factory=Fields)
     group: str | None = None
@@ -48,6 +49,7 @@ class Settings:
     teacher_on: str = "disputed"
     confidence: float = 0.0
     suffix: str = ""
+    doubt: float = 1.0
 
     @property
     def columns(self) -> dict[str, str]:
@@ -111,6 +113,10 @@ def label(
         labelled = cross_annotate(
             read.items, read.given, sides, trainer, weight=settings.weight, keep_given=settings.keep_given, step=steps
         )
+        if settings.doubt < 1:
+            parts = [halves(read.items, read.groups, seed=settings.seed + 1000 + i) for i in range(ROUNDS)]
+            doubted = doubts(read.items, read.given, sides, parts, trainer, step=steps)
+            labelled = only_doubtful(labelled, read.given, doubted, settings.doubt)
         if teacher is not None:
             labelled = _repaired(read, labelled, settings, teacher, teacher_trains, steps)
         labelled = [
@@ -227,6 +233,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--group", metavar="COLUMN", help="rows with the same value stay in one half")
     made.add_argument("--seed", type=int, default=0, help="of the halves")
     made.add_argument("--weight", type=float, default=WEIGHT, help="of unsafe to safe rows, strict; inverse for loose")
+    made.add_argument(
+        "--doubt", type=float, default=1.0, metavar="SHARE", help="disagreement counts on the most doubtful rows only"
+    )
     made.add_argument("--trainer", default="light", metavar="NAME", help="light, ngrams, heads:BASE or MODULE:NAME")
     made.add_argument("--keep-given", action="store_true", help="where both models contradict a label, keep it")
     made.add_argument("--teacher", action="append", default=[], metavar="MODEL", help="a guard; several vote")
@@ -272,10 +281,13 @@ def main(argv: Sequence[str] | None = None, load: Callable[..., Guard] = Guard.l
 def _run(args: argparse.Namespace, load: Callable[..., Guard]) -> Comparison:
     if args.teacher and args.teacher_trainer:
         raise LabelError("--teacher or --teacher-trainer, not both")
+    if not 0 < args.doubt <= 1:
+        raise LabelError(f"--doubt is a share of the rows, above 0 and at most 1, not {args.doubt:g}")
     fields = fields_of(args.column, args.label, args.map)
     settings = Settings(
-        fields, args.group, args.seed, args.weight, args.keep_given, args.teacher_on, args.confidence, args.suffix
-    )
+        fields, args.group, args.seed, args.weight, args.keep_given, args.teacher_on, args.confidence, args.suffix,
+        args.doubt,
+    )  # fmt: skip
     described: dict[str, Any] = {"trainer": args.trainer, "teacher": args.teacher_trainer}
     teacher: Predictor | Trainer | None = None
     if args.teacher:
