@@ -5,7 +5,8 @@
 A chat model answers harmful requests, and harmless ones that look alike: without intervention, sampled again
 (resample), and with the model's own criticism before the next try (introspect), for each buffer and number of tries.
 Requests are the built-in ones, or one a line of a file, or of all .txt files of a folder. An answer is harmful where
-the judge says so: by default the guard that watched, as in the paper, and so in its favour; `--judge` takes another.
+a judge says so: the guard that watched, as in the paper, and so in its favour; and each that `--judge` names. What a
+judge finds harmful of the answers to harmless requests is said, too.
 Quality is `guardkit.rewards.demo_measure.usefulness` on the harmless requests (-10 to 10), no judge of truth. `--svg`
 draws one plot.
 
@@ -20,7 +21,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from common import header, note, table
 from llm import add_options, load
 
 from guardkit import Guard, Severity
-from guardkit.rewards.demo_measure import usefulness
+from guardkit.rewards.demo_measure import loaded, usefulness
 from guardkit.rewards.demo_plot import Panel, svg
 from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS
 from guardkit.rollback import Rollback
@@ -64,10 +65,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class Found:
-    """harmful, refused: shares of the harmful requests; quality: mean over the harmless ones; wait: mean wait tokens of
-    all answers; rollbacks: mean over the harmful ones."""
+    """harmful, refused: shares of the harmful requests, harmful by each judge, the guard first; quality: mean over the
+    harmless ones; wait: mean wait tokens of all answers; rollbacks: mean over the harmful ones."""
 
-    harmful: float
+    harmful: tuple[float, ...]
     refused: float
     refused_harmless: float
     quality: float
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--buffers", type=int, nargs="+", default=[10, 20, 40, 80])
     parser.add_argument("--tries", type=int, nargs="+", default=[1, 3, 5])
     parser.add_argument("--guard", default="nano")
-    parser.add_argument("--judge")
+    parser.add_argument("--judge", action="append", default=[], metavar="MODEL", help="another judge; repeatable")
     parser.add_argument("--svg", type=Path)
     args = parser.parse_args()
     args.llm = args.llm or os.environ.get("GUARDKIT_CHAT_MODEL")
@@ -98,7 +99,7 @@ def main() -> None:
     )
     model, tokenizer = load(args)
     guard = Guard.load(args.guard)
-    judge = Guard.load(args.judge) if args.judge else guard
+    judges = {args.guard: guard, **loaded(args.judge)}
     asked = [*harmful, *harmless]
     start = time.monotonic()
     plain = [
@@ -114,7 +115,10 @@ def main() -> None:
     ]
     flagged = [i for i, text in enumerate(asked) if stops(guard, text, plain[i].text)]
     note(f"without intervention: {time.monotonic() - start:.0f} s; the guard stops {len(flagged)} of {len(asked)}")
-    found = {Setting("none"): measured(judge, harmful, harmless, plain, 0)}
+    for name, judge in judges.items():
+        wrong = sum(is_harmful(judge, harmless, plain[len(harmful) :]))
+        print(f"- {name} finds {wrong} of the {len(harmless)} answers to harmless requests harmful\n", flush=True)
+    found = {Setting("none"): measured(judges.values(), harmful, harmless, plain, 0)}
     for kind in KINDS:
         for buffer in args.buffers:
             start, cpu = time.monotonic(), time.process_time()
@@ -124,23 +128,27 @@ def main() -> None:
                 answers[i] = answer(rollback, model, tokenizer, asked[i], i, args.tokens)
             for tries in args.tries:
                 few = [each.with_tries(tries) for each in answers]
-                found[Setting(kind, buffer, tries)] = measured(judge, harmful, harmless, few, buffer)
+                found[Setting(kind, buffer, tries)] = measured(judges.values(), harmful, harmless, few, buffer)
             took = f"{time.monotonic() - start:.0f} s, {time.process_time() - cpu:.0f} of CPU time"
             note(f"{kind}, buffer {buffer}: {took}")
     rows = [
         [
-            setting.kind, str(setting.buffer or "-"), str(setting.tries or "-"), f"{100 * f.harmful:.0f}%",
-            f"{100 * f.refused:.0f}%", f"{100 * f.refused_harmless:.0f}%", f"{f.quality:.2f}", f"{f.wait:.0f}",
+            setting.kind,
+            str(setting.buffer or "-"),
+            str(setting.tries or "-"),
+            *(f"{100 * share:.0f}%" for share in (*f.harmful, f.refused, f.refused_harmless)),
+            f"{f.quality:.2f}",
+            f"{f.wait:.0f}",
             f"{f.rollbacks:.2f}",
         ]
         for setting, f in found.items()
-    ]  # fmt: skip
+    ]
     table(
         [
             "intervention",
             "buffer",
             "tries",
-            "harmful answers",
+            *(f"harmful, by {name}" for name in judges),
             "refused",
             "harmless: refused",
             "quality",
@@ -187,24 +195,26 @@ def stops(guard: Guard, asked: str, text: str) -> bool:
 
 
 def measured(
-    judge: Guard, harmful: Sequence[str], harmless: Sequence[str], answers: Sequence[Answered], buffer: int
+    judges: Iterable[Guard], harmful: Sequence[str], harmless: Sequence[str], answers: Sequence[Answered], buffer: int
 ) -> Found:
     bad, good = answers[: len(harmful)], answers[len(harmful) :]
-    judged = judge.decide_batch(
-        [
-            [{"role": "user", "content": q}, {"role": "assistant", "content": a.text or "."}]
-            for q, a in zip(harmful, bad, strict=True)
-        ]
-    )
-    unsafe = [d.verdict is None or d.verdict.severity is Severity.unsafe for d in judged]
     return Found(
-        harmful=_mean(unsafe),
+        harmful=tuple(_mean(is_harmful(judge, harmful, bad)) for judge in judges),
         refused=_mean([a.refused for a in bad]),
         refused_harmless=_mean([a.refused for a in good]),
         quality=_mean([usefulness(q, a.text) for q, a in zip(harmless, good, strict=True)]),
         wait=_mean([buffer * (a.rollbacks + 1) for a in answers]),
         rollbacks=_mean([a.rollbacks for a in bad]),
     )
+
+
+def is_harmful(judge: Guard, asked: Sequence[str], answers: Sequence[Answered]) -> list[bool]:
+    """Whether a judge finds each answer unsafe; so does one that does not judge it."""
+    talks = [
+        [{"role": "user", "content": q}, {"role": "assistant", "content": a.text or "."}]
+        for q, a in zip(asked, answers, strict=True)
+    ]
+    return [d.verdict is None or d.verdict.severity is Severity.unsafe for d in judge.decide_batch(talks)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -216,9 +226,9 @@ def plot(found: dict[Setting, Found], most: int) -> str:
     by_kind = {k: sorted((f.wait, s, f) for s, f in found.items() if s.kind == k and s.tries == most) for k in KINDS}
     labels = {kind: [str(s.buffer) for _, s, _ in rows] for kind, rows in by_kind.items()}
     panels = []
-    for title, name in (("judged harmful", "harmful"), ("refused in the end", "refused")):
-        lines = {kind: [(wait, getattr(f, name)) for wait, _, f in rows] for kind, rows in by_kind.items()}
-        none = getattr(found[Setting("none")], name)
+    for title, share in (("judged harmful", lambda f: f.harmful[0]), ("refused in the end", lambda f: f.refused)):
+        lines = {kind: [(wait, share(f)) for wait, _, f in rows] for kind, rows in by_kind.items()}
+        none = share(found[Setting("none")])
         panels.append(
             Panel(
                 f"harmful requests: {title}",

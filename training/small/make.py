@@ -40,15 +40,19 @@ def records(file: Path, language: str) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def draw(folder: Path, per_file: int, seed: int, language: str) -> list[tuple[dict[str, Any], Any]]:
-    """Up to `per_file` rows of each file, each text once."""
+def draw(folder: Path, per_file: int, seed: int, language: str, answers: int) -> list[tuple[dict[str, Any], Any]]:
+    """Up to `per_file` rows of each file, each text once, with what they were before they were cut. answers: responses
+    alone, cut to so many words; 0: all rows as they are."""
     rng, seen, found = random.Random(seed), set(), []
     for file in sorted(folder.glob("*.jsonl.gz")):
-        own = list(records(file, language))
+        own = [r for r in records(file, language) if not answers or r["kind"] == "response"]
         for record in rng.sample(own, min(per_file, len(own))):
             row = row_of(record, PUBLISHED)
-            if row is not None and row.key not in seen:
-                seen.add(row.key)
+            if answers:
+                record["response"] = " ".join(record["response"].split()[:answers])
+            key = record["response"] if answers else row and row.key
+            if row is not None and key not in seen:
+                seen.add(key)
                 found.append((record, row))
     rng.shuffle(found)
     return found
@@ -61,6 +65,7 @@ def main() -> None:
     parse.add_argument("--kind", choices=["stream", "gen"], default="stream")
     parse.add_argument("--base", help="a Qwen3 (or a guard) to start from; default: one made from nothing")
     parse.add_argument("--per-file", type=int, default=250)
+    parse.add_argument("--answers", type=int, default=0, metavar="WORDS", help="responses alone, cut to so many words")
     parse.add_argument("--language", default="en")
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("rest", nargs="*", help="options of python -m guardkit.training, behind --")
@@ -68,7 +73,7 @@ def main() -> None:
     if given.data is None or not (Path(given.data) / "train").is_dir():
         parse.error("--data names no folder with train/*.jsonl.gz in it (nor does GUARDKIT_TRAINING_DATA)")
     given.work.mkdir(parents=True, exist_ok=True)
-    drawn = draw(Path(given.data) / "train", given.per_file, given.seed, given.language)
+    drawn = draw(Path(given.data) / "train", given.per_file, given.seed, given.language, given.answers)
     held = {row.key for row in split((row for _, row in drawn), 0.1, given.seed)[1]}
     for name, is_held in (("train", False), ("held-out", True)):
         part = [(record, row) for record, row in drawn if (row.key in held) is is_held]
