@@ -1,10 +1,13 @@
-"""Many streams at once through `guard serve` with the embedded model: every event once, in order; memory; what is left.
+"""Many streams at once through `guard serve`: every event once, in order; memory, one generation of streams after the
+other; what is left.
 
-    python benchmarks/serve_soak.py [--streams 500] [--seconds 300]
+    python benchmarks/serve_soak.py [--streams 500] [--seconds 300] [--model nano|fake]
 
 A scripted upstream sends answers of 120 events at 20 a second, or as fast as they are taken; some clients hang up
-half-way. Each answer that was read to its end must be, byte for byte, what the upstream sent. Upstream, client and
-guard have the same cores: what each of them takes is told.
+half-way. Each answer that was read to its end must be, byte for byte, what the upstream sent. A generation is over when
+as many answers have ended as there are streams; its line tells the memory at its end and the most since the one before,
+so that what grows with the number of answers shows beside what is open at once. Upstream, client and guard have the
+same cores: what each of them takes is told. fake: a scripted model, which leaves what the server itself holds.
 """
 
 from __future__ import annotations
@@ -62,11 +65,13 @@ def upstream() -> Any:
     return app
 
 
-def guarding(behind: str) -> Any:
+def guarding(behind: str, model: str) -> Any:
     from guardkit import Guard
+    from guardkit.testing import FakeGuard
     from guardkit_serve import Settings, Upstream, create_app
 
-    return create_app(Guard.load(timeout=60), Settings(upstreams=(Upstream(behind),), access_log=False, judge_s=60))
+    guard = FakeGuard({"forbidden words": "unsafe"}) if model == "fake" else Guard.load(model, timeout=60)
+    return create_app(guard, Settings(upstreams=(Upstream(behind),), access_log=False, judge_s=60))
 
 
 def rss(pid: int) -> float:
@@ -84,16 +89,20 @@ class Clients:
         self.counts = {"whole": 0, "left": 0, "wrong": 0, "failed": 0}
         self.firsts: list[float] = []  # seconds to the first byte
         self.n_bytes = 0
+        self.n_open = 0
         self._numbers = iter(range(10**9))
 
     async def ask(self) -> None:
         while time.monotonic() < self.end:
             number = next(self._numbers)
+            self.n_open += 1
             try:
                 self.counts[await self._one(number)] += 1
             except (OSError, asyncio.IncompleteReadError, ValueError) as error:
                 self.counts["failed"] += 1
                 print(f"{type(error).__name__}: {error}")
+            finally:
+                self.n_open -= 1
 
     async def _one(self, number: int) -> str:
         messages = [{"role": "user", "content": f"part {number}"}]
@@ -138,21 +147,29 @@ async def soak(address: str, pids: dict[str, int], streams: int, seconds: float)
     per_event = len(b"".join(events(0))) / (N_EVENTS + 1) + 6
 
     async def watch() -> None:
-        while (left := clients.end - time.monotonic()) > 0:
-            print(f"{left:5.0f} s left, {mib(rss(pid))} MiB, {clients.counts}", flush=True)
-            await asyncio.sleep(min(max(seconds / 10, 1), left))
+        generation, most = 0, 0.0
+        print("generation  answers  open  MiB at its end  most MiB in it", flush=True)
+        while time.monotonic() < clients.end:
+            await asyncio.sleep(0.25)
+            now = rss(pid)
+            most, ended = max(most, now), sum(clients.counts.values())
+            if ended >= (generation + 1) * streams:
+                generation = ended // streams
+                print(f"{generation:10}  {ended:7}  {clients.n_open:4}  {now:14.0f}  {most:14.0f}", flush=True)
+                most = 0.0
         took = time.monotonic() - begun
         shares = {name: (cpu_s(p) - before[name]) / took for name, p in pids.items()}
         shares["client"] = (time.process_time() - own) / took
         told = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
         print(f"about {clients.n_bytes / per_event / took:.0f} events/s; cores: {told}")
 
+    print(f"with nothing open {mib(rss(pid))} MiB")
     await asyncio.gather(watch(), *(clients.ask() for _ in range(streams)))
     await asyncio.sleep(1)
     async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
         left = (await client.get(f"{address}/metrics")).text
     first = median(clients.firsts) * 1e3
-    print(f"at the end {mib(rss(pid))} MiB, {clients.counts}; first byte {first:.0f} ms (median)")
+    print(f"at the end, nothing open: {mib(rss(pid))} MiB, {clients.counts}; first byte {first:.0f} ms (median)")
     print("\n".join(line for line in left.splitlines() if "open" in line and not line.startswith("#")))
 
 
@@ -160,11 +177,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--model", choices=("nano", "fake"), default="nano")
     given = parser.parse_args()
     multiprocessing.set_start_method("spawn")
     header("guard serve under many streams", "starlette", "uvicorn", "httpx", "httptools", "uvloop")
     behind, source = start(upstream)
-    guarded, address = start(guarding, source)
+    guarded, address = start(guarding, source, given.model)
     asyncio.run(soak(address, {"guard": guarded.pid or 0, "upstream": behind.pid or 0}, given.streams, given.seconds))
     for process in (behind, guarded):
         process.terminate()

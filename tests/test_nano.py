@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.nano import load, unigram, weights_path
-from guardkit.models.nano.model import OVERLAP, Nano, NanoSession
+from guardkit.models.nano.model import OVERLAP, Nano
+from guardkit.models.nano.pace import BATCH_POSITIONS, BATCH_TOKENS, padded
 from guardkit.models.nano.said import BEFORE, BEHIND, LOGITS, NOTHING, RECENT, softmax
+from guardkit.models.nano.session import NanoSession
 from guardkit.models.nano.unigram import FIRST_PIECE_ID, UnigramTokenizer
 from guardkit.models.nano.units import MAX_TAIL_CHARS
 from tests.asking import append, ask, ask_all, peek
@@ -146,6 +149,37 @@ def test_a_session_holds_one_window_at_most(nano: Nano) -> None:
         append(nano, session, cut(ids))
         sizes.add(session.cache().nbytes)
     assert max(sizes) <= nano.window * np.prod(nano._cache_shape)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of memory")
+def test_responses_that_have_ended_leave_no_memory_behind(nano: Nano) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    per_token = int(np.prod(nano._cache_shape))
+    sessions = [nano.open([Message("user", "hello")]) for _ in range(60)]
+    before = resident()
+    for n in (40, 120):  # as they grow, not in one go
+        for session in sessions:
+            session.keep([1] * n, np.ones((n, *nano._cache_shape), np.int8))
+    grown = resident() - before
+    assert 0.8 * 60 * 160 * per_token < grown < 1.2 * 60 * 160 * per_token  # what is used, and no more
+    for session in sessions[::2]:  # others stay between them
+        session.close()
+    assert resident() - before < 0.7 * grown
+    for session in sessions[1::2]:
+        session.close()
+    assert resident() - before < 0.2 * grown
+
+
+@given(lengths=st.lists(st.integers(1, 300), max_size=60), cached=st.integers(0, 192))
+def test_a_pass_is_bounded_by_its_tokens_and_by_what_stands_before_them(lengths: list[int], cached: int) -> None:
+    things = [(length, (i, length)) for i, length in enumerate(sorted(lengths))]
+    batches = list(padded(things, cached))
+    assert [one for batch in batches for one in batch] == [one for _, one in things]
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * batch[-1][1] <= BATCH_TOKENS
+        assert len(batch) * cached <= BATCH_POSITIONS
 
 
 def test_a_bad_passage_anywhere_in_a_long_text_is_found_with_its_place() -> None:

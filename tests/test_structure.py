@@ -62,6 +62,7 @@ LAYERS = (
     ("engine.engine",),
     ("engine.setup", "engine.reading", "models.nano.pace", "models.nano.calibration"),
     ("models.nano.said", "models.nano.queries"),
+    ("models.nano.session",),
     ("models.nano.scheduler",),
     (
         "models.nano",

@@ -34,14 +34,14 @@ from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano.calibration import GROUPS, Calibration
 from guardkit.models.nano.queries import Window
-from guardkit.models.nano.said import NOTHING, Said, softmax
+from guardkit.models.nano.said import softmax
 from guardkit.models.nano.scheduler import NanoScheduler
+from guardkit.models.nano.session import NanoSession
 from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer
 from guardkit.ticket import Pending, Ticket
 from guardkit.verdict import Category, Stage
 
 CONTEXT = 62  # tokens of the last user message that stand before a response: its head and its tail
-LEAD = 48  # tokens of a response that a new window repeats
 OVERLAP = 48  # tokens that two windows of a query share at least
 BACK = 40  # further tokens that a window may go back to begin where a sentence, a line or a record does
 WINDOW_CACHE = 8192  # judged windows of queries that are remembered (logs and junk repeat themselves)
@@ -327,73 +327,6 @@ class Nano(StreamModel):
         feed = {"ids": ids, "positions": np.ascontiguousarray(positions), "past": past, "mask": mask, "rows": rows}
         logits, new = self._graph.run(["logits", "new"], feed)
         return logits, new
-
-
-Mark = tuple[list[int], int, NDArray[np.int8], bool, Said]
-
-
-class NanoSession(Session):
-    """A response under way: its frame (the prompt), the window's ids, and their keys and values."""
-
-    def __init__(self, model: Nano, frame: list[int], windowed: bool):
-        self._model, self.frame, self.windowed = model, frame, windowed
-        self._ids: list[int] = []  # what is cached, frame included
-        self._start = 0
-        self._cache = np.zeros((0, *model._cache_shape), np.int8)
-        self.last_taken = 0
-        self.said = NOTHING
-        self.over: BaseException | None = None  # why it cannot go on
-
-    @property
-    def cached(self) -> int:
-        return len(self._ids)
-
-    def twin(self) -> NanoSession:
-        """One that goes its own way. A window that would overflow is opened for good: what is on trial needs it."""
-        twin = NanoSession(self._model, self.frame, self.windowed)
-        twin._ids, twin._cache, twin.said = self._ids[:], self._cache.copy(), self.said
-        return twin
-
-    def plan(self, ids: list[int]) -> list[int]:
-        """The ids of the next forward pass: the frame and lead-in where a window starts, then of `ids` what fits."""
-        room = self._model.window
-        start = [] if self._ids else list(self.frame)
-        if self.cached >= room:
-            start = [*self.frame, *self._ids[-LEAD:]]
-            self._ids, self.windowed = [], True
-            self._cache = self._cache[:0].copy()  # the window before may be marked
-        self._start = len(start)
-        self.last_taken = min(len(ids), room - self.cached - len(start))
-        return start + ids[: self.last_taken]
-
-    @property
-    def unjudged(self) -> int:
-        """How many of the last plan's ids are not judged: the frame, and what was judged in the window before."""
-        return self._start
-
-    def cache(self) -> NDArray[np.int8]:
-        return self._cache[: self.cached]
-
-    def keep(self, ids: list[int], new: NDArray[np.int8]) -> None:
-        end = self.cached + len(ids)
-        if end > len(self._cache):
-            grown = np.zeros((min(self._model.window, max(2 * end, 32)), *self._cache.shape[1:]), np.int8)
-            grown[: self.cached] = self._cache[: self.cached]
-            self._cache = grown
-        self._cache[self.cached : end] = new
-        self._ids += ids
-
-    def mark(self) -> Mark:
-        # Of the list and the array, what is there stays.
-        return self._ids, self.cached, self._cache, self.windowed, self.said
-
-    def rewind(self, mark: Mark) -> None:
-        ids, cached, self._cache, self.windowed, self.said = mark
-        self._ids = ids[:cached]
-
-    def close(self) -> None:
-        self._cache = self._cache[:0]
-        self._ids = []
 
 
 def _next_begin(text: str, starts: Sequence[int], latest: int) -> int:

@@ -11,6 +11,7 @@ from guardkit.models.base import Work
 from guardkit.ticket import Ticket
 
 BATCH_TOKENS = 512  # padded, in one forward pass: more at once are no faster a token, and the first ones wait longer
+BATCH_POSITIONS = 4096  # in the caches of a pass: what is laid out for it is some 25 MB
 WAVE_TOKENS = 12 * BATCH_TOKENS  # sorted by length together, at most
 WAVE_S = 0.25  # how long a wave should take: what is in it is late together
 SLACK = 1.25  # work is refused where what waits before it, and itself, would take this many times its time
@@ -50,11 +51,13 @@ class Pace:
         return ticket.done()
 
 
-def padded(ordered: Sequence[tuple[int, _T]]) -> Iterator[list[_T]]:
-    """Batches of at most `BATCH_TOKENS` tokens, padding counted, of things that are sorted by length."""
+def padded(ordered: Sequence[tuple[int, _T]], cached: int = 0) -> Iterator[list[_T]]:
+    """Batches of at most `BATCH_TOKENS` tokens, padding counted, of things that are sorted by length. cached: positions
+    before each, of which a batch has at most `BATCH_POSITIONS`."""
     batch: list[_T] = []
+    most = max(1, BATCH_POSITIONS // max(cached, 1))
     for length, item in ordered:
-        if batch and (len(batch) + 1) * length > BATCH_TOKENS:
+        if batch and ((len(batch) + 1) * length > BATCH_TOKENS or len(batch) == most):
             yield batch
             batch = []
         batch.append(item)

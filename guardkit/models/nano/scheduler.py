@@ -23,7 +23,8 @@ from guardkit.models.nano.queries import Queries
 from guardkit.ticket import Ticket, hand_out
 
 if TYPE_CHECKING:
-    from guardkit.models.nano.model import Nano, NanoSession
+    from guardkit.models.nano.model import Nano
+    from guardkit.models.nano.session import NanoSession
 
 MAX_WAITING = 1 << 16  # pieces of work; more are refused
 
@@ -125,10 +126,10 @@ class NanoScheduler:
         batch: list[tuple[int, tuple[_Fed, list[int]]]] = []
         for plan in plans:
             if batch and plan[0].session.cached != batch[0][1][0].session.cached:
-                self._fed_passes.extend(padded(batch))
+                self._fed_passes.extend(padded(batch, batch[0][1][0].session.cached))
                 batch = []
             batch.append((len(plan[1]), plan))
-        self._fed_passes.extend(padded(batch))
+        self._fed_passes.extend(padded(batch, batch[0][1][0].session.cached if batch else 0))
 
     def _is_wanted(self, fed: _Fed) -> bool:
         """A response that misses a piece is over: it could not be gone on with."""
