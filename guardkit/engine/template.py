@@ -16,6 +16,9 @@ from guardkit.errors import MissingExtra, ModelLoadError
 
 _MARK = "\ue000{}\ue001"  # private-use characters around the index of a content
 _MARKED = re.compile("\ue000(\\d+)\ue001")
+# Qwen's tokenizer never joins across it: a run of line ends closes a piece, and ASCII behind it begins one.
+_CUT = re.compile(r"\n(?=[!-~])")
+_REMEMBERED = 256  # of the template's own texts
 Layout = list[str | int]
 """Text and placeholders (the indexes of contents) in turn."""
 
@@ -34,6 +37,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokenizer: TemplateTokenizer, where: Path):
         self._where, self._tokenizer = where, tokenizer
+        self._own: dict[str, list[int]] = {}  # the template's own texts, tokenised
         self._special = re.compile("(" + "|".join(map(re.escape, tokenizer.special_names)) + ")")
         try:
             from jinja2 import TemplateError
@@ -70,18 +74,41 @@ class ChatTemplate:
         """Token ids up to the last special token, and the text behind it, which what follows may still join."""
         ids: list[int] = []
         text: list[str] = []  # since the last special token: what may merge
+        own: list[bool] = []  # whether it is the template's
         for piece in layout:
             if isinstance(piece, int):
                 text.append(contents[piece])
+                own.append(False)
                 continue
             for i, part in enumerate(self._special.split(piece)):
                 if i % 2 == 0:
                     text.append(part)
+                    own.append(True)
                     continue
-                ids += self._tokenizer.encode("".join(text))[0]
-                text.clear()
+                ids += self._joined(text, own)
+                text, own = [], []
                 ids.append(self._tokenizer.special(part))
         return ids, "".join(text)
+
+    def _joined(self, text: list[str], own: list[bool]) -> list[int]:
+        """The tokens of texts that stand side by side. What the template begins and ends with is long, always the same,
+        and tokenised once, up to where contents may reach into it."""
+        if all(own):
+            return self._remembered("".join(text))
+        first, last = "", ""
+        if own[0] and (cuts := [match.end() for match in _CUT.finditer(text[0])]):
+            first, text = text[0][: cuts[-1]], [text[0][cuts[-1] :], *text[1:]]
+        if own[-1] and (cut := _CUT.search(text[-1])):
+            text, last = [*text[:-1], text[-1][: cut.end()]], text[-1][cut.end() :]
+        return self._remembered(first) + self._tokenizer.encode("".join(text))[0] + self._remembered(last)
+
+    def _remembered(self, text: str) -> list[int]:
+        known = self._own.get(text)
+        if known is None:
+            if len(self._own) >= _REMEMBERED:
+                self._own.clear()
+            known = self._own[text] = self._tokenizer.encode(text)[0] if text else []
+        return known
 
 
 class _Refused(Exception):

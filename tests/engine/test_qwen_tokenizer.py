@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guardkit.engine.template import ChatTemplate
 from guardkit.errors import MissingExtra, ModelLoadError
 from guardkit.models.qwen_tokenizer import MAX_RUN, QwenTokenizer
 from guardkit.retokenize import IncrementalTokenizer
+from tests.engine.checkpoints import GEN_TEMPLATE
 from tests.engine.qwen3_tokenizer_builder import MISSING, cached
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
@@ -338,3 +341,24 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingExtra, match=r"guardkit\[torch\]"):
         QwenTokenizer(Path("unused"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.text(alphabet=" \n\r\t'a<s1é\u0301가\u1161.\u00a0", max_size=12), min_size=2, max_size=2))
+def test_a_templates_own_text_is_tokenised_apart_as_it_would_be_together(
+    tokenizer: QwenTokenizer, contents: list[str]
+) -> None:
+    template = ChatTemplate(GEN_TEMPLATE, tokenizer, Path("template"))
+    layout = template.lay_out(["user", "assistant"])
+    special = re.compile("(" + "|".join(map(re.escape, tokenizer.special_names)) + ")")
+    expected: list[int] = []
+    text = ""
+    for piece in layout:
+        for i, part in enumerate([contents[piece]] if isinstance(piece, int) else special.split(piece)):
+            if i % 2:
+                expected += [*tokenizer._encode(text)[0], tokenizer.special(part)]
+                text = ""
+            else:
+                text += part
+    expected += tokenizer._encode(text)[0]
+    assert template.encode(layout, contents) == expected
