@@ -100,6 +100,7 @@ class Guard:
         gpu_share: float | None = None,
         quantize: str | None = None,
         categories: Sequence[str] | None = None,
+        process: bool | str | Path | None = None,
         then: str | Path | None = None,
         **settings: Any,
     ) -> Guard:
@@ -109,19 +110,21 @@ class Guard:
         server's model name), `threads` (CPU), `cache_gib` (memory for keys and values), `max_streams` (open at once),
         `gpu_share` (of a GPU's memory, at most, for this model),
         `quantize` ("int8": Qwen3Guard's weights in 8 bits), `categories` (the labels of a server's Gen that was trained
-        on others than Qwen3Guard's).
-        `then` names a second model (see `Guard`): all of these then go to it, `threads` to both. The rest are the
-        settings of `Guard`. Raises a `ModelError` or `PolicyError`.
+        on others than Qwen3Guard's). `process=True` keeps the model in a process of its own, which ends with its last
+        user; a private folder in place of True is where several programs find one and the same.
+        `then` names a second model (see `Guard`): all of these then go to it, `threads` to both, `process` to both but
+        nano. The rest are the settings of `Guard`. Raises a `ModelError` or `PolicyError`.
         """
         options = {
             "device": device, "dtype": dtype, "revision": revision, "model": model, "threads": threads,
             "cache_gib": cache_gib, "max_streams": max_streams, "gpu_share": gpu_share,
-            "quantize": quantize, "categories": categories,
+            "quantize": quantize, "categories": categories, "process": process,
         }  # fmt: skip
         given = {k: v for k, v in options.items() if v is not None}
         if then is None:
             return cls(_load(name, given), **settings)
-        own = {k: v for k, v in given.items() if k == "threads"}
+        to_both = ("threads",) if name == DEFAULT_MODEL else ("threads", "process")
+        own = {k: v for k, v in given.items() if k in to_both}
         return cls(_load(name, own), then=_load(then, given), **settings)
 
     @property

@@ -238,6 +238,10 @@ class Turn:
             self.leave()
 
     @property
+    def loop(self) -> Loop:
+        return self._loop
+
+    @property
     def is_own(self) -> bool:
         return self._ident == threading.get_ident()
 

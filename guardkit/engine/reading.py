@@ -29,6 +29,10 @@ class EngineModel(StreamModel):
     def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         return [begin(self._reading(work, deadline)) for work in works]
 
+    @property
+    def max_streams(self) -> int:
+        return self.engine.limits.max_sequences
+
     def turn(self) -> Turn | None:
         return self.engine.turn()
 

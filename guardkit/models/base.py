@@ -89,6 +89,11 @@ class Scores:
     def __len__(self) -> int:
         return len(self.severity)
 
+    @property
+    def likeliest(self) -> Ints:
+        """The likeliest severity (index into `SEVERITIES`) of each position."""
+        return np.asarray(np.argmax(self.severity, axis=1), np.int64)
+
     def check(self, rows: int) -> None:
         """Raise ValueError for scores that no comparison may be trusted with: not-a-number would compare as safe."""
         if len(self.severity) != rows or len(self.category) != rows:
@@ -238,6 +243,11 @@ class StreamModel(ABC):
         """Start a response that follows `context`. Raises `Overloaded` where no more may be open."""
 
     @property
+    def max_streams(self) -> int | None:
+        """Sessions that may be open at a time; None: as many as there is memory for."""
+        return None
+
+    @property
     def categories(self) -> tuple[Category, ...]:
         """All that the model names, of queries and responses."""
         return tuple(dict.fromkeys((*self.query_categories, *self.response_categories)))
@@ -299,9 +309,10 @@ class StreamModel(ABC):
 
     def severities(self, scores: Scores, stage: Stage) -> Ints:
         """The severity (index into `SEVERITIES`) of each of n positions."""
-        limits, severity = self.limits(stage), scores.severity
+        limits = self.limits(stage)
         if limits is None:
-            return np.asarray(np.argmax(severity, axis=1), np.int64)
+            return scores.likeliest
+        severity = scores.severity
         out = np.zeros(len(severity), np.int64)
         out[1.0 - severity[:, 0] >= limits.flagged] = 1
         least: float | Floats = limits.unsafe

@@ -82,6 +82,7 @@ class QwenTokenizer:
         self._bpe, self._pre_tokenize = self._tokenizer.model.tokenize, self._tokenizer.pre_tokenizer.pre_tokenize_str
         self._added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         self._path = folder / "tokenizer.json"
+        self.made_of = folder, embedded
         self._entries: list[str] = sorted(self._tokenizer.get_vocab(with_added_tokens=False))
         self._longest_entry = max(map(len, self._entries))
         self._bytes: dict[int, bytes] = {}

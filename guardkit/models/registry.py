@@ -61,7 +61,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def load_model(name: str | Path, **options: Any) -> StreamModel:
-    """Load a model by name, folder (``~`` stands for the home folder) or server address.
+    """Load a model by name, folder (``~`` stands for the home folder) or server address. `process` as in `Guard.load`.
 
     Raises `UnknownModel` for a name that is none of these, `MissingExtra` where a package is missing, and
     `ModelLoadError` for files that do not load. Options that the model does not take raise TypeError.
@@ -70,9 +70,16 @@ def load_model(name: str | Path, **options: Any) -> StreamModel:
     options = {k: v for k, v in options.items() if v is not None}
     if isinstance(name, Path) or name.startswith("~"):
         name = str(Path(name).expanduser().absolute())
+    process = options.pop("process", False)
+    if process and not _is_server(name):  # a server's model is in one already
+        return cast(StreamModel, importlib.import_module("guardkit.process").load(name, options, process))
     model = _load(name, dict(options))
     model.source = name, options
     return model
+
+
+def _is_server(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
 
 
 def _check_interpreter() -> None:
@@ -114,7 +121,7 @@ def _load(name: str, options: dict[str, Any]) -> StreamModel:
     if name == "nano":
         loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.nano").load)
         return loader(**options)
-    if name.startswith(("http://", "https://")):
+    if _is_server(name):
         loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.remote").load)
         return loader(name, **options)
     if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):

@@ -15,7 +15,6 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,18 +30,8 @@ from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message, split_reasoning
-from guardkit.models.base import (
-    Append,
-    Floats,
-    Ints,
-    Query,
-    QueryScores,
-    Scores,
-    Session,
-    Tokens,
-    are_finite,
-    windows,
-)
+from guardkit.models.base import Append, Query, QueryScores, Scores, Session, Tokens, windows
+from guardkit.models.logits import Logits
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.ticket import Pending
 from guardkit.verdict import Stage
@@ -220,7 +209,7 @@ class Qwen3GuardStream(EngineModel):
                 rows = yield self.engine.submit(sequence, ids, "query", len(ids) - 1, deadline=deadline)
             finally:
                 self.engine.close(sequence)
-            scores = _Logits(rows, self._query_order)
+            scores = Logits(rows, self._query_order)
             found.append(QueryScores(scores, window.start, window.end, window.windowed))
         return found
 
@@ -255,51 +244,12 @@ class Qwen3GuardStream(EngineModel):
         return session.append(work.tokens, deadline) if work.keep else session.peek(work.tokens, deadline)
 
     def response_scores(self, logits: Rows, windowed: bool) -> Scores:
-        return _Logits(logits, self._response_order, windowed)
-
-    def severities(self, scores: Scores, stage: Stage) -> Ints:
-        if self.threshold is None and isinstance(scores, _Logits):
-            return np.asarray(scores.risks.argmax(1), np.int64)
-        return super().severities(scores, stage)
+        return Logits(logits, self._response_order, windowed)
 
 
 def _failed(error: Exception) -> Reading[Scores]:
     raise error
     yield
-
-
-class _Logits(Scores):
-    """Scores that are still logits: of most tokens nobody asks for more than the likeliest risk. order: which column
-    is which severity."""
-
-    def __init__(self, rows: Rows, order: Ints, windowed: bool = False):
-        vars(self).update(
-            rows=rows, order=order, refusal=None, named=None, windowed=np.full(len(rows), True) if windowed else None
-        )
-
-    rows: Rows
-    order: Ints
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def check(self, rows: int) -> None:
-        if len(self.rows) != rows:
-            raise ValueError(f"the model gave scores for {len(self.rows)} of {rows} positions")
-        if not are_finite(self.rows):
-            raise ValueError("the model gave scores that are not finite")
-
-    @cached_property
-    def risks(self) -> Floats:
-        return self.rows.take(self.order, 1)
-
-    @cached_property
-    def severity(self) -> Floats:
-        return _softmax(self.risks)
-
-    @cached_property
-    def category(self) -> Floats:
-        return _softmax(self.rows[:, len(self.order) :])
 
 
 @dataclass(frozen=True)
@@ -394,8 +344,3 @@ class _StreamSession(Session):
         self.windowed = True
         self._sequence = engine.replace(self._sequence)
         engine.submit(self._sequence, self._window())
-
-
-def _softmax(logits: Floats) -> Floats:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]

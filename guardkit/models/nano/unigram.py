@@ -91,6 +91,7 @@ class UnigramTokenizer:
         self.size = FIRST_PIECE_ID + len(entries)
         self._longest = max(map(len, entries))
         self._word = lru_cache(maxsize=WORD_CACHE)(self._encode_word)
+        self.made_of = (pieces, scores) if isinstance(pieces, Path) and isinstance(scores, Path) else None
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         ids, starts, _ = scan(text, CLASSES, self._word, NUMBER)
