@@ -177,6 +177,7 @@ def test_a_forked_child_uses_it_by_a_connection_of_its_own(guard: Guard) -> None
 PROGRAM = """
 import atexit, os, signal, sys, threading, time
 from guardkit import Guard
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
 guard = Guard.load("nano", process=True, threads=1)
 text = "Where is the bakery, and when does it open on Sundays? " * 30
 guard.check("hello")

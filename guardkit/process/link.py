@@ -22,7 +22,7 @@ from typing import Any
 from guardkit.errors import GuardkitError, ModelError, ModelLoadError
 from guardkit.loop import STOP_S
 from guardkit.process.connection import Connection, Crossing, Entry, FarSession, fail_all
-from guardkit.process.start import clear_up, folder_of, join_or_start
+from guardkit.process.start import clear_up, folder_of, forking, join_or_start
 from guardkit.process.wire import PIECE, error_of, frame
 
 AGAIN_S = 2.0  # a process that ends within this time after it has loaded, or cannot load, is not started on and on
@@ -184,7 +184,8 @@ class Link:
         try:
             if self._error is not None and time.monotonic() < self._not_before:
                 raise self._error
-            self._connection = Connection(self, join_or_start(self.name, self._options, self._folder))
+            with forking:
+                self._connection = Connection(self, join_or_start(self.name, self._options, self._folder))
         except Exception as error:
             fail_all(self._outbox, error)
 
@@ -256,7 +257,7 @@ class Link:
     def _leave(self, why: BaseException) -> None:
         connection = self._connection
         if connection is None:
-            with contextlib.suppress(OSError, GuardkitError):
+            with contextlib.suppress(OSError, GuardkitError), forking:
                 clear_up(self._folder)
             return
         for ticket in list(connection.waiting.values()):  # who waits need not wait for the goodbye

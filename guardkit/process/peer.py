@@ -61,7 +61,13 @@ class Peer:
                     return
         except (BlockingIOError, InterruptedError):
             pass
-        except (OSError, ValueError, LookupError, TypeError) as error:  # it went away, or speaks something else
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+        ) as error:  # it went away, or speaks something else
             if not isinstance(error, OSError):
                 print(f"guardkit: a connection was closed: {type(error).__name__}: {error}", file=sys.stderr)
             self.end()

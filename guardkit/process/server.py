@@ -121,7 +121,7 @@ class Server:
     def twin(self, threshold: float | None) -> StreamModel:
         """The model under a threshold of a guard's own."""
         if threshold not in self._twins:
-            self._twins[threshold] = self.model.with_threshold(threshold or 0.0)
+            self._twins[threshold] = self.model.with_threshold(float(threshold or 0))
         return self._twins[threshold]
 
     def _listen(self, turn: Turn) -> None:

@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ _CODE = (
     "import sys, json; sys.path += [p for p in json.loads(sys.argv[1]) if p not in sys.path]; "
     "from guardkit.process.server import main; main(sys.argv[2])"
 )
+
+
+forking = threading.Lock()
+"""Held while a connection is made: a child that was forked meanwhile would keep sockets, and the lock, that it does not
+know of."""
 
 
 @dataclass
@@ -189,3 +195,7 @@ def _stderr() -> int:
     except OSError:  # closed
         return subprocess.DEVNULL
     return 2
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=forking.acquire, after_in_parent=forking.release, after_in_child=forking.release)
