@@ -18,6 +18,7 @@ from guardkit.judge import RunningVerdict, empty_verdict, verdict_of
 from guardkit.locate import Flagged, locate, to_original
 from guardkit.messages import Message, Part, read_messages, starts_in_reasoning
 from guardkit.models.base import Append, Query, QueryScores, StreamModel, too_late
+from guardkit.pinpoint import begin_of_harm
 from guardkit.policy import Action, Decision, Policy
 from guardkit.response import ResponseReader
 from guardkit.runner import Job, Rounds, Steps, desk
@@ -197,7 +198,11 @@ class Judging:
         session = self.model.open(work.context)
         try:
             for tokens in reader.read_all(work.text, FEED_CHARS):
-                running.add(tokens, (yield Append(session, tokens)))
+                for found in running.add(tokens, (yield Append(session, tokens))):
+                    place = yield from begin_of_harm(
+                        self.model, self.policy, work.context, reader.text, found.verdict, self.debounce, self._n_locate
+                    )
+                    running.begin_at(found, place)
                 if running.stopped:
                     break
         finally:

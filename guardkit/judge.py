@@ -131,6 +131,15 @@ class RunningVerdict:
         self.n_tokens += n
         return found
 
+    def begin_at(self, decision: Decision, start: int | None) -> Decision:
+        """A decision that `add` gave, with a place that begins at `start`; None: as it is."""
+        if start is None or decision.verdict is None:
+            return decision
+        moved = replace(decision, verdict=replace(decision.verdict, char_start=start))
+        if self._decision is decision:
+            self._decision = moved
+        return moved
+
     def _is_unmeasured(self, end: int) -> bool:
         """Whether the model was not measured on the text up to `end`."""
         self._measure(end)

@@ -1,10 +1,10 @@
 """Where in a text the harm is: the smallest part that is as severe by itself as the whole was found to be.
 
-A response is judged token by token, so its flagged run says where, and the sentence that the run begins in. A query
-is read as one: here its sentences are judged again, each alone, then pairs of neighbours, then longer stretches, until
-one is as severe. Models that take long for a text get a search by halves instead, with a bound on its queries. Only
-flagged texts are searched, all those of a batch together. Where no part carries the verdict, or the search fails, the
-place is all of what was judged.
+A response is judged token by token, so its flagged run says where, and the sentence that the run begins in, or one just
+before it (`pinpoint`). A query is read as one: here its sentences are judged again, each alone, then pairs of
+neighbours, then longer stretches, until one is as severe. Models that take long for a text get a search by halves
+instead, with a bound on its queries. Only flagged texts are searched, all those of a batch together. Where no part
+carries the verdict, or the search fails, the place is all of what was judged.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from guardkit.events import Event, FlagEvent, Mark, RetractEvent, StopEvent, Tex
 from guardkit.judge import RunningVerdict
 from guardkit.messages import Message
 from guardkit.models.base import Append, Scores, Session, Tokens
+from guardkit.pinpoint import begin_of_harm
 from guardkit.policy import Action, Decision
 from guardkit.response import ResponseReader
 from guardkit.runner import Steps, lead
@@ -52,6 +53,7 @@ class StreamGuard:
         if stage.is_query:
             raise ValueError(f"a stream judges a model's own output; use check(..., stage='{stage.value}')")
         self._guard, self._holdback = guard, holdback
+        self._context, self._debounce = context, debounce
         self._reader = ResponseReader(guard.model, stage)
         self._running = RunningVerdict(self._reader, guard.model, guard.policy, debounce)
         self._session: Session | None = None
@@ -294,7 +296,7 @@ class StreamGuard:
         events: list[Event] = []
         try:
             for group in tokens if self.judged else ():
-                self._judge(group, (yield self._append(group)), events)
+                yield from self._judge(group, (yield self._append(group)), events)
                 if self._running.stopped:
                     return self._stop(events)
         except Exception as error:
@@ -309,11 +311,12 @@ class StreamGuard:
             self._text = ""
             raise NotJudged(f"the stream could not be judged and was stopped ({self._error})") from error
 
-    def _judge(self, tokens: Tokens, scores: Scores, events: list[Event]) -> None:
+    def _judge(self, tokens: Tokens, scores: Scores, events: list[Event]) -> Steps[None]:
         before = self._running.n_tokens
         if self._listener is not None:
             self._listener(tokens, scores)
-        for decision in self._running.add(tokens, scores):
+        for found in self._running.add(tokens, scores):
+            decision = self._running.begin_at(found, (yield from self._place(found)))
             if decision.action is Action.flag and decision.verdict is not None:
                 events.append(FlagEvent(decision.verdict))
         judged = self._running.n_tokens - before
@@ -321,6 +324,14 @@ class StreamGuard:
             self._hold(start)
         if self._running.stopped:
             self._hold_blanks(tokens.starts[judged - 1])
+
+    def _place(self, found: Decision) -> Steps[int | None]:
+        guard = self._guard
+        n_locate = guard.n_locate(guard.model)
+        place = yield from begin_of_harm(
+            guard.model, guard.policy, self._context, self._reader.text, found.verdict, self._debounce, n_locate
+        )
+        return place
 
     def _hold(self, start: int) -> None:
         self._hold_blanks(start)

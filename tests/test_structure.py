@@ -77,7 +77,10 @@ LAYERS = (
     ("models.nano.vectors",),
     ("audit", "webhook", "response", "runner"),
     ("judge",),
-    ("models.registry",),
+    (
+        "pinpoint",
+        "models.registry",
+    ),
     ("models",),
     ("process.wire", "process.start"),
     ("process.connection", "process.peer"),
