@@ -345,12 +345,8 @@ class Guard:
     def _judging(
         self, model: StreamModel, items: Sequence[Item], stage: Stage | str | None, views: bool, here: bool
     ) -> Generator[Round, list[Any], list[Outcome]]:
-        judging = Judging(model, self.policy, self.debounce, self.n_locate(model), self.timeout)
+        judging = Judging(model, self.policy, self.debounce, model.n_locate(self.locate), self.timeout)
         return judging.ask(items, _stage(stage), views and model.judges_normalized_view, here)
-
-    def n_locate(self, model: StreamModel) -> int | None:
-        """How many further parts of a text `model` is asked for, to find the place in it; None: all."""
-        return model.locate_queries if self.locate is True else int(self.locate)
 
     def _is_unclear(self, outcome: Outcome) -> bool:
         if outcome.error is not None:

@@ -327,7 +327,7 @@ class StreamGuard:
 
     def _place(self, found: Decision) -> Steps[int | None]:
         guard = self._guard
-        n_locate = guard.n_locate(guard.model)
+        n_locate = guard.model.n_locate(guard.locate)
         place = yield from begin_of_harm(
             guard.model, guard.policy, self._context, self._reader.text, found.verdict, self._debounce, n_locate
         )

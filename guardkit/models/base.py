@@ -297,6 +297,10 @@ class StreamModel(ABC):
     def close(self) -> None:  # noqa: B027 - a model without resources needs no code
         """End its thread and free its memory; what is submitted later raises `GuardkitError`. Safe to call twice."""
 
+    def n_locate(self, locate: bool | int) -> int | None:
+        """How many parts of a text may be asked about to find the place in it; None: all. locate: the guard's."""
+        return self.locate_queries if locate is True else int(locate)
+
     def limits(self, stage: Stage) -> Limits | None:
         """The probabilities from which on a text of this stage is not safe; None: the likeliest severity is named."""
         return None if self.threshold is None else Limits(self.threshold, self.threshold)
