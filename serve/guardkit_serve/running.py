@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -95,6 +96,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.started:
             return
+        _settle()
         if hasattr(signal, "SIGHUP"):
             loop = asyncio.get_running_loop()
             with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread
@@ -144,7 +146,17 @@ class _Server(uvicorn.Server):
         for model, guard in old.items():
             if model not in guards:  # what it is judging may come to its end
                 asyncio.get_running_loop().call_later(plan.settings.grace_s, guard.close)
+        asyncio.get_running_loop().call_later(plan.settings.grace_s, _settle)
         log.info("reloaded")
+
+
+def _settle() -> None:
+    """What is there now stays: the collector need not look at all of a model's objects whenever a thousand streams'
+    requests have piled up, while nobody else can run. Only in a process that is a server's own."""
+    if threading.current_thread() is threading.main_thread():
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
 
 class _Workers:

@@ -306,3 +306,20 @@ def test_a_mistake_in_it_is_named_with_its_line(tmp_path: Path, line: int, text:
         config_at(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'guard.yaml'}:{line}: ")
     assert "sk-not-hashed" not in str(caught.value)
+
+
+def test_what_a_server_has_loaded_is_set_aside_from_the_collector_in_its_own_process_alone() -> None:
+    program = (
+        "import gc, threading; from guardkit_serve.running import _settle\n"
+        "thread = threading.Thread(target=_settle); thread.start(); thread.join(); print(gc.get_freeze_count())\n"
+        "_settle(); print(gc.get_freeze_count() > 1000)\n"
+    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "cli"), str(ROOT / "serve")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "True"]
