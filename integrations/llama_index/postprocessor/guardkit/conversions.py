@@ -93,3 +93,23 @@ async def amapped(source: AsyncGenerator[Any, None], change: Callable[[Any], _T]
 async def alisted(items: Sequence[ChatResponse]) -> ChatResponseAsyncGen:
     for item in items:
         yield item
+
+
+class Seen(list[ChatMessage]):
+    """Judged messages, as callbacks see them. ready: what else is known of them."""
+
+    def __init__(self, ready: Any):
+        super().__init__(ready.messages)
+        self.ready = ready
+
+
+class SeenText(str):
+    """A judged prompt, as callbacks see it."""
+
+    ready: Any
+
+    @classmethod
+    def of(cls, ready: Any) -> SeenText:
+        made = cls(as_prompt(ready.messages))
+        made.ready = ready
+        return made

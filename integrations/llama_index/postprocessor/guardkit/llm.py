@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -30,6 +30,8 @@ from llama_index.core.llms.loading import load_llm
 from llama_index.core.tools.types import BaseTool
 from llama_index.postprocessor.guardkit.answers import passable_answer, refusal
 from llama_index.postprocessor.guardkit.conversions import (
+    Seen,
+    SeenText,
     again,
     alisted,
     amapped,
@@ -164,63 +166,102 @@ class GuardedLLM(GuardComponent, StructuredCalls, LLM):
                     return value
             raise
 
-    # -- the four calls, sync and async: input judged, the inner LLM asked, output judged
+    # -- the four calls, sync and async: input judged, the inner LLM asked, output judged. Callbacks see the call of a
+    # `..._seen` method, whose messages were judged; where nothing is asked they see none.
 
-    @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return self._ask(messages, partial(self._inner.chat, **kwargs))
+        ready = run(self._input(messages))
+        return cast(ChatResponse, ready.refusal or self._chat_seen(Seen(ready), **kwargs))
 
-    @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return await self._aask(messages, partial(self._inner.achat, **kwargs))
+        ready = await arun(self._input(messages))
+        return cast(ChatResponse, ready.refusal or await self._achat_seen(Seen(ready), **kwargs))
 
-    @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        return self._stream(messages, partial(self._inner.stream_chat, **kwargs))
+        ready = run(self._input(messages))
+        if ready.refusal:
+            return (refusal for refusal in [ready.refusal])
+        return cast(ChatResponseGen, self._stream_chat_seen(Seen(ready), **kwargs))
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        ready = await arun(self._input(messages))
+        if ready.refusal:
+            return alisted([ready.refusal])
+        return cast(ChatResponseAsyncGen, await self._astream_chat_seen(Seen(ready), **kwargs))
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        ready = run(self._input(as_messages(prompt)))
+        if ready.refusal:
+            return as_completion(ready.refusal)
+        return cast(CompletionResponse, self._complete_seen(SeenText.of(ready), formatted=formatted, **kwargs))
+
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        ready = await arun(self._input(as_messages(prompt)))
+        if ready.refusal:
+            return as_completion(ready.refusal)
+        answer = await self._acomplete_seen(SeenText.of(ready), formatted=formatted, **kwargs)
+        return cast(CompletionResponse, answer)
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        ready = run(self._input(as_messages(prompt)))
+        if ready.refusal:
+            return (as_completion(refusal) for refusal in [ready.refusal])
+        chunks = self._stream_complete_seen(SeenText.of(ready), formatted=formatted, **kwargs)
+        return cast(CompletionResponseGen, chunks)
+
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        ready = await arun(self._input(as_messages(prompt)))
+        if ready.refusal:
+            return amapped(alisted([ready.refusal]), as_completion)
+        source = await self._astream_complete_seen(SeenText.of(ready), formatted=formatted, **kwargs)
+        return cast(CompletionResponseAsyncGen, source)
 
     @llm_chat_callback()
-    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        return await self._astream(messages, partial(self._inner.astream_chat, **kwargs))
+    def _chat_seen(self, messages: Seen, **kwargs: Any) -> ChatResponse:
+        return self._ask(messages.ready, partial(self._inner.chat, **kwargs))
+
+    @llm_chat_callback()
+    async def _achat_seen(self, messages: Seen, **kwargs: Any) -> ChatResponse:
+        return await self._aask(messages.ready, partial(self._inner.achat, **kwargs))
+
+    @llm_chat_callback()
+    def _stream_chat_seen(self, messages: Seen, **kwargs: Any) -> ChatResponseGen:
+        return self._released(messages.ready, self._inner.stream_chat(messages.ready.messages, **kwargs))
+
+    @llm_chat_callback()
+    async def _astream_chat_seen(self, messages: Seen, **kwargs: Any) -> ChatResponseAsyncGen:
+        return self._areleased(messages.ready, await self._inner.astream_chat(messages.ready.messages, **kwargs))
 
     @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+    def _complete_seen(self, prompt: SeenText, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         def ask(messages: Sequence[ChatMessage]) -> ChatResponse:
             return as_chat(self._inner.complete(as_prompt(messages), formatted=formatted, **kwargs))
 
-        return as_completion(self._ask(as_messages(prompt), ask))
+        return as_completion(self._ask(prompt.ready, ask))
 
     @llm_completion_callback()
-    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+    async def _acomplete_seen(self, prompt: SeenText, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         async def ask(messages: Sequence[ChatMessage]) -> ChatResponse:
             return as_chat(await self._inner.acomplete(as_prompt(messages), formatted=formatted, **kwargs))
 
-        return as_completion(await self._aask(as_messages(prompt), ask))
+        return as_completion(await self._aask(prompt.ready, ask))
 
     @llm_completion_callback()
-    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        def ask(messages: Sequence[ChatMessage]) -> ChatResponseGen:
-            source = self._inner.stream_complete(as_prompt(messages), formatted=formatted, **kwargs)
-            return (as_chat(chunk) for chunk in source)
-
-        chunks = self._stream(as_messages(prompt), ask)
+    def _stream_complete_seen(self, prompt: SeenText, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        source = self._inner.stream_complete(str(prompt), formatted=formatted, **kwargs)
+        chunks = self._released(prompt.ready, (as_chat(chunk) for chunk in source))
         return (as_completion(chunk) for chunk in chunks)
 
     @llm_completion_callback()
-    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        async def ask(messages: Sequence[ChatMessage]) -> ChatResponseAsyncGen:
-            source = await self._inner.astream_complete(as_prompt(messages), formatted=formatted, **kwargs)
-            return amapped(source, as_chat)
-
-        return amapped(await self._astream(as_messages(prompt), ask), as_completion)
+    async def _astream_complete_seen(
+        self, prompt: SeenText, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        source = await self._inner.astream_complete(str(prompt), formatted=formatted, **kwargs)
+        return amapped(self._areleased(prompt.ready, amapped(source, as_chat)), as_completion)
 
     # -- asking
 
-    def _ask(
-        self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], ChatResponse]
-    ) -> ChatResponse:
-        ready = run(self._input(messages))
-        if ready.refusal:
-            return ready.refusal
+    def _ask(self, ready: _Ready, ask: Callable[[Sequence[ChatMessage]], ChatResponse]) -> ChatResponse:
         asked = ready.messages
         for left in range(self.max_repairs, -1, -1):
             answer = run(self._output(ready, ask(asked), left))
@@ -230,11 +271,8 @@ class GuardedLLM(GuardComponent, StructuredCalls, LLM):
         return answer  # type: ignore[return-value]  # with none left it is one
 
     async def _aask(
-        self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], Awaitable[ChatResponse]]
+        self, ready: _Ready, ask: Callable[[Sequence[ChatMessage]], Awaitable[ChatResponse]]
     ) -> ChatResponse:
-        ready = await arun(self._input(messages))
-        if ready.refusal:
-            return ready.refusal
         asked = ready.messages
         for left in range(self.max_repairs, -1, -1):
             answer = await arun(self._output(ready, await ask(asked), left))
@@ -242,24 +280,6 @@ class GuardedLLM(GuardComponent, StructuredCalls, LLM):
                 break
             asked = [*ready.messages, again(answer)]
         return answer  # type: ignore[return-value]
-
-    def _stream(
-        self, messages: Sequence[ChatMessage], ask: Callable[[Sequence[ChatMessage]], ChatResponseGen]
-    ) -> ChatResponseGen:
-        ready = run(self._input(messages))
-        if ready.refusal:
-            return (refusal for refusal in [ready.refusal])
-        return self._released(ready, ask(ready.messages))
-
-    async def _astream(
-        self,
-        messages: Sequence[ChatMessage],
-        ask: Callable[[Sequence[ChatMessage]], Awaitable[ChatResponseAsyncGen]],
-    ) -> ChatResponseAsyncGen:
-        ready = await arun(self._input(messages))
-        if ready.refusal:
-            return alisted([ready.refusal])
-        return self._areleased(ready, await ask(ready.messages))
 
     def _released(self, ready: _Ready, source: ChatResponseGen) -> ChatResponseGen:
         if not self.check_output:

@@ -146,6 +146,22 @@ class _GuardedBlock(BaseMemoryBlock[Any]):
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
         await self.block.aput(messages)
+        await arun(self._scrub())
+
+    def _scrub(self) -> Steps[None]:
+        """What a block has made of messages and keeps in a list, such as facts, goes where the policy stops it: a model
+        of the block's own wrote it, and is shown it again."""
+        rules = replace(self._owner._rules, exit_behavior="replace")
+        for name in type(self.block).model_fields:
+            texts = getattr(self.block, name)
+            if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+                decisions: list[Decision] = yield partial(rules.guard.decide_batch, texts, stage=Stage.document)
+                for decision in decisions:
+                    if decision.action.stops:
+                        rules.withheld(decision, f"memory block '{self.name}'", "dropped")
+                kept = [text for text, decision in zip(texts, decisions, strict=True) if not decision.action.stops]
+                if len(kept) < len(texts):
+                    setattr(self.block, name, kept)
 
     async def atruncate(self, content: Any, tokens_to_truncate: int) -> Any:
         return await self.block.atruncate(content, tokens_to_truncate)

@@ -32,6 +32,7 @@ from llama_index.postprocessor.guardkit.marks import MARK, decision_of, mark_of
 from pydantic import BaseModel
 
 from guardkit import Action, Decision, Message, Stage
+from guardkit.messages import Part
 from guardkit.reading.jsontext import parse
 from guardkit.reading.message import read_message
 from guardkit.reading.positions import CALL_ARGUMENTS, CALL_NAMES
@@ -46,6 +47,8 @@ SILENT_KEYS = frozenset((
     "tool_call_id", "name", "id", "type", "role", "index", "finish_reason", "stop_reason", "model", "status",
     "created", "is_error",
 ))  # fmt: skip
+_UNESCAPED = "unescaped"
+_JSON_OPENERS = ("{", "[", '"', "`")  # the last: of a fence
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.S)
 _CUT_ESCAPE = re.compile(r"((?:^|[^\\])(?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?$")
@@ -64,7 +67,18 @@ def read(message: ChatMessage) -> Message:
     blocks = [_source(block) for block in message.blocks if not isinstance(block, ToolCallBlock)]
     role = _ROLES.get(message.role, message.role.value)
     found = read_message({"role": role, "content": blocks, "additional_kwargs": kwargs})
+    if role == "assistant" and (said := unescaped(message.content or "")) is not None:
+        found = replace(found, attached=(*found.attached, Part(Stage.response, said, _UNESCAPED)))
     return replace(found, tool_calls=tuple(dict.fromkeys((*calls_of(message), *found.tool_calls))))
+
+
+def unescaped(text: str) -> str | None:
+    """What an answer in JSON says to a parser: without its escapes, so that none hides a word of an object. None where
+    nothing is escaped, or the answer is none in JSON."""
+    if "\\" not in text or not begins_json(text):
+        return None
+    said = _unescaped(text)
+    return None if said == text else said
 
 
 def _source(block: Any) -> Any:
@@ -90,6 +104,11 @@ def _file_text(block: DocumentBlock) -> str | None:
         return decoded(base64.b64decode(block.data, validate=True))
     except binascii.Error:
         return decoded(block.data)
+
+
+def begins_json(text: str) -> bool:
+    """Whether a text may be JSON, perhaps in a fence."""
+    return text.lstrip()[:1] in _JSON_OPENERS and not text.isspace()
 
 
 def question(messages: Sequence[ChatMessage]) -> list[Message]:
@@ -181,7 +200,7 @@ def without(message: ChatMessage, part: Message, text: str, decision: Decision) 
         blocks = [b for b in message.blocks if not isinstance(b, ThinkingBlock)]
     elif part.unjudgeable:
         blocks = [b for b in message.blocks if b.block_type not in part.unjudgeable]
-    elif part.attached:  # what is cited, and what of it stands where
+    elif part.attached and part.attached[0].what != _UNESCAPED:  # what is cited, and what of it stands where
         blocks = [b for b in message.blocks if isinstance(b, TextBlock | ThinkingBlock | ToolCallBlock)]
         blocks.append(TextBlock(text=text))
     else:

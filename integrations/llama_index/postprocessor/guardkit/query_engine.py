@@ -32,6 +32,7 @@ from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index.postprocessor.guardkit.guards import Source, resolve
 from llama_index.postprocessor.guardkit.marks import described
 from llama_index.postprocessor.guardkit.messages import texts_in
+from llama_index.postprocessor.guardkit.parts import guarded_postprocessors, has_guarded_models, with_guarded_models
 from llama_index.postprocessor.guardkit.postprocessor import GuardNodePostprocessor
 from llama_index.postprocessor.guardkit.rules import (
     VIOLATION_MESSAGE,
@@ -91,7 +92,6 @@ class GuardQueryEngine(BaseQueryEngine):
         self._check_input, self._check_output = check_input, check_output
         self._nodes = node_postprocessor or nodes_of(self._rules)
         self._check_nodes = check_nodes
-        self._retries = isinstance(query_engine, _RETRYING)
         self._engine = with_guarded_parts(
             query_engine, self._nodes if check_nodes else None, self._rules if check_output else None
         )
@@ -115,7 +115,7 @@ class GuardQueryEngine(BaseQueryEngine):
         try:
             return self._answer(query, self._engine.query(query))
         except GuardViolation as violation:
-            if not self._ends_retries:
+            if not self._refuses:
                 raise
             return self._refusal(violation.decision)
 
@@ -126,7 +126,7 @@ class GuardQueryEngine(BaseQueryEngine):
         try:
             return await self._aanswer(query, await self._engine.aquery(query))
         except GuardViolation as violation:
-            if not self._ends_retries:
+            if not self._refuses:
                 raise
             return self._arefusal(violation.decision)
 
@@ -171,9 +171,11 @@ class GuardQueryEngine(BaseQueryEngine):
     # -- decisions
 
     @property
-    def _ends_retries(self) -> bool:
-        """Whether a violation came out of a retrying engine only so that it is not asked again."""
-        return self._retries and self._rules.exit_behavior != "error"
+    def _refuses(self) -> bool:
+        """Whether a violation came out of the engine only so that it is not asked again, or because a model in it was
+        to say how to go on, and no message can stand in the place of that."""
+        raising = isinstance(self._engine, _RETRYING) or has_guarded_models(self._engine)
+        return raising and self._rules.exit_behavior != "error"
 
     @property
     def _screens(self) -> bool:
@@ -318,7 +320,7 @@ def with_guarded_parts(engine: _E, postprocessor: GuardNodePostprocessor | None,
     for name, value in list(vars(engine).items()):
         if name == "_node_postprocessors":
             if postprocessor is not None:
-                setattr(made, name, [*(value or []), postprocessor])
+                setattr(made, name, guarded_postprocessors(value or [], postprocessor))
         elif isinstance(value, BaseSynthesizer):
             if rules is not None:
                 setattr(made, name, with_guarded_drafts(value, rules))
@@ -328,6 +330,8 @@ def with_guarded_parts(engine: _E, postprocessor: GuardNodePostprocessor | None,
             setattr(made, name, [_inner_engine(engine, v, postprocessor, rules) for v in value])
         elif isinstance(value, dict) and any(isinstance(v, BaseQueryEngine) for v in value.values()):
             setattr(made, name, {k: _inner_engine(engine, v, postprocessor, rules) for k, v in value.items()})
+    if rules is not None:
+        with_guarded_models(engine, made, rules)
     return made
 
 

@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.postprocessor.guardkit.marks import mark_of
 from llama_index.postprocessor.guardkit.messages import (
     CALL_KEYS,
+    begins_json,
     calls_of,
     parts_of,
     read,
@@ -31,6 +32,7 @@ from pydantic import BaseModel
 
 from guardkit import Action, Decision, Guard, Message, NotJudged, Stage
 from guardkit.events import Event
+from guardkit.reading.payloads import ArgumentsReader
 from guardkit.reading.values import is_name
 from guardkit.stream import StreamGuard
 
@@ -160,6 +162,8 @@ class ChatStream:
         self._thoughts_before = ""
         self._seen_text = self._seen_thought = 0
         self._last: ChatResponse | None = None
+        self._decoded: Channel | None = None  # what a parser will read, once that differs from what stands there
+        self._reader, self._said = ArgumentsReader(), ""
         self.stopped: Decision | None = None
 
     @property
@@ -176,14 +180,20 @@ class ChatStream:
             thoughts += yield from self._thought.feed(thought)
         if text:
             thoughts += yield from self._switch(self._thought)
-            shown += yield from self._text.feed(text)
+            yield from self._decode(text)
+            if self._decoded is None or self._decoded.stopped is None:
+                shown += yield from self._text.feed(text)
         changed = yield from self._grow_calls(chunk.message)
         return self._out(shown, thoughts, changed)
 
     def end(self) -> Steps[list[ChatResponse]]:
         """The source is complete: judge the rest."""
         thoughts = yield from self._thought.finish()
-        shown = yield from self._text.finish()
+        if self._decoded is not None:
+            yield from self._decoded.finish()
+        shown = ""
+        if self._decoded is None or self._decoded.stopped is None:
+            shown = yield from self._text.finish()
         for call in self._calls:
             yield from call.finish()
         yield from self._judge_rest()
@@ -200,7 +210,17 @@ class ChatStream:
 
     @property
     def _channels(self) -> list[Channel | _CallChannel]:
-        return [self._thought, self._text, *self._calls]
+        decoded = [] if self._decoded is None else [self._decoded]
+        return [self._thought, *decoded, self._text, *self._calls]
+
+    def _decode(self, text: str) -> Steps[None]:
+        """An answer in JSON is judged as its parser will read it, without escapes, before it is judged as it stands."""
+        if self._decoded is None:
+            self._said += text
+            if "\\" not in text or not begins_json(self._said):
+                return
+            self._decoded, text = Channel(self._rules.guard, Stage.response, self._context), self._said
+        yield from self._decoded.feed(self._reader.push(text))
 
     # -- what is new in a chunk
 

@@ -35,7 +35,7 @@ from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun, run
 
 from guardkit import Action, Decision, Guard, GuardViolation, Message, Stage
-from guardkit.reading.values import texts_of
+from guardkit.reading.values import is_name, texts_of
 
 _DEEPEST = 200  # levels of a tool's raw output that are walked; what lies deeper cannot be judged
 
@@ -101,7 +101,7 @@ class GuardedTool(AsyncBaseTool):
                 output = self._tool.call(*args, **kwargs)
             except Exception as error:
                 return run(self._failed(error))
-            return run(self._after(output))
+            return run(self._after(output, args, kwargs))
         except GuardViolation as violation:
             raise self._noted(violation, args, kwargs) from None
 
@@ -115,7 +115,7 @@ class GuardedTool(AsyncBaseTool):
                 output = await self._tool.acall(*args, **kwargs)
             except Exception as error:
                 return await arun(self._failed(error))
-            return await arun(self._after(output))
+            return await arun(self._after(output, args, kwargs))
         except GuardViolation as violation:
             raise self._noted(violation, args, kwargs) from None
 
@@ -160,10 +160,13 @@ class GuardedTool(AsyncBaseTool):
             report(decision, f"call of {self._where}", "flagged")
         return None
 
-    def _after(self, output: ToolOutput) -> Steps[ToolOutput]:
+    def _after(
+        self, output: ToolOutput, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Steps[ToolOutput]:
         if not self._check_result:
             return output
-        judged, decision = yield from judged_output(self._rules, output, f"output of {self._where}")
+        given = texts_in([args, kwargs])
+        judged, decision = yield from judged_output(self._rules, output, f"output of {self._where}", given)
         return self._withheld(decision) if judged is None else judged
 
     def _failed(self, error: Exception) -> Steps[ToolOutput]:
@@ -230,14 +233,21 @@ class GuardedFunctionTool(GuardedTool, FunctionTool):
         self._async_fn = wraps(tool.real_fn)(acall)
 
 
-def judged_output(rules: Rules, output: ToolOutput, where: str) -> Steps[tuple[ToolOutput | None, Decision]]:
+def judged_output(
+    rules: Rules, output: ToolOutput, where: str, given: Sequence[str] = ()
+) -> Steps[tuple[ToolOutput | None, Decision]]:
     """The output, redacted where the policy says so, or None where it is blocked; and the decision.
 
-    Judges all that it holds: its blocks, and its raw output of any type where that differs.
+    Judges all that it holds: its blocks, its raw output of any type where that differs, and what it says of its input,
+    name and error. given: texts of the call, which was judged itself.
     """
     message = read(ChatMessage(role=MessageRole.TOOL, blocks=output.blocks))
     raw = _Raw(output.content)
     raw.value(output.raw_output)
+    for text in texts_in(output.raw_input):
+        raw.value(text if text not in given else None)
+    raw.value(None if is_name(output.tool_name, 6) else output.tool_name)
+    raw.value(getattr(output, "exception", None))
     items: list[Any] = [[message]]
     if raw.texts or raw.unknown:
         items.append([Message("tool", "\n".join(raw.texts), unjudgeable=tuple(raw.unknown))])
