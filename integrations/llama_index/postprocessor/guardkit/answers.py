@@ -13,7 +13,9 @@ from llama_index.postprocessor.guardkit.messages import parts_of, read, without
 from llama_index.postprocessor.guardkit.rules import Rules, redacted, report
 from llama_index.postprocessor.guardkit.steps import Steps
 
-from guardkit import Action, Decision, Message
+from guardkit import Action, Decision, Message, Stage
+from guardkit.messages import Part
+from guardkit.reading.values import texts_of
 
 
 def passable_answer(
@@ -24,7 +26,7 @@ def passable_answer(
     context: the question. structured: an object is wanted, so that nothing in it can be redacted.
     """
     clean = cleaned(response)
-    parts = parts_of(read(response.message))
+    parts = parts_of(read(response.message)) + _beside(response)
     decisions: list[Decision] = yield partial(rules.guard.decide_batch, [[*context, part] for part in parts])
     bad = [(p, d) for p, d in zip(parts, decisions, strict=True) if d.action is not Action.allow]
     for _, decision in bad:
@@ -32,7 +34,7 @@ def passable_answer(
             report(decision, f"answer ({decision.stage.value})", "flagged")
     bad = [(p, d) for p, d in bad if d.action.stops]
     if bad:
-        clean.logprobs = None
+        clean = ChatResponse(**{name: getattr(clean, name) for name in ChatResponse.model_fields} | {"logprobs": None})
     for part, decision in bad:
         where = f"answer ({decision.stage.value})"
         whole = part.tool_calls or part.unjudgeable or part.attached or structured
@@ -49,6 +51,17 @@ def passable_answer(
             return refusal(rules, decision, clean.raw)
         clean.message = without(clean.message, part, rules.message(decision), decision)
     return clean
+
+
+def _beside(response: ChatResponse) -> list[Message]:
+    """What a provider's kind of response has beside the message, such as what was cited."""
+    names = type(response).model_fields.keys() - ChatResponse.model_fields.keys()
+    aside = {name: getattr(response, name) for name in sorted(names)} | (response.model_extra or {})
+    found = texts_of(aside, Stage.document)
+    unread = tuple(dict.fromkeys(f.what for f in found if f.text is None))
+    text = "\n".join(f.text for f in found if f.text)
+    attached = (Part(Stage.document, text, "citation"),) if text else ()
+    return [Message("assistant", attached=attached, unjudgeable=unread)] if attached or unread else []
 
 
 def refusal(rules: Rules, decision: Decision, raw: Any = None) -> ChatResponse:

@@ -233,7 +233,7 @@ class ChatStream:
 
     def _new_thought(self, chunk: ChatResponse) -> str:
         content = "\n".join(b.content or "" for b in chunk.message.blocks if isinstance(b, ThinkingBlock))
-        delta = chunk.additional_kwargs.get("thinking_delta")
+        delta = chunk.additional_kwargs.get("thinking_delta") or chunk.message.additional_kwargs.get("thinking_delta")
         new = delta if isinstance(delta, str) and delta else content[self._seen_thought :]
         self._seen_thought = max(self._seen_thought + len(new), len(content))
         return new
