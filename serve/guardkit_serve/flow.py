@@ -6,6 +6,7 @@ waits whole; only at a violation is the last one cut, where the release ends.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -19,9 +20,13 @@ from guardkit_serve.judging import decide, item_of
 from guardkit_serve.observe import Observer
 from guardkit_serve.protocols.base import Key, Piece, Protocol, Reading, Violation
 from guardkit_serve.sse import Frame
+from guardkit_serve.walking import part_of
 
 BEHIND_CHARS = 64
 """Of other texts of a choice, after which one that did not go on is taken to pause."""
+BESIDE, ASIDE = "beside", "aside"
+"""What keys of texts at places of no known meaning begin with; the place of what is in no event: comments, ids."""
+_DIGITS = re.compile(r"[0-9]+")
 
 
 class _Entry:
@@ -83,6 +88,8 @@ class Flow:
         self._seconds, self._holdback = seconds, holdback
         self._channels: dict[Key, Channel] = {}
         self._turns: dict[Any, _Turns] = {}
+        self._growing: dict[Channel, int] = {}  # at a place of no known meaning: how far it is behind all others
+        self._asides: set[str] = set()  # that passed, but for their numbers: signs of life with the time in them
         self._waiting: Channel | None = None  # has pieces that were not handed to the guard yet
         self._queue: deque[_Entry] = deque()
         self._waits, self._max_bytes = 0, max_bytes  # bytes in it
@@ -134,8 +141,10 @@ class Flow:
             except ValueError as error:
                 raise HttpError(502, f"the upstream sent an event that is {error}", "upstream_error") from None
         reading = self._protocol.read(frame, data)
-        for beside in filter(None, (frame.event, frame.aside)):
-            reading.wholes += [Part(Stage.response, f.text) for f in self._protocol.seen.new("event", beside)]
+        if frame.event:
+            reading.wholes += map(part_of, self._protocol.seen.new("event", frame.event))
+        if frame.aside and not (frame.aside.isascii() and _DIGITS.sub("0", frame.aside) in self._asides):
+            reading.wholes += map(part_of, self._protocol.seen.new(ASIDE, frame.aside))
         return data, reading
 
     async def _take(self, entry: _Entry, reading: Reading) -> None:
@@ -155,6 +164,8 @@ class Flow:
             for behind in self._turns[piece.key[0]].took(channel, len(piece.text)):
                 await behind.settle()
                 self._check(behind)
+            if self._growing:
+                await self._pause(len(piece.text))
             if self.violation is not None:
                 return
         if not (reading.ends or reading.wholes or reading.late):
@@ -170,6 +181,9 @@ class Flow:
             wholes = [*reading.wholes, *(reading.late() if reading.late is not None else ())]
             if wholes:
                 await self._judge(wholes)
+            for part in wholes:
+                if self.violation is None and part.text and not part.stage.is_query:
+                    await self._grow(entry, part)
         entry.blocked = self.violation is not None
 
     def _channel(self, piece: Piece) -> Channel:
@@ -221,6 +235,31 @@ class Flow:
                 self.violation = Violation(decision, "answer")
         if self.violation is None:
             self._protocol.seen.add(text for _, text in texts)
+            self._asides.update(_DIGITS.sub("0", part.text or "") for part in wholes if part.what == ASIDE)
+
+    async def _grow(self, entry: _Entry, part: Part) -> None:
+        """What passed as it stands, at a place of no known meaning, may go on in later events: from the second on it
+        waits as any text that grows."""
+        key = (BESIDE, part.stage, part.what)
+        goes_on = key in self._channels
+        channel = self._channel(Piece(key, part.stage, part.text or ""))
+        entry.marks.append((channel, channel.add(part.text or "")))
+        if (judging := channel.flush()) is not None:
+            await judging
+        if goes_on:
+            self._growing[channel] = 0
+        else:
+            await channel.settle()
+        self._check(channel)
+
+    async def _pause(self, n_chars: int) -> None:
+        """Other texts went on: those at such places that did not are taken to pause."""
+        for channel, behind in list(self._growing.items()):
+            self._growing[channel] = behind + n_chars
+            if behind + n_chars >= BEHIND_CHARS:
+                del self._growing[channel]
+                await channel.settle()
+                self._check(channel)
 
     def _check(self, channel: Channel) -> None:
         if channel.stop is not None and self.violation is None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from guardkit.reading.values import is_name
 from guardkit_serve.errors import HttpError
 
 _END = re.compile(rb"(?:\r\n|\n|\r)(?:\r\n|\n|\r)")
@@ -15,8 +16,8 @@ DONE = "[DONE]"
 
 
 class Frame(NamedTuple):
-    """raw: the frame's bytes, its empty line included. data: None where it has none. aside: what else it says that is
-    no event and no data: comments, ids, fields of no known name."""
+    """raw: the frame's bytes, its empty line included. data: None where it has none but blanks. aside: what else it
+    says that is no event and no data: comments, fields of no known name, ids that are no names."""
 
     raw: bytes
     data: str | None = None
@@ -69,7 +70,7 @@ class Parser:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             raise HttpError(502, "the upstream sent an event that is not UTF-8", "upstream_error") from None
-        if text.startswith("data: ") and text.endswith("\n\n") and text.count("\n") == 2 and "\r" not in text:
+        if text.startswith("data: {") and text.endswith("\n\n") and text.count("\n") == 2 and "\r" not in text:
             return Frame(raw, text[6:-2])
         data: list[str] = []
         aside: list[str] = []
@@ -81,9 +82,12 @@ class Parser:
                 data.append(value)
             elif name == "event":
                 event = value
+            elif name in ("id", "retry"):
+                aside += [] if is_name(value, 6) else [value]
             elif line:
-                aside.append(value if name in ("", "id", "retry") else line)
-        return Frame(raw, "\n".join(data) if data else None, event, "\n".join(filter(None, aside)))
+                aside += [value] if is_name(name) else [name, value]
+        told = "\n".join(data)
+        return Frame(raw, told if told.strip() else None, event, "\n".join(filter(None, aside)))
 
 
 def frame(data: Mapping[str, Any] | str, event: str | None = None) -> bytes:

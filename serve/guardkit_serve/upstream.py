@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Mapping
 from functools import cache
 from http.cookiejar import DefaultCookiePolicy
@@ -13,6 +14,7 @@ from http.cookiejar import DefaultCookiePolicy
 import httpx
 from starlette.datastructures import Headers
 
+from guardkit.reading.values import is_name
 from guardkit_serve.errors import HttpError
 from guardkit_serve.settings import Upstream
 from guardkit_serve.tracing import carry
@@ -28,6 +30,8 @@ PASSED_BACK = frozenset((
     "openai-organization", "openai-processing-ms", "openai-version", "openai-project", "anthropic-organization-id",
 ))  # fmt: skip
 _LIMITS = ("x-ratelimit-", "anthropic-ratelimit-")
+_DATE = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
+_TYPE = re.compile(r"[a-z]{1,12}/[a-z.+-]{1,24}; ?charset=\"?[A-Za-z0-9-]{1,12}\"?", re.I)
 _AGAIN = frozenset((502, 503, 504))
 BACKOFF_S = 0.2
 _NO_COOKIES = DefaultCookiePolicy(allowed_domains=())
@@ -150,8 +154,11 @@ def failure(problem: httpx.HTTPError) -> HttpError:
 
 
 def headers_back(response: httpx.Response) -> dict[str, str]:
+    """Those that a client may see, where they are what they should be and no text."""
+    found = {name.lower(): value for name, value in response.headers.items()}
     return {
-        name.lower(): value
-        for name, value in response.headers.items()
-        if name.lower() in PASSED_BACK or name.lower().startswith(_LIMITS)
+        name: value
+        for name, value in found.items()
+        if (name in PASSED_BACK or (name.startswith(_LIMITS) and is_name(name, 6)))
+        and (is_name(value, 6) or _DATE.fullmatch(value) or (name == "content-type" and _TYPE.fullmatch(value)))
     }

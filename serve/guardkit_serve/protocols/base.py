@@ -17,7 +17,7 @@ from guardkit.reading.message import read_message
 from guardkit.reading.values import Path, texts_of
 from guardkit_serve.errors import HttpError
 from guardkit_serve.sse import Frame
-from guardkit_serve.walking import SETTINGS, Seen, schema_text, without_opaque
+from guardkit_serve.walking import SETTINGS, Seen, part_of, schema_text, without_opaque
 
 Key = tuple[Hashable, ...]
 """Which text of an answer: the first element is what it belongs to (a choice, a block, an item), the rest its kind."""
@@ -235,8 +235,8 @@ def asked_rest(body: Mapping[str, Any], read: frozenset[str], seen: Seen) -> lis
 
 def parts_of(seen: Seen, data: Mapping[str, Any], read: frozenset[str], stage: Stage = Stage.response) -> list[Part]:
     """What in an answer's object stands beside what is `read`, and must be judged."""
-    out = []
+    out: list[Part] = []
     for key, value in data.items():
         if key not in read:
-            out += [Part(stage, found.text, found.what) for found in seen.new(key, value, stage)]
+            out += map(part_of, seen.new(key, value, stage))
     return out

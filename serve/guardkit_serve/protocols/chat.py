@@ -89,7 +89,7 @@ class Chat(Choices):
             if key in ("content", "refusal") and isinstance(value, str):
                 reading.pieces.append(Piece((index, key), Stage.response, value, ("choices", at, "delta", key)))
             elif key in ("audio", "images", "image", "video"):
-                reading.wholes.append(Part(Stage.response, None, key))
+                self._media(reading, index, key, value)
             elif key in REASONING and isinstance(value, str):
                 path = ("choices", at, "delta", key)
                 if any(p.key == (index, "reasoning") and p.text == value for p in reading.pieces):
@@ -109,6 +109,17 @@ class Chat(Choices):
             else:
                 for found in texts_of(value, Stage.response, path=("delta", key)):
                     unknown(reading, index, found.path, found.text, found.what)
+
+    def _media(self, reading: Reading, index: int, key: str, value: Any) -> None:
+        """What is no text cannot be judged; what is said about it, as a transcript, can."""
+        data = value if isinstance(value, Mapping) else {}
+        if not isinstance(value, Mapping) or not set(value) <= {"id", "transcript", "expires_at"}:
+            reading.wholes.append(Part(Stage.response, None, key))
+        for name, said in data.items():
+            if name == "transcript" and isinstance(said, str):
+                reading.pieces += [Piece((index, "transcript"), Stage.response, said)] if said else []
+            elif name != "data":
+                reading.wholes += wholes(self, name, said)
 
     def _call(self, reading: Reading, index: int, key: str, call: Any) -> None:
         if not isinstance(call, Mapping):
@@ -130,15 +141,6 @@ class Chat(Choices):
             for name, value in source.items():
                 if name not in known and value is not inner:
                     reading.wholes += wholes(self, name, value, Stage.tool_call)
-
-    def _tokens(self, logprobs: Any) -> list[str]:
-        if not isinstance(logprobs, Mapping):
-            return [found.text or "" for found in texts_of(logprobs, Stage.response)]
-        texts = []
-        for value in logprobs.values():
-            tokens = [t.get("token") for t in value if isinstance(t, Mapping)] if isinstance(value, list) else []
-            texts.append("".join(t for t in tokens if isinstance(t, str)))
-        return texts
 
     def _delta(self, index: int, piece: Piece | None, text: str) -> dict[str, Any]:
         delta: dict[str, Any] = {} if index in self._open else {"role": "assistant"}

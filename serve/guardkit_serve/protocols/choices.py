@@ -11,7 +11,9 @@ from guardkit import Message, MessageError, Stage
 from guardkit.messages import Part
 from guardkit_serve.errors import HttpError
 from guardkit_serve.protocols.base import Answer, Piece, Protocol, Reading, Violation, parts_of
+from guardkit_serve.protocols.logprobs import read_logprobs
 from guardkit_serve.sse import DONE, Frame, frame
+from guardkit_serve.walking import part_of
 
 _READ = frozenset(("choices",))
 _OF_CHOICE = frozenset(("index", "delta", "message", "text", "logprobs", "finish_reason"))
@@ -42,6 +44,13 @@ class Choices(Protocol):
         rest = parts_of(self.seen, data, _READ)
         for choice in choices:
             rest += parts_of(self.seen, choice, _OF_CHOICE)
+            said = [
+                choice.get("text"),
+                *(choice["message"].values() if isinstance(choice.get("message"), Mapping) else ()),
+            ]
+            joined, beside = read_logprobs(choice.get("logprobs"))
+            rest += [Part(Stage.response, text, "logprobs") for text in joined if text not in said]
+            rest += beside
         return found, rest
 
     def _answer(self, choice: Mapping[str, Any], index: int) -> Message:
@@ -111,13 +120,12 @@ class Choices(Protocol):
         """Their tokens repeat the text of the event that they come with; what they say beyond that is judged too."""
         if not logprobs:
             return
+        joined, beside = read_logprobs(logprobs)
         told = {piece.text for piece in reading.pieces[before:]}
-        for text in self._tokens(logprobs):
-            if text and text not in told:
+        for text in joined:
+            if text not in told:
                 reading.pieces.append(Piece((index, "logprobs"), Stage.response, text))
-
-    def _tokens(self, logprobs: Any) -> list[str]:
-        raise NotImplementedError
+        reading.wholes += beside
 
     def sent(self, frame: Frame, data: Any) -> None:
         if data is None:
@@ -195,4 +203,4 @@ def unknown(
 
 
 def wholes(protocol: Protocol, key: str, value: Any, stage: Stage = Stage.response) -> list[Part]:
-    return [Part(stage, found.text, found.what) for found in protocol.seen.new(key, value, stage)]
+    return [part_of(found) for found in protocol.seen.new(key, value, stage)]

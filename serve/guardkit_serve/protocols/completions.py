@@ -56,9 +56,5 @@ class Completions(Choices):
         elif text is not None:
             raise HttpError(502, "the upstream sent a 'text' that is no string", "upstream_error")
 
-    def _tokens(self, logprobs: Any) -> list[str]:
-        tokens = logprobs.get("tokens") if isinstance(logprobs, Mapping) else None
-        return ["".join(t for t in tokens if isinstance(t, str))] if isinstance(tokens, list) else []
-
     def _delta(self, index: int, piece: Piece | None, text: str) -> dict[str, Any]:
         return {"text": text, "index": index, "logprobs": None, "finish_reason": None}

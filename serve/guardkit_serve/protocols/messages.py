@@ -26,7 +26,7 @@ from guardkit_serve.protocols.base import (
     parts_of,
 )
 from guardkit_serve.sse import Frame, frame
-from guardkit_serve.walking import without_opaque
+from guardkit_serve.walking import is_opaque, part_of, without_opaque
 
 _DELTAS = {  # type -> key of its text, stage, kind of text
     "text_delta": ("text", Stage.response, "text"),
@@ -125,14 +125,15 @@ class Messages(Protocol):
         kind = block.get("type") if isinstance(block, Mapping) else None
         if not isinstance(block, Mapping) or not isinstance(kind, str) or not isinstance(index, int):
             raise HttpError(502, "the upstream sent a content block without a type or an index", "upstream_error")
-        read = {"type", "signature"}
+        read = {"type"}
         if kind in _BLOCKS:
             key, stage, name = _BLOCKS[kind]
             read.add(key)
             if block.get(key):
                 reading.pieces.append(Piece((index, name), stage, str(block[key])))
         elif kind == "redacted_thinking":
-            read.add("data")
+            if isinstance(block.get("data"), str) and is_opaque(block["data"]):
+                read.add("data")
         elif kind in CALL_BLOCKS and isinstance(block.get("name"), str):
             read |= {"name", "id"}
             reading.pieces.append(
@@ -154,13 +155,13 @@ class Messages(Protocol):
         key, stage, name = _DELTAS.get(kind, ("", Stage.response, ""))
         for other, value in delta.items():
             if not is_name(other):
-                reading.wholes += [Part(Stage.response, f.text, f.what) for f in self.seen.new(other, None)]
+                reading.wholes += map(part_of, self.seen.new(other, None))
             if other == key and isinstance(value, str):
                 if value:
                     reading.pieces.append(Piece((index, name), stage, value, ("delta", key), stage is Stage.tool_call))
             elif other == "citation":
                 reading.wholes += self._cited(value)
-            elif other != "type" and not (kind == "signature_delta" and other == "signature"):
+            elif other != "type" and not (other == "signature" and isinstance(value, str) and is_opaque(value)):
                 for found in texts_of(value, Stage.response, path=(other,)):
                     if found.text is None:
                         reading.wholes.append(Part(Stage.response, None, found.what))
@@ -168,7 +169,7 @@ class Messages(Protocol):
                         reading.pieces.append(Piece((index, kind, *found.path), Stage.response, found.text))
 
     def _cited(self, value: Any) -> list[Part]:
-        return [Part(Stage.document, f.text, f.what) for f in self.seen.new("citation", value, Stage.document)]
+        return list(map(part_of, self.seen.new("citation", value, Stage.document)))
 
     def _parts(self, blocks: list[Any]) -> list[Part]:
         try:

@@ -25,6 +25,7 @@ from guardkit_serve.protocols.base import (
     asked_tools,
     parts_of,
 )
+from guardkit_serve.protocols.logprobs import logprobs_in
 from guardkit_serve.protocols.responses_ending import Shown
 from guardkit_serve.sse import DONE, Frame
 from guardkit_serve.walking import without_opaque
@@ -74,6 +75,8 @@ class Responses(Protocol):
             raise MessageError("no 'output' in the answer")
         read = [read_message(without_opaque(item), i, "assistant") for i, item in enumerate(output)]
         rest = parts_of(self.seen, data, frozenset(("output",)))
+        for texts, beside in logprobs_in(data):
+            rest += [*(Part(Stage.response, text, "logprobs") for text in texts), *beside]
         return ([Answer(("output",), one_turn(read)[0])] if read else []), rest
 
     def ended_whole(self, data: Mapping[str, Any], found: Mapping[int, Violation], replace: bool) -> dict[str, Any]:
@@ -100,9 +103,6 @@ class Responses(Protocol):
         elif kind.endswith(".delta"):
             rest.add("delta")
             self._delta(reading, kind.removesuffix(".delta"), data)
-            if data.get("logprobs"):
-                rest.add("logprobs")
-                self._logprobs(reading, data)
         elif kind.endswith(".done"):
             self._done(reading, kind.removesuffix(".done"), data)
         elif kind in _LAST:
@@ -119,8 +119,8 @@ class Responses(Protocol):
             stage = Stage.tool_call if named in CALL_BLOCKS else Stage.response
             stage = Stage.tool_output if named in RESULT_BLOCKS else stage
             reading.wholes += parts_of(self.seen, item, frozenset(("type",)), stage)
-        if kind.endswith(".done") and data.get("logprobs"):
-            rest.add("logprobs")  # of a text that is judged; they came with it
+        if data.get("logprobs") or isinstance(item, Mapping) or "part" in data or "response" in data:
+            self._logprobs(reading, data)
         if reading.ends:
             # What these events repeat is known once the texts that they end are judged.
             reading.late = lambda: parts_of(self.seen, data, frozenset(rest))
@@ -143,12 +143,11 @@ class Responses(Protocol):
                 reading.pieces.append(Piece((at, kind, *found.path), Stage.response, found.text))
 
     def _logprobs(self, reading: Reading, data: Mapping[str, Any]) -> None:
-        """They repeat the text of the event that they come with."""
-        logprobs = data["logprobs"]
-        tokens = [t.get("token") for t in logprobs if isinstance(t, Mapping)] if isinstance(logprobs, list) else []
-        text = "".join(t for t in tokens if isinstance(t, str))
-        if text and text not in {piece.text for piece in reading.pieces}:
-            reading.pieces.append(Piece((data.get("output_index"), "logprobs"), Stage.response, text))
+        """They repeat the text that they stand beside, token by token; what they say beyond that is judged too."""
+        for texts, beside in logprobs_in(data):
+            reading.wholes += beside
+            for text in texts:
+                reading.pieces.append(Piece((data.get("output_index"), "logprobs"), Stage.response, text))
 
     def _done(self, reading: Reading, kind: str, data: Mapping[str, Any]) -> None:
         at = data.get("output_index", data.get("item_id"))
