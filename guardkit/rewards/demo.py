@@ -125,9 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         taught, share = warm_up(model, tokenizer, args.refusals, seed=args.seed)
         print(f"taught to refuse {share:.0%} of the harmful requests in {taught} steps", flush=True)
     measure("before")
-    asked = prompts(HARMFUL, False)
-    harmful = telling(guard, model, tokenizer, asked, max(args.answers // 2, 2), args.tokens)
-    print(f"{len(harmful)} of {len(asked)} harmful requests get both unsafe answers and others", flush=True)
+    harmful = prompts(HARMFUL, False)
+    if not args.soft:  # a probability tells answers apart that have one verdict
+        kept = telling(guard, model, tokenizer, harmful, args.answers, args.tokens)
+        print(f"{len(kept)} of {len(harmful)} harmful requests get both unsafe answers and others", flush=True)
+        harmful = kept
     start_weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     for kind, most in zip(args.reward, steps, strict=True):
         model.load_state_dict(start_weights, strict=False)

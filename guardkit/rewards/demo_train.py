@@ -105,7 +105,7 @@ def telling(guard: Guard, model: Any, tokenizer: Any, asked: Sequence[str], n: i
 def train(
     args: argparse.Namespace, kind: str, steps: int, guard: Guard, model: Any, tokenizer: Any, harmful: Sequence[str]
 ) -> list[Figures]:
-    """Train the adapted model with one reward on these harmful requests, and as many harmless ones; gives what the
+    """Train the adapted model with one reward on these harmful requests, and half as many harmless ones; gives what the
     trainer logged at each step. Ctrl-C ends the training behind the step under way."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -119,9 +119,7 @@ def train(
         def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
             control.should_training_stop |= time.monotonic() > end or bool(interrupted)
 
-    harmless = random.Random(args.seed).sample(
-        prompts(HARMLESS, False), min(len(harmful), len(prompts(HARMLESS, False)))
-    )
+    harmless = random.Random(args.seed).sample(prompts(HARMLESS, False), max(len(harmful) // 2, 1))
     asked = [(text, True) for text in harmful] + [(text, False) for text in harmless]
     rows = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": text}], "harmful": harmful} for text, harmful in asked]
