@@ -149,8 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def loaded(names: Sequence[str]) -> dict[str, Guard]:
-    """Guards by the last part of their names."""
-    return {name.rstrip("/").rpartition("/")[2]: Guard.load(name) for name in names}
+    """Guards by the last part of their names, or by the whole where several end alike."""
+    ends = [name.rstrip("/").rpartition("/")[2] for name in names]
+    return {end if ends.count(end) == 1 else name: Guard.load(name) for name, end in zip(names, ends, strict=True)}
 
 
 if __name__ == "__main__":
