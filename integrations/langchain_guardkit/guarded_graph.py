@@ -27,6 +27,7 @@ from langchain_guardkit.enforcing import (
     ViolationMessage,
 )
 from langchain_guardkit.messages import MessageGuard
+from langchain_guardkit.reading import is_empty
 from langchain_guardkit.settling import settlements
 
 _REFUSAL = "__guardkit_refusal"  # with two underscores, LangGraph keeps it out of a checkpoint's metadata
@@ -125,7 +126,7 @@ class _Entrance:
             changed["update"] = replace(self, enforcement=replace(run, chosen=True)).admit(command.update, {}, None)[0]
         for name in ("resume", "goto"):
             given = getattr(command, name)
-            if given is not None and given != ():
+            if not is_empty(given):
                 (found,) = settlements(run, [given], Stage.prompt)
                 changed[name] = found.passed_on(None)
         return replace(command, **changed)

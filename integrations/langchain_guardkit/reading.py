@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +74,7 @@ def beside(message: BaseMessage) -> dict[str, Any]:
     found: dict[str, Any] = {}
     extra = dict(message.model_extra or {})
     for key, value in vars(message).items():
-        if not value or key in _SILENT:
+        if key in _SILENT or is_empty(value):
             continue
         if key in _IDS:
             if not is_id(value):
@@ -94,6 +95,11 @@ def beside(message: BaseMessage) -> dict[str, Any]:
     return found
 
 
+def is_empty(value: Any) -> bool:
+    """Whether there is nothing; tables and arrays, which artifacts often are, do not answer that by themselves."""
+    return value is None or (isinstance(value, str | bytes | int | Mapping | list | tuple) and not value)
+
+
 def is_id(value: Any) -> bool:
     """Whether a value is an id rather than words in the place of one; so is none at all."""
     return not value or (isinstance(value, str) and is_name(value, 6))
@@ -102,7 +108,7 @@ def is_id(value: Any) -> bool:
 def as_context(message: BaseMessage, index: int = 0) -> Message:
     """A message as the context of another: what is plain text is taken as it is, since a history is long."""
     fields = vars(message)
-    plain = not (fields["additional_kwargs"] or fields.get("tool_calls") or fields.get("artifact"))
+    plain = not (fields["additional_kwargs"] or fields.get("tool_calls")) and fields.get("artifact") is None
     if plain and isinstance(fields["content"], str):
         return Message(role_of(message, index), str(fields["content"]))
     return read(message, index)

@@ -27,7 +27,7 @@ from langchain_guardkit.enforcing import (
 )
 from langchain_guardkit.growing import Ask, QueryFlow, Steps, TextFlow, adrive, drive
 from langchain_guardkit.marks import METADATA_KEY, foreign
-from langchain_guardkit.reading import beside, is_id, joined_texts
+from langchain_guardkit.reading import beside, is_empty, is_id, joined_texts
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
 _FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content"))
@@ -307,7 +307,7 @@ def _parts(source: dict[str, Any]) -> Iterator[Piece]:
 
 def _extra_pieces(extra: Mapping[str, Any]) -> Iterator[Piece]:
     for key, value in extra.items():
-        if not value:
+        if is_empty(value):
             continue
         if key == "tool_calls" and isinstance(value, list) and all(isinstance(call, Mapping) for call in value):
             for i, call in enumerate(value):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
-from langchain.agents.middleware import SummarizationMiddleware
+from langchain.agents.middleware import AgentMiddleware, SummarizationMiddleware
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
@@ -187,3 +187,19 @@ def test_with_retry_of_a_chain_that_begins_with_another_part_asks_again() -> Non
     assert asked(lambda model: (PROMPT | model).with_retry(**settings)) == 3
     assert asked(lambda model: PROMPT | model.with_retry(**settings)) == 1
     assert asked(lambda model: (make_guard().as_runnable() | PROMPT | model).with_retry(**settings)) == 1
+
+
+class Answering(AgentMiddleware):
+    """Answers calls itself, such as out of a store of answers."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return AIMessage(BAD)
+
+
+@pytest.mark.parametrize("guard_first", [False, True])
+def test_a_middleware_that_answers_itself_is_judged_only_inside_the_guard(guard_first: bool) -> None:
+    """The outer one's answer passes no hook of the guard. With the guard before it in the list, what it gives is judged
+    before it enters the state; a stream of its own would be seen."""
+    parts: list[Any] = [Answering(), GuardMiddleware(make_guard())]
+    agent = create_agent(ScriptedModel(replies=[reply(SAFE)]), [], middleware=parts[::-1] if guard_first else parts)
+    assert leaks(agent.invoke({"messages": [("user", "hi")]})) != guard_first

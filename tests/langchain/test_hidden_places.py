@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain.agents import create_agent
 from langchain.tools import ToolRuntime
@@ -246,6 +247,7 @@ RESULTS: dict[str, Any] = {
     **{place: _message(**fields) for place, fields in PLACES.items()},
     "an artifact": _message(artifact=Blob()),
     "an artifact of bytes": _message(artifact={"a": bytearray(BAD.encode())}),
+    "an artifact that is a table": _message(artifact=np.array(["hi", BAD])),
     "a list of commands": [Command(update={"messages": [_message(foo=BAD)]})],
     "what is sent to a node": Command(
         update={"messages": [_message()]}, goto=[Send("model", {"messages": [HumanMessage("hi", foo=BAD)]})]
@@ -265,6 +267,20 @@ def test_what_a_tool_gives_back(place: str) -> None:
         return RESULTS[place]
 
     check_run(*agent_of(look))
+
+
+def test_a_harmless_table_is_an_artifact_like_any_other() -> None:
+    table = np.array(["one", "two"])
+
+    @tool
+    def look(query: str) -> Any:
+        """Look something up."""
+        return _message(artifact=table)
+
+    agent, _ = agent_of(look)
+    messages = agent.invoke({"messages": [HumanMessage("hello")]}, CONFIG)["messages"]
+    assert messages[2].artifact is table
+    assert messages[-1].content == SAFE
 
 
 @pytest.mark.parametrize("place", ANSWERS)

@@ -10,9 +10,11 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware, ToolRetryMiddleware
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.chat_history import InMemoryChatMessageHistory
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda, RunnableSequence
+from langchain_core.runnables.history import RunnableWithMessageHistory
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
@@ -346,3 +348,18 @@ def test_structured_output_of_a_model_raises_a_violation_and_no_parsing_error(be
         assert isinstance(result["parsing_error"], MessageViolation)
         assert result["parsed"] is None
         check_no_trace(result, "raw")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("behavior", ["end", "replace", "error"])
+def test_a_message_history_keeps_no_blocked_prompt(behavior: Any) -> None:
+    history = InMemoryChatMessageHistory()
+    model = GuardedChatModel(ScriptedModel(replies=[reply(SAFE)]), make_guard(), exit_behavior=behavior)
+    chain: Any = RunnableWithMessageHistory(model, lambda session_id: history)
+    for text in (BAD, "and now?"):
+        try:
+            chain.invoke([HumanMessage(text)], {"configurable": {"session_id": "1"}})
+        except GuardViolation:
+            assert (text, behavior) == (BAD, "error")
+    check_no_trace(history.messages, "history")
+    assert history.messages[-1].content == SAFE
