@@ -16,6 +16,8 @@ from torch import Tensor
 
 from guardkit.engine.config import Qwen3Config
 
+POSITIONS = 1024  # whose rotations are computed at load on a CPU
+
 Fused = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, qkv [N, (heads + 2 kv_heads) * D], norms [heads + kv_heads, D], cos and sin [positions, D], positions [N],
 eps) -> [N, heads * D]: norms and turns queries and keys too."""
@@ -158,7 +160,10 @@ class Qwen3:
     def __init__(self, config: Qwen3Config, embed: Embedding, layers: Sequence[Layer], norm: Tensor):
         self.config, self.embed, self.layers, self.norm = config, embed, layers, norm
         self.device, self.dtype = norm.device, norm.dtype
-        self.cos, self.sin = _rotary(config, self.dtype, self.device)
+        # A GPU has room for all positions, and its recorded steps hold the tables; on a CPU they grow with the texts.
+        most = config.max_position_embeddings
+        there = most if self.device.type == "cuda" else min(POSITIONS, most)
+        self.cos, self.sin = _rotary(config, range(there), self.dtype, self.device)
         self.row_product: RowProduct | None = None  # for steps of one token, where layers are plain and fused
 
     @staticmethod
@@ -196,6 +201,10 @@ class Qwen3:
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend, fused: Fused | None = None) -> Tensor:
         """ids, positions [N] -> hidden states [N, hidden_size] after the final norm. fused: in place of `attend`, for
         layers that can."""
+        if self.device.type != "cuda" and (most := int(positions.max())) >= len(self.cos):
+            more = range(len(self.cos), max(most + 1, min(2 * len(self.cos), self.config.max_position_embeddings)))
+            turned = zip((self.cos, self.sin), _rotary(self.config, more, self.dtype, self.device), strict=True)
+            self.cos, self.sin = (torch.cat(tables) for tables in turned)
         if fused is not None:
             return self._forward_fused(ids, positions, fused)
         wide = self.config.num_attention_heads
@@ -236,11 +245,10 @@ def _rotate_half(x: Tensor) -> Tensor:
     return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
 
 
-def _rotary(config: Qwen3Config, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin [positions, head_dim], computed in float32 and rounded once, as the reference does."""
+def _rotary(config: Qwen3Config, span: range, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [len(span), head_dim] of the positions in `span`, computed in float32 and rounded once, as the
+    reference does."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(
-        torch.arange(config.max_position_embeddings, dtype=torch.float32), 1.0 / (config.rope_theta**exponents)
-    )
+    angles = torch.outer(torch.arange(span.start, span.stop, dtype=torch.float32), 1.0 / (config.rope_theta**exponents))
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype).to(device), angles.sin().to(dtype).to(device)

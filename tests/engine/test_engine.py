@@ -15,9 +15,10 @@ import torch
 
 from guardkit import Overloaded, telemetry
 from guardkit.engine.cache import Cache, ContiguousCache
+from guardkit.engine.config import Qwen3Config
 from guardkit.engine.engine import Engine, Limits
 from guardkit.engine.paged_cache import PagedCache
-from guardkit.engine.qwen3 import Qwen3
+from guardkit.engine.qwen3 import Qwen3, _rotary
 from guardkit.telemetry.prometheus import Prometheus
 from tests.asking import eventually
 from tests.engine.checkpoints import reference_logits
@@ -58,6 +59,30 @@ def feed(engine: Engine, sequence: Any, ids: list[int], sizes: list[int], head: 
         out.append(engine.submit(sequence, ids[at : at + n], head).result())
         at += n
     return np.concatenate(out)
+
+
+def test_rotations_are_computed_as_far_as_texts_reach() -> None:
+    config = Qwen3Config(8, 8, 1, 1, 1, 64, 1e6, 5000, head_dim=16)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in Qwen3.shapes(config).items()}
+    model = Qwen3.of(config, tensors)
+    whole = _rotary(config, range(5000), torch.float32, CPU)
+    at_load = len(model.cos)
+    assert at_load < 2000
+    asked = torch.tensor([7, 4, 4998])
+    seen: list[torch.Tensor] = []
+
+    def attend(_: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append(q)
+        return v.flatten(1)
+
+    for positions in (asked[:2], torch.tensor([at_load, 3]), asked):
+        model.forward(positions % 64, positions, attend)
+        assert len(model.cos) <= max(2 * at_load, 5000)
+    assert torch.equal(seen[0], seen[2][:2])
+    for table, expected in zip((model.cos, model.sin), whole, strict=True):
+        assert torch.equal(table, expected[: len(table)])
+    assert len(model.cos) == 4999
 
 
 @pytest.mark.parametrize("head", ["response", "query"])
