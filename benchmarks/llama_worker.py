@@ -71,9 +71,10 @@ def write(path: Path, c: dict[str, Any]) -> None:
 
 
 class Model:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, vocabulary: int):
         import llama_cpp
 
+        self._vocabulary = vocabulary
         self._llama = llama = llama_cpp
         llama.llama_backend_init()
         options = llama.llama_model_default_params()
@@ -96,7 +97,7 @@ class Model:
         batch = self._batch
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i] = token, at + i
+            batch.token[i], batch.pos[i] = token % self._vocabulary, at + i
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
             batch.logits[i] = int(logits and i == len(ids) - 1)
         if self._llama.llama_decode(self._context, batch):
@@ -105,12 +106,12 @@ class Model:
     def time(self, context: int, tokens: int) -> list[float]:
         self.clear()
         start = time.perf_counter()
-        self.decode([(7 * i) % 1000 for i in range(context)], 0, False)
+        self.decode([7919 * i for i in range(context)], 0, False)
         found = [time.perf_counter() - start]
         for logits in (False, True):
             start, cpu = time.perf_counter(), time.process_time()
             for i in range(tokens):
-                self.decode([i % 1000], context + i, logits)
+                self.decode([104729 * i], context + i, logits)
             found += [(time.perf_counter() - start) / tokens, (time.process_time() - cpu) / tokens]
             self._llama.llama_memory_seq_rm(self._llama.llama_get_memory(self._context), 0, context, -1)
         return [seconds * 1e3 for seconds in found]
@@ -124,8 +125,9 @@ def rss_mib() -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.gguf"
-        write(path, json.loads(sys.stdin.readline()))
-        model = Model(path)
+        shapes = json.loads(sys.stdin.readline())
+        write(path, shapes)
+        model = Model(path, shapes["vocab_size"])
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
