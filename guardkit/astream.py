@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 
@@ -11,7 +10,7 @@ from guardkit.errors import GuardkitError
 from guardkit.events import Event, Mark
 from guardkit.models.base import StreamModel
 from guardkit.runner import Steps, alead, arun, run
-from guardkit.stream import StreamGuard
+from guardkit.stream import _UNWATCHED, StreamGuard
 
 LARGE = 2048  # characters, or ids, of a delta: more are not read on an event loop
 
@@ -67,7 +66,7 @@ class AsyncStreamGuard:
         stream = self._stream
         model, timeout = stream._guard.model, stream._guard.timeout
         try:
-            with nullcontext() if stream._watch is None else stream._watch.judging():
+            with _UNWATCHED if stream._watch is None else stream._watch.judging():
                 if size <= LARGE:
                     return await alead(model, steps, timeout)
                 (found,) = await arun(model, [lambda: steps], timeout)  # read in a thread

@@ -261,8 +261,15 @@ class Turn:
         if _ending:
             raise GuardkitError(loop._closed)
         with Step():
-            self.take()
-            return scheduler.step()
+            try:
+                self.take()
+                return scheduler.step()
+            except Exception as error:  # of the scheduler itself: nobody may wait for ever, and the thread goes on
+                import logging
+
+                logging.getLogger("guardkit").exception("a step failed")
+                scheduler.reset(GuardkitError(f"{loop.name}: a step failed ({type(error).__name__}: {error})"))
+                return False
 
     def take(self) -> None:
         """Book what came."""

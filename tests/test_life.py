@@ -606,3 +606,42 @@ def test_a_turn_that_an_interrupt_left_behind_is_taken_over() -> None:
     loop.close("over")
     with pytest.raises(GuardkitError, match="over"):
         loop.put(ticket)
+
+
+class _Faulty(_Stuck):
+    """Its first step fails, by a fault of its own; later ones answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    @property
+    def busy(self) -> bool:  # type: ignore[override]
+        return bool(self.taken)
+
+    def step(self) -> bool:
+        if not self.taken:
+            return False
+        self.steps += 1
+        if self.steps == 1:
+            raise IndexError("a fault of the scheduler")
+        for ticket in self.taken:
+            ticket.give("answered")
+        self.taken.clear()
+        return False
+
+    def reset(self, error: BaseException) -> None:
+        super().reset(error)
+        self.taken.clear()
+
+
+def test_a_step_that_fails_leaves_nobody_waiting_and_the_loop_goes_on() -> None:
+    loop = Loop("test", _Faulty())
+    first: Ticket[None] = Ticket(None)
+    loop.put(first)
+    assert "a fault of the scheduler" in str(first.exception(10))
+    assert isinstance(first.exception(0), GuardkitError)
+    second: Ticket[None] = Ticket(None)
+    loop.put(second)
+    assert second.result(10) == "answered"
+    loop.close("over")
