@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 from guardkit import Category
@@ -39,3 +40,13 @@ def test_the_config_file_in_it_is_valid(tmp_path: Path) -> None:
 def test_every_path_is_in_it() -> None:
     paths = set(re.findall(r"`?(/[a-z0-9_/]+)`?", PAGE.split("## Paths")[1].split("\n## ")[0]))
     assert {route.path for route in (*_judging(), *_routes())} <= paths  # type: ignore[attr-defined]
+
+
+def test_the_image_is_given_all_that_the_package_is_made_of() -> None:
+    root = Path(__file__).resolve().parents[2]
+    made = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    kept = set(re.findall(r"^!(.+)$", (root / "serve/docker/Dockerfile.dockerignore").read_text(), re.MULTILINE))
+    project, find = made["project"], made["tool"]["setuptools"]["packages"]["find"]
+    needed = {"pyproject.toml", "guardkit", project["readme"], *project["license-files"], *find["where"]} - {"."}
+    assert needed <= kept
+    assert all((root / name).exists() for name in kept)
