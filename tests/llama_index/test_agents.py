@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from llama_index.core.workflow import (
     step,
 )
 from llama_index.postprocessor.guardkit import GuardMemory, guard_step, guarded, guarded_tools
+from pydantic import BaseModel
 
 from guardkit import GuardkitError, GuardViolation
 from guardkit.testing import FakeGuard
@@ -479,3 +481,27 @@ def test_a_guard_step_reads_messages_and_nodes():
     assert go(flow(), query=[n.node for n in nodes])[0] == [nodes[1].node]
     with pytest.raises(GuardkitError, match="must hold"):
         go(flow(), query=3)
+
+
+class Draft(BaseModel):
+    """A draft."""
+
+    text: str
+    pages: list[str] = []
+
+
+@pytest.mark.parametrize(
+    "clean", [{"a": {"b": ["fine"]}}, Draft(text="fine", pages=["good"]), ["fine"], ("fine", 1), {}]
+)
+def test_a_guard_step_reads_values_of_any_type(clean: Any):
+    assert go(flow(), query=clean) == (clean, "de")
+    for bad, left in (
+        ({"a": {"b": ["fine", BAD]}}, {"a": {"b": ["fine", VIOLATION]}}),
+        (Draft(text="fine", pages=[BAD]), Draft(text="fine", pages=[VIOLATION])),
+        ({BAD: "fine"}, VIOLATION),
+        ([threading.Lock(), "fine"], VIOLATION),
+    ):
+        assert go(flow("replace"), query=bad) == (left, "de")
+        assert go(flow(), query=bad) == VIOLATION
+        with pytest.raises(GuardViolation):
+            go(flow("error"), query=bad)

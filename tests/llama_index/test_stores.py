@@ -14,6 +14,7 @@ import pytest
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.agent.workflow import CodeActAgent, FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, CitationBlock, DocumentBlock, TextBlock
+from llama_index.core.extractors import TitleExtractor
 from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
 from llama_index.core.memory import BaseMemoryBlock, InsertMethod, Memory, StaticMemoryBlock
 from llama_index.core.memory.memory_blocks import FactExtractionMemoryBlock
@@ -317,3 +318,13 @@ def test_an_index_is_made_of_what_passes():
         documents, transformations=[GuardTransform(guard=make_guard())], embed_model=SmallEmbedding()
     )
     check_no_trace(index.docstore.docs, "the index")
+
+
+def test_what_a_step_of_a_pipeline_has_a_model_say_is_judged():
+    store = SimpleDocumentStore()
+    extractor = TitleExtractor(llm=PlainLLM(BAD), show_progress=False)
+    pipeline = GuardIngestionPipeline(make_guard(), transformations=[extractor], docstore=store, disable_cache=False)
+    nodes = pipeline.run(documents=[Document(text="fine", id_="a")])
+    check_no_trace([nodes, store.to_dict(), pipeline.cache.cache], "nodes, docstore and cache")
+    assert nodes[0].metadata["document_title"]
+    assert isinstance(extractor.llm, PlainLLM), "the one that was given stays as it is"

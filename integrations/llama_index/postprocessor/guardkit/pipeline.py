@@ -9,8 +9,10 @@ from typing import Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.llms import LLM
 from llama_index.core.schema import BaseNode, Document
 from llama_index.postprocessor.guardkit.guards import Source
+from llama_index.postprocessor.guardkit.llm import GuardedLLM, guarded
 from llama_index.postprocessor.guardkit.nodes import Media, OnBlock
 from llama_index.postprocessor.guardkit.rules import OnViolation
 from llama_index.postprocessor.guardkit.transform import GuardTransform
@@ -22,7 +24,8 @@ _screened: ContextVar[list[BaseNode] | None] = ContextVar("guardkit_screened", d
 
 class GuardIngestionPipeline(IngestionPipeline):
     """An `IngestionPipeline` that screens its input first: what is dropped reaches no step, worker, cache, docstore or
-    vector store, and a later run with a looser policy reads it as if for the first time.
+    vector store, and a later run with a looser policy reads it as if for the first time. What models of its steps add,
+    such as titles and summaries, is judged as their answers.
 
     A document that was good before, and is dropped now, is deleted from docstore and vector store. guard, on_block,
     media: as for `GuardTransform`; everything else is the pipeline's own.
@@ -40,7 +43,17 @@ class GuardIngestionPipeline(IngestionPipeline):
         **settings: Any,
     ):
         super().__init__(**settings)
+        self.transformations = [self._with_guarded_model(step, guard, on_violation) for step in self.transformations]
         self._transform = GuardTransform(guard, on_block=on_block, media=media, on_violation=on_violation)
+
+    @staticmethod
+    def _with_guarded_model(step: Any, guard: Guard | Source, on_violation: OnViolation | None) -> Any:
+        """A step that asks a model, such as an extractor of titles, asks a guarded one: what it says is stored."""
+        model = getattr(step, "llm", None)
+        if not isinstance(model, LLM) or isinstance(model, GuardedLLM):
+            return step
+        asked = guarded(model, guard, exit_behavior="replace", on_violation=on_violation, check_input=False)
+        return step.model_copy(update={"llm": asked})
 
     async def arun(self, *args: Any, **kwargs: Any) -> Sequence[BaseNode]:
         given = _Given(*args, **kwargs)

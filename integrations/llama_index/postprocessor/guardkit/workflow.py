@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -22,7 +23,8 @@ from llama_index.postprocessor.guardkit.rules import (
 from llama_index.postprocessor.guardkit.runs import Policies
 from llama_index.postprocessor.guardkit.steps import Steps, arun
 
-from guardkit import Action, Decision, Guard, GuardkitError, Stage
+from guardkit import Action, Decision, Guard, GuardkitError, Message, Stage
+from guardkit.reading.values import Key, replaced, texts_of
 
 
 def guard_step(
@@ -41,7 +43,8 @@ def guard_step(
 ) -> None:
     """Add a step to a workflow class: it takes an event, judges one field, and gives an event with the same fields.
 
-    field: holds a text, a chat message or a list of them, or a list of nodes; stage: what a text is judged as. On a
+    field: holds a text, a chat message or a list of them, a list of nodes, or any value with texts in it (a mapping, a
+    model), which keeps its type where one of them is replaced; stage: what a text is judged as. On a
     violation the step raises `GuardViolation` ("error"), ends the workflow with ``StopEvent(result=violation_message)``
     ("end"), or goes on with the message in the text's place ("replace"). Nodes that are blocked are left out.
     """
@@ -83,6 +86,33 @@ class _Judge:
         if isinstance(value, Sequence) and all(isinstance(v, BaseNode) for v in value):
             screened = yield from NodeRules(self._rules).screen(value)
             return [s.node for s in screened if s.node is not None], None
-        raise GuardkitError(
-            f"field '{self._field}' must hold a text, chat messages or nodes, not {type(value).__name__}"
-        )
+        return (yield from self._of_any_type(value))
+
+    def _of_any_type(self, value: Any) -> Steps[tuple[Any, Decision | None]]:
+        """Another value: all its texts together, and by themselves where one of them is to be replaced."""
+        rules, where = self._rules, f"field '{self._field}'"
+        if value is None or isinstance(value, bool | int | float):
+            raise GuardkitError(f"{where} must hold something with texts in it, not {type(value).__name__}")
+        found = texts_of(value, self._stage, names=True)
+        texts = [f for f in found if f.text]
+        unread = tuple(dict.fromkeys(f.what for f in found if f.text is None))
+        if not found:
+            return value, None
+        role = {Stage.tool_output: "tool", Stage.prompt: "user", Stage.document: "user"}.get(self._stage, "assistant")
+        together = Message(role, "\n".join(f.text or "" for f in texts), unjudgeable=unread)
+        each: list[Any] = [[together], *(f.text for f in texts)]
+        decisions: list[Decision] = yield partial(rules.guard.decide_batch, each, stage=self._stage)
+        decision = decisions[0]
+        if not decision.action.stops:
+            return value, None
+        rules.violated(decision, where)
+        if decision.action is Action.block and rules.exit_behavior == "end":
+            return value, decision
+        said = rules.message(decision)
+        bad = [f.path for f, d in zip(texts, decisions[1:], strict=True) if d.action.stops]
+        if unread or not bad or any(isinstance(step, Key) for path in bad for step in path):
+            return said, None
+        try:
+            return replaced(value, dict.fromkeys(bad, said)), None
+        except (TypeError, KeyError, ValueError, AttributeError):  # it does not let itself be copied with changes
+            return said, None
