@@ -61,6 +61,16 @@ def as_table(items: Iterator[str], delimiter: str) -> Iterator[str]:
         yield f'{i}{delimiter}"{text}"\n'
 
 
+def as_events(items: Iterator[str]) -> Iterator[str]:
+    """Answers in pieces of a few sentences, so that most of the file is text."""
+    for text in items:
+        for at in range(0, len(text), 200):
+            delta = {"content": text[at : at + 200]}
+            piece = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]}
+            yield f"data: {json.dumps(piece)}\n\n"
+        yield "data: [DONE]\n\n"
+
+
 FORMATS: dict[str, tuple[str, Callable[[Iterator[str]], Iterator[str]], tuple[str, ...]]] = {
     "lines of text": ("a.log", lambda t: (f"{x}\n" for x in t), ()),
     "JSON lines": ("a.jsonl", lambda t: (json.dumps({"text": x}) + "\n" for x in t), ()),
@@ -73,6 +83,7 @@ FORMATS: dict[str, tuple[str, Callable[[Iterator[str]], Iterator[str]], tuple[st
     "xz": ("a.jsonl.xz", lambda t: (json.dumps({"text": x}) + "\n" for x in t), ()),
     "zstd": ("a.jsonl.zst", lambda t: (json.dumps({"text": x}) + "\n" for x in t), ()),
     "UTF-16": ("utf16.log", lambda t: (f"{x}\n" for x in t), ()),
+    "server-sent events": ("a.sse", as_events, ()),
     "joined lines": ("j.log", lambda t: (f"{x}\n  {x}\n" for x in t), ("--join",)),
 }
 

@@ -150,6 +150,7 @@ def test_a_single_disguise_comes_off(text: str, reads: str) -> None:
         "ConfigurationManagerFactoryBean org/apache/commons/lang3/StringUtils garden-chairs-and-tables-sale",
         "caagtgcagttgtagtgccgtatttgtggcatgagcccgggcaaagttttctgaaataagcaagacgccc",
         "x**2 + y**2 and __init__ and 2**10",
+        "312, 0xca5691191da2b946\n313, 0x696a542109457466\n314, 0x9eb5d658a5022ba5",
     ],
 )
 def test_ordinary_notation_has_no_view(line: str) -> None:

@@ -42,6 +42,8 @@ BASE32 = re.compile(
 HEX_RUN = re.compile(
     r"(?<!\w)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w)(?:(?:[ ,;:]{1,2}|-|\r?\n)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w))*+"
 )
+NUMBER = 8  # bytes of what may be a number: by chance some read as letters and signs
+PLAIN = re.compile(r"(?:[^\W\d_]{2,}|[aAI])(?:[ ,.']{1,2}(?:[^\W\d_]{2,}|[aAI]))*+[.!?]?")
 HEX_WORD = re.compile(r"[0-9a-fA-F]{2,}")
 HEX_GROUP = re.compile(r"(?:0[xX](?=[0-9a-fA-F]))?([0-9a-fA-F]{2}|[^0-9a-fA-F]++)")
 BITS = re.compile(r"(?<!\w)[01]{8}(?![^\W01])(?:[ ,]{0,2}[01]{8}(?![^\W01])){3,}+")
@@ -297,7 +299,10 @@ def _hex(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:
         digits = [(int(p, 16) if len(p) == 2 and p.isalnum() else 32, at) for p, at in found if p.isalnum() or at]
     if len(digits) < MIN_BYTES:
         return None
-    return _settle(bytes(value for value, _ in digits), lambda byte: digits[byte][1], unwrapped, word=8)
+    read = _settle(bytes(value for value, _ in digits), lambda byte: digits[byte][1], unwrapped, word=8)
+    if read is not None and len(digits) <= NUMBER and not PLAIN.fullmatch("".join(char for char, _ in read)):
+        return None
+    return read
 
 
 def _dumps(draft: Draft, unwrapped: Unwrapped) -> bool:

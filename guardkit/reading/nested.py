@@ -6,7 +6,7 @@ Traces, exports and logs wrap what an API was sent and gave in forms of their ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from guardkit.errors import MessageError
@@ -28,10 +28,11 @@ _Taken = dict[Path, tuple[str, ...] | None]
 def opened(value: Any, depth: int = 0) -> Any:
     """`value` with the objects and lists that are JSON in a string; itself where there is none."""
     if isinstance(value, str):
-        if value[:1] not in "{[" or value[-1:] not in "}]" or len(value) < 3:
+        text = value.strip()
+        if len(text) < 3 or text[0] not in "{[" or text[-1] not in "}]":
             return value
         try:
-            inner = parse(value)
+            inner = parse(text)
         except ValueError:  # no JSON, or a key twice: as it stands
             return value
         return opened(inner, depth + 1)
@@ -46,19 +47,27 @@ def opened(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def read_nested(data: Any, known: Known, found: Sequence[Found] = ()) -> Message:
+def read_nested(data: Any, known: Known, signs: Collection[str], found: Sequence[Found] = ()) -> Message:
     """A message of a user whose content is what stands in no chat, and whose attached parts are what stands in one.
 
-    found: every text in `data`, where that is known already.
+    signs: keys of which a value of a known shape has at least one. found: every text in `data`, where that is known
+    already.
     """
+    found = found or texts_of(data, Stage.prompt, names=True)
+    if not any(
+        f.text in signs if f.is_key else f.text is not None and f.text.lstrip()[:1] in ("{", "[") for f in found
+    ):
+        return _message(found, [])  # most logs
     plain, data = data, opened(data)
     parts: list[Part] = []
     taken: _Taken = {}
     _find(data, (), known, parts, taken)
-    if data is not plain or not found:
+    if data is not plain:
         found = texts_of(data, Stage.prompt, names=True)
-    if taken:
-        found = [f for f in found if not _is_taken(f.path, taken)]
+    return _message([f for f in found if not _is_taken(f.path, taken)] if taken else found, parts)
+
+
+def _message(found: Sequence[Found], parts: Sequence[Part]) -> Message:
     unread = [f.what for f in found if f.text is None] + [p.what for p in parts if p.text is None]
     return Message(
         "user",

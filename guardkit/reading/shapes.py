@@ -251,7 +251,7 @@ def _is_an_answer(value: Mapping[Any, Any]) -> bool:
 
 
 def _wraps_a_chat(value: Mapping[Any, Any]) -> bool:
-    return not _is_an_answer(value) and bool(read_nested(value, _known).attached)
+    return not _is_an_answer(value) and bool(read_nested(value, _known, _SIGNS).attached)
 
 
 def _document(data: Any, outputs: bool) -> Draft | None:
@@ -309,7 +309,7 @@ def _values(data: Any, outputs: bool) -> Draft | None:
             raise ValueError("expected an object or text in it, got a list without any")
         raise ValueError(f"no text in it{keys_of(data)}")
     used = tuple(data) if isinstance(data, Mapping) else ()
-    message = read_nested(data, _known, found)
+    message = read_nested(data, _known, _SIGNS, found)
     if isinstance(data, Mapping) and any(_are_tokens(data.get(key)) for key in TOKENS):
         message = replace(message, unjudgeable=(*message.unjudgeable, "token ids"))
     if not message.unjudgeable and not message.attached:
@@ -349,3 +349,5 @@ _BEYOND_TEXT = frozenset((
     *(key for pair in PAIRS for key in pair), *NUMBERED, *CANDIDATES, *PIECES,
 ))  # fmt: skip
 """Keys without which no shape before the last ones reads an object as its own, nor refuses it."""
+_SIGNS = _BEYOND_TEXT | {"parts"}
+"""Of any known shape's values, a list of messages too, at least one key."""

@@ -51,7 +51,7 @@ def judged(data: Any) -> set[tuple[str | None, str]]:
         {"name": "span", "attributes": [{"key": "in", "value": {"stringValue": json.dumps([ASK])}}, {"key": "out", "value": {"stringValue": json.dumps([REPLY])}}]},
         {"logEvents": [{"message": json.dumps({"prompt": "asked", "completion": "told"})}]},
         {"conversation_a": [ASK, REPLY], "conversation_b": [ASK, REPLY]},
-        {"log": {"entries": [{"postData": {"text": json.dumps({"messages": [ASK]})}, "content": {"text": json.dumps({"choices": [{"message": REPLY}]})}}]}},
+        {"log": {"entries": [{"postData": {"text": json.dumps({"messages": [ASK]})}, "content": {"text": json.dumps({"choices": [{"message": REPLY}]}, indent=2) + "\n"}}]}},
         {"twice": json.dumps({"again": json.dumps({"messages": [ASK, REPLY]})})},
         {"data": {"question": "asked", "generated_text": "told"}},
     ],
