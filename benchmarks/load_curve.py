@@ -1,10 +1,12 @@
 """What many callers at once get of one model: texts/s, latency and memory from 1 to 512 threads or asyncio tasks.
 
-    python benchmarks/load_curve.py [--callers 1 8 64 512] [--seconds 5] [--deadline 1.0] [--tasks]
+    python benchmarks/load_curve.py [--callers 1 8 64 512] [--seconds 5] [--deadline 1.0] [--pause 0.1] [--tasks]
 
 Every caller checks one text after another, all different, with the embedded model. What is wanted: throughput rises to
 what the cores give and stays there, latency grows in line with the callers, memory is flat. With `--deadline` each
 check may take that long: what cannot be done in time should be refused at once, and as much be judged as without one.
+Who is refused pauses before the next try, as a client should; with 0 the refusals themselves take the machine's time.
+Every text is judged by the whole model (`exact`), else most of them would cost next to nothing.
 The last column is the throughput divided by that of the best row.
 """
 
@@ -52,7 +54,7 @@ def texts(callers: int, caller: int) -> Iterator[str]:
         )
 
 
-def threads(guard: Guard, found: Found, end: float) -> None:
+def threads(guard: Guard, found: Found, end: float, pause: float) -> None:
     def work(caller: int) -> None:
         for text in texts(found.callers, caller):
             start = time.monotonic()
@@ -63,6 +65,7 @@ def threads(guard: Guard, found: Found, end: float) -> None:
                 found.judged.append(time.monotonic() - start)
             except NotJudged:
                 found.refused.append(time.monotonic() - start)
+                time.sleep(pause)
 
     callers = [threading.Thread(target=work, args=(caller,)) for caller in range(found.callers)]
     for caller in callers:
@@ -71,7 +74,7 @@ def threads(guard: Guard, found: Found, end: float) -> None:
         caller.join()
 
 
-async def tasks(guard: Guard, found: Found, end: float) -> None:
+async def tasks(guard: Guard, found: Found, end: float, pause: float) -> None:
     async def work(caller: int) -> None:
         for text in texts(found.callers, caller):
             start = time.monotonic()
@@ -82,6 +85,7 @@ async def tasks(guard: Guard, found: Found, end: float) -> None:
                 found.judged.append(time.monotonic() - start)
             except NotJudged:
                 found.refused.append(time.monotonic() - start)
+                await asyncio.sleep(pause)
 
     await asyncio.gather(*(work(caller) for caller in range(found.callers)))
 
@@ -91,19 +95,20 @@ def main() -> None:
     arguments.add_argument("--callers", type=int, nargs="+", default=CALLERS)
     arguments.add_argument("--seconds", type=float, default=5.0, help="that each number of callers goes on for")
     arguments.add_argument("--deadline", type=float, help="seconds that a check may take")
+    arguments.add_argument("--pause", type=float, default=0.1, help="seconds between a refusal and the next try")
     arguments.add_argument("--tasks", action="store_true", help="asyncio tasks in place of threads")
     args = arguments.parse_args()
     header("Load")
-    guard = Guard.load(timeout=args.deadline)
+    guard = Guard.load(timeout=args.deadline, exact=True)
     guard.check("warm")
     rounds, memory = [], []
     for callers in args.callers:
         found = Found(callers)
         start = time.monotonic()
         if args.tasks:
-            asyncio.run(tasks(guard, found, start + args.seconds))
+            asyncio.run(tasks(guard, found, start + args.seconds, args.pause))
         else:
-            threads(guard, found, start + args.seconds)
+            threads(guard, found, start + args.seconds, args.pause)
         found.seconds = time.monotonic() - start
         rounds.append(found)
         memory.append(rss_mib())

@@ -22,7 +22,7 @@ from guardkit.pinpoint import begin_of_harm
 from guardkit.policy import Action, Decision, Policy
 from guardkit.response import ResponseReader
 from guardkit.runner import Job, Rounds, Steps, desk
-from guardkit.verdict import SEVERITIES, Severity, Stage, Verdict
+from guardkit.verdict import SEVERITIES, Severity, Stage, Verdict, changed
 
 Item = str | Sequence[Message | Mapping[str, Any]]
 """What can be judged: a text, or messages of which the last is judged."""
@@ -97,10 +97,12 @@ class Judging:
         debounce: int,
         n_locate: int | None = None,
         timeout: float | None = None,
+        early: bool = False,
     ):
-        """timeout: seconds that an item may wait, to be read and for the model, and take."""
+        """timeout: seconds that an item may wait, to be read and for the model, and take. early: see `Query`; not where
+        a rule of the policy acts on scores below the model's own limits."""
         self.model, self.policy, self.debounce, self._n_locate = model, policy, debounce, n_locate
-        self._timeout = timeout
+        self._timeout, self._early = timeout, early
         self._waited = 0.0  # seconds to be read, of the item that waited longest
 
     def ask(
@@ -173,7 +175,8 @@ class Judging:
     def _ask(self, work: _Work) -> Steps[list[Decision]]:
         if not work.text.strip():
             return [self.policy.decide(empty_verdict(self.model, work.stage))]
-        windows: list[QueryScores] = yield Query(work.text, work.stage, work.context)
+        early = self._early and not self.policy.watches(work.stage)
+        windows: list[QueryScores] = yield Query(work.text, work.stage, work.context, early)
         if not windows:
             raise ValueError("the model gave no scores")
         coverage = unmeasured(work.text, self.model.coverage)
@@ -184,12 +187,11 @@ class Judging:
     def _verdict(self, found: QueryScores, work: _Work, coverage: Literal["unmeasured"] | None) -> Verdict:
         found.scores.check(1)
         level = self.model.severities(found.scores, work.stage)[0]
-        verdict = verdict_of(self.model, found.scores, 0, SEVERITIES[level], work.stage)
-        verdict = replace(verdict, char_index=found.start, windowed=found.windowed, coverage=coverage)
-        if not level:
-            return verdict
-        end = len(work.text) if found.end is None else found.end
-        return replace(verdict, char_start=found.start or 0, char_end=end)
+        where: dict[str, Any] = {"char_index": found.start, "windowed": found.windowed, "coverage": coverage}
+        if level:
+            where["char_start"] = found.start or 0
+            where["char_end"] = len(work.text) if found.end is None else found.end
+        return verdict_of(self.model, found.scores, 0, SEVERITIES[level], work.stage, **where)
 
     def _respond(self, work: _Work) -> Steps[list[Decision]]:
         """A whole response on its way through the same machine as a stream."""
@@ -280,13 +282,13 @@ class _Work:
         if v is None:
             return decision
         if self.origin is None:
-            return replace(decision, verdict=replace(v, latency_ms=latency_ms), text=self.original)
+            return changed(decision, verdict=changed(v, latency_ms=latency_ms), text=self.original)
         index = None if v.char_index is None else self.origin(v.char_index)
         start, end = v.char_start, v.char_end
         if start is not None and end is not None:
             start, end = to_original((start, end), self.origin, len(self.text))
-        verdict = replace(v, latency_ms=latency_ms, token_index=None, char_index=index, char_start=start, char_end=end)
-        return replace(decision, verdict=verdict, text=self.original)
+        verdict = changed(v, latency_ms=latency_ms, token_index=None, char_index=index, char_start=start, char_end=end)
+        return changed(decision, verdict=verdict, text=self.original)
 
 
 def _part(query: Query) -> Steps[list[QueryScores]]:

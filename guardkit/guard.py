@@ -42,8 +42,9 @@ class Guard:
     the flagged place in a text may take; True leaves it to the model, False names the whole text. normalize: whether
     `check` also judges the de-obfuscated view, for models that ask for it. then, when: a second, stronger model that
     `check` and `decide` ask where the first one's probability of "not safe" lies in the band `when` (ends included), or
-    where the first one fails; streams are judged by the first alone. The verdict's `model` says who judged. audit: a
-    callable or a JSONL path that gets a record of every decision and stream.
+    where the first one fails; streams are judged by the first alone. The verdict's `model` says who judged. exact: all
+    by the whole model; else nano settles clearly harmless queries by less, unless a `threshold`, a second model or a
+    rule on scores asks for more. audit: a callable or a JSONL path that gets a record of every decision and stream.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Guard:
         locate: bool | int = True,
         then: StreamModel | None = None,
         when: tuple[float, float] = UNCLEAR,
+        exact: bool = False,
         audit: Sink | str | Path | None = None,
         audit_text: bool = False,
     ):
@@ -76,8 +78,8 @@ class Guard:
             raise ValueError(f"holdback must be >= 0 and debounce >= 1, not {holdback} and {debounce}")
         if not 0 <= when[0] <= when[1] <= 1:
             raise ValueError(f"when must be two probabilities, the lower one first, not {when}")
-        self.when, self.locate = when, locate
-        self.timeout, self.holdback, self.debounce, self.normalize = timeout, holdback, debounce, normalize
+        self.when, self.locate, self.exact, self.normalize = when, locate, exact, normalize
+        self.timeout, self.holdback, self.debounce = timeout, holdback, debounce
         if normalize and model.judges_normalized_view:  # now, and not when some thread or forked child reads its first
             importlib.import_module("guardkit.normalize")
         self._audit = Audit(audit, model.name, audit_text) if audit is not None else None
@@ -345,7 +347,8 @@ class Guard:
     def _judging(
         self, model: StreamModel, items: Sequence[Item], stage: Stage | str | None, views: bool, here: bool
     ) -> Generator[Round, list[Any], list[Outcome]]:
-        judging = Judging(model, self.policy, self.debounce, model.n_locate(self.locate), self.timeout)
+        early = not self.exact and self.then is None and model.threshold is None
+        judging = Judging(model, self.policy, self.debounce, model.n_locate(self.locate), self.timeout, early)
         return judging.ask(items, _stage(stage), views and model.judges_normalized_view, here)
 
     def _is_unclear(self, outcome: Outcome) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,9 +159,9 @@ class RunningVerdict:
         return (decision.action, decision.verdict.severity)
 
     def _verdict_at(self, tokens: Tokens, scores: Scores, i: int, severity: Severity, index: int) -> Verdict:
-        verdict = verdict_of(self._model, scores, i, severity, tokens.stage)
         windowed = scores.windowed is not None and bool(scores.windowed[i])
-        verdict = replace(verdict, token_index=index, char_index=tokens.starts[i], windowed=windowed)
+        where = {"token_index": index, "char_index": tokens.starts[i], "windowed": windowed}
+        verdict = verdict_of(self._model, scores, i, severity, tokens.stage, **where)
         if severity is Severity.safe:
             return verdict
         start, end = tokens.starts[i], tokens.end_of(i)
@@ -182,8 +183,8 @@ def judge_tokens(model: StreamModel, policy: Policy, scores: Scores, stage: Stag
     return levels, (levels > 0) | policy.candidates(scores.severity, stage)
 
 
-def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, stage: Stage) -> Verdict:
-    """The verdict for row `i` of `scores`, without position."""
+def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, stage: Stage, **more: Any) -> Verdict:
+    """The verdict for row `i` of `scores`. more: its other fields."""
     names = model.query_categories if stage.is_query else model.response_categories
     refusal = None if scores.refusal is None or stage.is_query else bool(scores.refusal[i] >= 0.5)
     categories = () if severity is Severity.safe else _categories(scores, i, names)
@@ -195,6 +196,7 @@ def verdict_of(model: StreamModel, scores: Scores, i: int, severity: Severity, s
         stage=stage,
         model=model.name,
         threshold=limits.of(severity, *categories[:1]) if (limits := model.limits(stage)) else None,
+        **more,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import total_ordering
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 
 @total_ordering
@@ -146,6 +146,7 @@ class Stage(Enum):
         return self in (Stage.prompt, Stage.tool_output, Stage.document)
 
 
+_T = TypeVar("_T")
 SAME_SCORE = 0.02
 """How far two scores may differ and still count as equal: what rounding can move when a model that uses
 floating point gets the same text in another batch or in other pieces (nano uses integers and never differs)."""
@@ -227,3 +228,10 @@ class Verdict:
                 value = dict(value)
             out[f.name] = value
         return out
+
+
+def changed(found: _T, **values: Any) -> _T:
+    """`dataclasses.replace` at a tenth of its time, for a frozen dataclass that checks nothing."""
+    twin = object.__new__(type(found))
+    vars(twin).update(vars(found), **values)
+    return twin

@@ -412,6 +412,21 @@ def test_what_is_known_never_waits_for_what_is_not(paced: tuple[Any, NanoSchedul
     assert not all(t.done() for t in new)
 
 
+def test_what_was_cancelled_does_not_stand_before_others(paced: tuple[Any, NanoScheduler]) -> None:
+    model, scheduler = paced
+    given_up = [_asked(model, scheduler, TEXT * 4 + "y" * i, None) for i in range(1, 30)]
+    scheduler._queries._draw()
+    assert scheduler._pace.tokens > 1500
+    for ticket in given_up:
+        ticket.cancel()
+    scheduler._pace.per_s = 100.0
+    last = _asked(model, scheduler, TEXT + "Where?", 10)
+    while scheduler.step():
+        pass
+    assert last.result(0)
+    assert scheduler._pace.tokens == 0
+
+
 def test_equal_windows_that_wait_are_judged_once(paced: tuple[Any, NanoScheduler]) -> None:
     model, scheduler = paced
     passes: list[int] = []

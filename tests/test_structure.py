@@ -62,7 +62,7 @@ LAYERS = (
     ("engine.scheduler",),
     ("engine.engine",),
     ("engine.setup", "engine.reading", "models.nano.pace", "models.nano.calibration"),
-    ("models.nano.said", "models.nano.queries"),
+    ("models.nano.said", "models.nano.screen", "models.nano.queries"),
     ("models.nano.session",),
     ("models.nano.scheduler",),
     (

@@ -122,6 +122,9 @@ class Shown:
     "on, instead of the model's own thresholds. Lower finds more. The policy then acts as always.",
 )
 @click.option(
+    "--exact", is_flag=True, help="Every text by the whole model; else nano settles what is clearly harmless by less."
+)
+@click.option(
     "--batch-size", type=click.IntRange(1, 4096), default=64, show_default=True, help="Texts judged at once, at most."
 )
 @loading.guard_options
@@ -145,6 +148,7 @@ def command(
     summary: bool,
     top: int | None,
     threshold: float | None,
+    exact: bool,
     batch_size: int,
     model: str,
     policy: str | None,
@@ -179,7 +183,13 @@ def command(
     )
     printer = shown.printer()
     guard = loading.load_guard(
-        model, policy=policy, on_error=on_error, device=device, timeout=timeout, threshold=threshold
+        model,
+        policy=policy,
+        on_error=on_error,
+        device=device,
+        timeout=timeout,
+        threshold=threshold,
+        exact=exact or None,
     )
     allow_errors = loading.allows_errors(guard)
     talk = Talk(shown, printer)

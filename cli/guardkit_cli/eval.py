@@ -152,8 +152,11 @@ def command(
     for named in dict.fromkeys(model):
         name = shown_name(named)
         try:
-            # A policy that stops a response at what is controversial (strict) would end its verdict there.
-            guard = loading.load_guard(named, policy="loose", device=device, timeout=timeout, revision=revision)
+            # A policy that stops a response at what is controversial (strict) would end its verdict there; and it is
+            # the model's own scores that are measured.
+            guard = loading.load_guard(
+                named, policy="loose", device=device, timeout=timeout, revision=revision, exact=True
+            )
             at = model_revision(guard, name, revision)
         except (GuardkitError, OSError) as error:  # the tables of the other models are not lost with it
             say(str(error), "error")

@@ -267,6 +267,7 @@ class Loading:
                 timeout=self.timeout,
                 revision=self.revision,
                 then=self.then,
+                exact=True,  # scores are kept
             )
             for model in self.models
         ]

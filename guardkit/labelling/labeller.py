@@ -62,7 +62,8 @@ class Labeller:
         """What judges; loaded when it is first asked for."""
         if self._judge is None:
             guards = [
-                m if isinstance(m, Guard) else Guard.load(m, policy=self._policy, **self._load) for m in self._models
+                m if isinstance(m, Guard) else Guard.load(m, policy=self._policy, **{"exact": True, **self._load})
+                for m in self._models
             ]
             names = [m.model.name if isinstance(m, Guard) else str(m) for m in self._models]
             self._judge = Judge(guards, names, stage=self._stage, limit=self._limit)

@@ -123,11 +123,13 @@ def are_finite(numbers: Floats) -> bool:
 
 @dataclass(frozen=True)
 class Query:
-    """A text to be judged by the query heads, with the messages that came before it."""
+    """A text to be judged by the query heads, with the messages that came before it. early: whether it may be settled
+    by less than the whole model where it is clearly harmless, for models that can."""
 
     text: str
     stage: Stage = Stage.prompt
     context: tuple[Message, ...] = ()
+    early: bool = False
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def main() -> None:
             return np.array([np.minimum(c[1:], c[:-1]).max() if len(c) > 1 else c[0] for c in column])
 
         hard = np.array([r["source"].startswith(HARD) for r in mine])
-        group = np.array([nano._group(nano.tokenizer.encode(judged(r)[:2000])[0]) for r in mine])
+        group = nano._groups_of([nano.tokenizer.encode(judged(r)[:2000])[0] for r in mine])
         english = group == 0
         for name, score, positive in (
             ("unsafe", peak([c[:, 2] for c in cooled]), labels == 2),

@@ -46,6 +46,7 @@ def main() -> None:
         "export": [python, f"{here}/export.py", *work, "--out", str(MODEL)],
         "groups": [python, f"{here}/groups.py", *work, *model],
         "calibrate": [python, f"{here}/calibrate.py", *work, *model],
+        "screen": [python, f"{here}/screen.py", *work, *model],
         "evaluate": [python, f"{here}/evaluate.py", "--bench", str(args.data / "bench"), "--train", str(args.data / "train"),
                      "--card", str(MODEL / "MODEL_CARD.md"), "--coverage", str(MODEL / "coverage.json")],
     }  # fmt: skip

@@ -19,6 +19,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from guardkit.models.nano.calibration import GROUPS, Calibration
 from guardkit.models.nano.queries import Window
 from guardkit.models.nano.said import softmax
 from guardkit.models.nano.scheduler import NanoScheduler
+from guardkit.models.nano.screen import Embeddings, Screen
 from guardkit.models.nano.session import NanoSession
 from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer
 from guardkit.ticket import Pending, Ticket
@@ -117,12 +119,16 @@ class Nano(StreamModel):
             self._calibration = Calibration.read(folder / "calibration.json")
             self.coverage = Coverage.read(folder / "coverage.json")
             self.tokenizer = UnigramTokenizer(folder / "pieces.txt", folder / "scores.npy")
+            screen = folder / "screen.npz"  # not there while the recipe makes a new model
+            embeddings = Embeddings(folder / "nano.onnx", self.tokenizer.size)
+            self._screen = Screen(embeddings, screen) if screen.exists() else None
             self._groups = np.load(folder / "groups.npy")  # by token: an index into GROUPS, or more for none
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
         self.window = int(meta["positions"])
         self._cache_shape = tuple(json.loads(meta["cache_shape"]))  # per token: layers x (keys and values)
         self._seen: OrderedDict[bytes, Scores] = OrderedDict()
+        self._settled: OrderedDict[bytes, Scores | None] = OrderedDict()  # None: by nano itself only
         self._hits = 0  # windows that were in it
         self._loop = Loop("guardkit-nano", NanoScheduler(self))
 
@@ -140,6 +146,7 @@ class Nano(StreamModel):
         self._loop.close("nano was closed; load it again")
         self._graph.free()
         self._seen.clear()
+        self._settled.clear()
 
     @property
     def closed(self) -> bool:
@@ -194,8 +201,27 @@ class Nano(StreamModel):
         """What two windows that are judged alike have in common."""
         return np.asarray(ids, np.int32).tobytes()
 
-    def recall(self, key: bytes) -> Scores | None:
-        """The scores of a window that was judged before."""
+    def screen(self, windows: Sequence[tuple[bytes, list[int]]]) -> None:
+        """Let the screen look at windows, by their keys, which it may then settle; what it said is remembered."""
+        if self._screen is None or not windows:
+            return
+        new: dict[bytes, list[int]] = {}
+        for key, ids in windows:
+            if key in self._settled:
+                self._settled.move_to_end(key)
+            else:
+                new[key] = ids
+        if new:
+            found = self._screen(list(new.values()), self._groups_of(list(new.values())))
+            self._settled.update(zip(new, found, strict=True))
+        while len(self._settled) > WINDOW_CACHE:
+            self._settled.popitem(last=False)
+
+    def recall(self, key: bytes, early: bool = False) -> Scores | None:
+        """The scores of a window that was judged before, or that the screen settled where it was asked (early)."""
+        found = self._settled.get(key) if early else None
+        if found is not None:
+            return found
         found = self._seen.get(key)
         if found is not None:
             self._hits += 1
@@ -210,7 +236,7 @@ class Nano(StreamModel):
     def judge_windows(self, windows: Sequence[list[int]]) -> list[Scores]:
         """The query heads' scores of each window, in one pass; they are remembered."""
         logits, _ = self.read(windows)
-        scores = self._query_scores(logits[:, 12:], [self._group(ids) for ids in windows])
+        scores = self._query_scores(logits[:, 12:], self._groups_of(windows))
         found = []
         for row, ids in enumerate(windows):
             one = Scores(scores.severity[row : row + 1].copy(), scores.category[row : row + 1].copy())
@@ -244,13 +270,17 @@ class Nano(StreamModel):
             if before is None or (badness, -(start or 0)) > (before[0], -(before[1].start or 0)):
                 best[measure] = (badness, found)
 
-    def _group(self, ids: list[int]) -> int:
-        """The group of languages (index into `GROUPS`) that most pieces of a window are of."""
-        return int(np.bincount(self._groups[ids], minlength=len(GROUPS))[: len(GROUPS)].argmax())
+    def _groups_of(self, windows: Sequence[list[int]]) -> Ints:
+        """The group of languages (index into `GROUPS`) that most pieces of each window are of [N]."""
+        rows = np.repeat(np.arange(len(windows)), [len(ids) for ids in windows])
+        found = self._groups[np.fromiter(chain.from_iterable(windows), np.int64, len(rows))]
+        n = len(GROUPS) + 1
+        counts = np.bincount(rows * n + np.minimum(found, n - 1), minlength=n * len(windows)).reshape(-1, n)
+        return np.asarray(counts[:, : len(GROUPS)].argmax(1))
 
-    def _query_scores(self, logits: Floats, groups: Sequence[int]) -> Scores:
+    def _query_scores(self, logits: Floats, groups: Ints) -> Scores:
         severity = logits[:, :3] / self._calibration.query_temperature
-        severity[:, 0] -= self._calibration.query_shifts[list(groups)]
+        severity[:, 0] -= self._calibration.query_shifts[groups]
         return Scores(softmax(severity), softmax(logits[:, 3:12]))
 
     # -- responses

@@ -41,12 +41,16 @@ class Pace:
         """How many tokens a wave has room for."""
         return min(WAVE_TOKENS, max(int(WAVE_S * self.per_s), 2 * BATCH_TOKENS)) if self.per_s else WAVE_TOKENS
 
-    def refuses(self, ticket: Ticket[Work], tokens: int) -> bool:
-        """Whether work of so many tokens could not be done in time behind what waits; it is refused then."""
+    def is_late(self, ticket: Ticket[Work], tokens: int) -> bool:
+        """Whether work of so many tokens could not be done in time behind what waits."""
         if ticket.deadline is None or not self.tokens:
             return False
-        left, wait = ticket.deadline - time.monotonic(), self.seconds(self.tokens + tokens)
-        if wait > SLACK * left:
+        return self.seconds(self.tokens + tokens) > SLACK * (ticket.deadline - time.monotonic())
+
+    def refuses(self, ticket: Ticket[Work], tokens: int) -> bool:
+        """The same; it is refused then."""
+        if ticket.deadline is not None and self.is_late(ticket, tokens):
+            left, wait = ticket.deadline - time.monotonic(), self.seconds(self.tokens + tokens)
             ticket.fail(Overloaded(f"what waits takes about {wait:.1f} s, more than the time of {left:.1f} s"))
         return ticket.done()
 

@@ -1,9 +1,9 @@
 """Queries on their way through nano: cut into windows, answered where they are known, laid up, judged in waves.
 
-A query is cut as soon as its turn comes. A window that was judged before is answered there and then; the others are
-laid up and taken in waves of a few passes' tokens, alike lengths together. So what costs nothing never waits for what
-does, equal windows are judged once, memory is bounded by what is laid up, and short texts never wait for more than a
-wave of long ones.
+A query is cut as soon as its turn comes. A window that was judged before, or that the screen (`screen.py`) settles, is
+answered there and then; the others are laid up and taken in waves of a few passes' tokens, alike lengths together. So
+what costs nothing never waits for what does, equal windows are judged once, memory is bounded by what is laid up, and
+short texts never wait for more than a wave of long ones.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class Queries:
         self._next: tuple[deque[_LaidUp], deque[_LaidUp]] = (deque(), deque())  # of short texts, of long ones
         self._n_next = [0, 0]  # their tokens
         self._passes: deque[list[_LaidUp]] = deque()
+        self._is_swept = False  # whether this draw looked for what nobody wants any more
 
     def take(self, ticket: Ticket[Work], query: Query) -> None:
         asked = _Asked(ticket, query, self._model.windows(query))
@@ -91,6 +92,7 @@ class Queries:
 
     def _draw(self) -> None:
         """Cut the next texts into windows, answer what is known, lay the rest up."""
+        self._is_swept = False
         drawn: list[tuple[_Asked, Window, bytes, int]] = []
         seen: dict[_Asked, None] = {}
         for which, (queue, most) in enumerate(((self._short, LAID_UP_TOKENS), (self._long, WAVE_TOKENS))):
@@ -104,14 +106,36 @@ class Queries:
                     continue
                 tokens += len(window[0])
                 drawn.append((asked, window, self._model.key(window[0]), which))
+        self._screen([(asked, window[0], key) for asked, window, key, _ in drawn if asked.query.early])
         for asked, window, key, which in drawn:
-            scores = self._model.recall(key)
+            scores = self._model.recall(key, asked.query.early)
             if scores is not None:
                 self._found(asked, window, scores)
-            elif not asked.ticket.done() and (asked.open or not self._pace.refuses(asked.ticket, asked.cost)):
+            elif not asked.ticket.done() and (asked.open or not self._refuses(asked)):
                 self._lay_up(asked, window, key, which)
         for asked in seen:
             self._settle(asked)
+
+    def _refuses(self, asked: _Asked) -> bool:
+        """Whether a text could not be judged in time; what nobody wants any more does not stand before it."""
+        if not self._is_swept and self._pace.is_late(asked.ticket, asked.cost):
+            self._is_swept = True
+            for which, waiting in enumerate(self._next):
+                for _ in range(len(waiting)):  # once round: what is wanted goes back in order
+                    entry = waiting.popleft()
+                    if any(each.ticket.wanted for each, _ in entry.askers):
+                        waiting.append(entry)
+                    else:
+                        self._n_next[which] -= len(entry.ids)
+                        self._done_with(entry)
+        return self._pace.refuses(asked.ticket, asked.cost)
+
+    def _screen(self, drawn: list[tuple[_Asked, list[int], bytes]]) -> None:
+        try:
+            self._model.screen([(key, ids) for _, ids, key in drawn])
+        except Exception as error:
+            for asked, _, _ in drawn:
+                asked.ticket.fail(error)
 
     def _window(self, asked: _Asked) -> Window | None:
         """The next window of a text; None at its end, and where nobody wants it any more."""
