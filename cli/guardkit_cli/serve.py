@@ -57,7 +57,11 @@ Exit codes:
 )
 @click.option("--holdback", type=click.IntRange(min=0), help="Tokens kept back until judged. Default: 8.")
 @click.option("--config", metavar="FILE", type=click.Path(dir_okay=False), help="A YAML file; options go before it.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes, each with its own model. Default: 1.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes; Qwen3Guard's weights have one of their own for all. Default: 1.",
+)
 @click.option("--allow-host", metavar="NAME", multiple=True, help="A name this machine may be called by, too.")
 @click.option("--access-log/--no-access-log", default=None, help="A line of JSON a request on stderr, without texts.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds to judge in. Default: 30.")
@@ -132,10 +136,6 @@ def command(
     found = plan()
     for name in unset_keys(found):
         raise click.UsageError(f"the environment variable {name} should hold an upstream's key, and is not set")
-    if found.workers > 1 and not all(each.can_be_shared for each in found.models):
-        raise click.UsageError(
-            "--workers needs models that each process can load: nano, a server's, or one with --device cpu"
-        )
     if is_open(found):
         say(f"anybody who reaches {found.settings.host} may use this server: add 'keys' to its config file", "warning")
     ready = partial(print, file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from guardkit import Category, Guard, Policy, PolicyError
-from guardkit.models import categories_of
+from guardkit.models import DEFAULT_MODEL, categories_of
 from guardkit.policy_file import Lines, read
 from guardkit.rollback.server import CONTINUE
 from guardkit_serve.settings import ON_VIOLATION, Key, RollbackSettings, Route, Settings, Upstream
@@ -30,12 +30,23 @@ class Model:
     options: tuple[tuple[str, Any], ...] = ()
 
     @property
-    def can_be_shared(self) -> bool:
-        """Whether each of several processes can load it for itself: the embedded one, servers, and what runs on the
-        CPU. A GPU's memory holds a model once."""
-        device = dict(self.options).get("device")
-        on_gpu = isinstance(device, str) and not device.startswith("cpu")
-        return not on_gpu and (self.source == "nano" or "://" in self.source or device is not None)
+    def has_weights(self) -> bool:
+        """Whether it is one of Qwen3Guard's kind, of which a machine or a GPU has room for one copy: neither the
+        embedded one nor at a server."""
+        sources = filter(None, (self.source, dict(self.options).get("then")))
+        return any(source != DEFAULT_MODEL and "://" not in source for source in sources)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it lives in a process of its own."""
+        return bool(dict(self.options).get("process"))
+
+    def shared(self, folder: Path) -> Model:
+        """The same for several workers: with one process for all, found in `folder`, where it has weights and nothing
+        else is said, or is to have a process of its own."""
+        if not dict(self.options).get("process", self.has_weights):
+            return self
+        return replace(self, options=tuple(sorted({**dict(self.options), "process": str(folder)}.items())))
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,10 @@ class Plan:
     on_error: str | None = None
     audit: str | None = None
     workers: int = 1
+
+    def shared(self, folder: Path) -> Plan:
+        """For several workers."""
+        return replace(self, models=tuple(model.shared(folder) for model in self.models))
 
     def load_policies(self) -> dict[str, Policy]:
         found = {}
@@ -107,6 +122,7 @@ _KEYS = (*_SIMPLE, "hosts", "models", "policies", "upstreams", "routes", "keys")
 _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "model": str, "device": str, "dtype": str, "revision": str, "threads": int, "cache_gib": (int, float),
     "max_streams": int, "quantize": str, "then": str, "threshold": (int, float), "debounce": int,
+    "process": bool,
 }  # fmt: skip
 _ROLLBACK: dict[str, type | tuple[type, ...]] = {
     "buffer": int, "retries": int, "introspect": bool, "stride": int, "continue_by": str,

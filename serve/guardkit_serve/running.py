@@ -7,11 +7,13 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -20,6 +22,7 @@ from typing import Any, NoReturn
 import uvicorn
 
 from guardkit import Guard, GuardkitError
+from guardkit.process.start import private_folder
 from guardkit_serve.app import create_app
 from guardkit_serve.calls import Serving
 from guardkit_serve.guards import Guards, with_policy
@@ -160,10 +163,13 @@ def _settle() -> None:
 
 
 class _Workers:
-    """Several processes that take requests from one socket, each with its own model. Those that end are replaced."""
+    """Several processes that take requests from one socket. Those that end are replaced. A model with weights of its
+    own has a process for all of them."""
 
     def __init__(self, plan: Plan, load: Load, again: Callable[[], Plan], ready: Callable[[], None]):
-        self._plan, self._load, self._again, self._ready = plan, load, again, ready
+        self._models = private_folder()  # where the workers find the processes of their models
+        self._plan, self._load, self._ready = plan.shared(self._models), load, ready
+        self._again = lambda: again().shared(self._models)
         self._running: set[int] = set()
         self._is_ending = self._interrupted = False
         self._n_ready = 0
@@ -171,20 +177,28 @@ class _Workers:
     def run(self, listening: socket.socket) -> int:
         with tempfile.TemporaryDirectory(prefix="guardkit-metrics-") as folder:
             self._folder = Path(folder)
-            return self._run(listening)
+            try:
+                return self._run(listening)
+            finally:
+                shutil.rmtree(self._models, ignore_errors=True)
 
     def _run(self, listening: socket.socket) -> int:
+        # Loaded before there are workers, so that what is wrong is said once; held until they are connected.
+        held = [self._load(each.source, **dict(each.options)) for each in self._plan.models if each.is_shared]
         reader, writer = os.pipe()
         for _ in range(self._plan.workers):
             self._start(listening, writer)
         for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(sig, self._pass_on)
         code = 0
-        threading.Thread(target=self._wait_ready, args=(reader,), daemon=True).start()
+        threading.Thread(target=self._wait_ready, args=(reader, held), daemon=True).start()
+        del held
         while self._running:
             try:
                 pid, status = os.wait()
             except InterruptedError:
+                continue
+            if pid not in self._running:  # a model's, which its workers start again
                 continue
             self._running.discard(pid)
             if self._is_ending:
@@ -195,6 +209,7 @@ class _Workers:
             else:
                 logging.getLogger("guardkit.serve").error("a worker ended with status %s; starting another", status)
                 self._start(listening, writer)
+        _wait_for_models()
         return 130 if self._interrupted else code
 
     def _start(self, listening: socket.socket, writer: int) -> None:
@@ -216,9 +231,11 @@ class _Workers:
             sys.stderr.flush()
             os._exit(code)
 
-    def _wait_ready(self, reader: int) -> None:
+    def _wait_ready(self, reader: int, held: list[Guard]) -> None:
         while self._n_ready < self._plan.workers:
             self._n_ready += len(os.read(reader, 1))
+        for guard in held:
+            guard.close()
         self._ready()
 
     def _pass_on(self, sig: int, frame: FrameType | None) -> None:
@@ -228,6 +245,15 @@ class _Workers:
         for pid in self._running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sig)
+
+
+def _wait_for_models() -> None:
+    """Until the models' processes, which end with their last worker, are gone."""
+    end = time.monotonic() + MORE_S
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < end:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.01)
 
 
 def _told(writer: int) -> None:

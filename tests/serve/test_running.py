@@ -32,11 +32,11 @@ PROGRAM = [sys.executable, str(ROOT / "tests" / "cli" / "fake_guard_program.py")
 class Serving:
     """A program under way. lines: of its standard error, as they come."""
 
-    def __init__(self, args: tuple[str, ...], env: dict[str, str]):
+    def __init__(self, args: tuple[str, ...], env: dict[str, str], program: list[str] = PROGRAM):
         paths = os.pathsep.join([str(ROOT), str(ROOT / "cli"), str(ROOT / "serve")])
         plain = {k: v for k, v in os.environ.items() if not k.startswith("GUARDKIT_")}
         plain |= {"PYTHONPATH": paths, "XDG_CONFIG_HOME": os.devnull, **env}
-        self.process = subprocess.Popen([*PROGRAM, *args], env=plain, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*program, *args], env=plain, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -189,7 +189,6 @@ def test_wrong_usage_is_said_before_anything_is_loaded(capsys: pytest.CaptureFix
             (2, "X should hold an upstream's key", ["--api-key-env", "X", "--upstream", "http://127.0.0.1:1"]),
             (2, "http(s) address", ["--upstream", "localhost:8000"]),
             (2, "no policy", ["--policy", "stricter"]),
-            (2, "--device cpu", ["--workers", "2", "--model", "Qwen/Qwen3Guard-Gen-0.6B"]),
             (3, "", ["--port", str(taken.getsockname()[1])]),
         ):
             assert run(["serve", *args]) == code
@@ -268,7 +267,11 @@ def test_a_config_file_says_all(tmp_path: Path) -> None:
     settings = plan.settings
     assert [model.name for model in plan.models] == ["nano", "large", "far"]
     assert plan.models[1].source == "Qwen/Qwen3Guard-Gen-4B"
-    assert [model.can_be_shared for model in plan.models] == [True, False, True]
+    assert [model.has_weights for model in plan.models] == [False, True, False]
+    assert [model.is_shared for model in plan.shared(tmp_path).models] == [False, True, False]
+    told = config_at(tmp_path, "models: {a: {model: nano, process: true}, b: {model: x/y, process: false}}")
+    assert [model.is_shared for model in told.models] == [True, False]
+    assert [model.is_shared for model in told.shared(tmp_path).models] == [True, False]
     assert list(plan.load_policies()) == ["balanced", "kids"]
     assert settings.upstream("llama-3") == settings.upstreams[1]
     assert settings.upstream("gpt-5") == settings.upstream(None) == settings.upstreams[0]
