@@ -39,7 +39,9 @@ def serve(base: Path) -> None:
     listening.listen(4)
     server = Server(stream_model(StubEngine), listening, folder)
     print("ready", flush=True)
+    listening.setblocking(True)
     first, _ = listening.accept()  # before it has a peer it would end
+    listening.setblocking(False)
     server.run(first)
 
 
