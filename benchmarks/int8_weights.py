@@ -8,6 +8,7 @@ have the same random weights, which are drawn layer by layer where they are need
 random ids, position by position. Random weights carry an error further than trained ones do, so what is shown of
 severities is an upper bound; they are compared where float32 has a clear margin.
 
+The kinds "-small-pages" leave the weights in the pages that malloc laid them in, see `engine/host_memory.py`.
 `--llama-python` adds llama.cpp's Q8_0 at the same shapes, by an interpreter that has llama-cpp-python and gguf. On a
 busy machine times say little: with `--threads 1` the CPU time of a token is worth comparing, since nobody waits for
 another thread.
@@ -36,7 +37,10 @@ KINDS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"quantize": "int8"},
+    "float32-small-pages": {"dtype": "float32"},
+    "int8-small-pages": {"quantize": "int8"},
 }
+DEFAULT = ("float32", "bfloat16", "int8")
 CLEAR = 0.1  # the margin of probability from which on two kinds should agree
 SEQUENCES, LENGTH = 8, 64
 
@@ -45,6 +49,7 @@ def worker(pipe: Connection, size: str, kind: str, threads: int | None) -> None:
     import torch
     from stream_models import CATEGORIES, RISKS, SIZES
 
+    from guardkit.engine import setup
     from guardkit.engine.checkpoint import Checkpoint
     from guardkit.engine.qwen3 import Embedding
     from guardkit.engine.setup import Options, build
@@ -52,6 +57,8 @@ def worker(pipe: Connection, size: str, kind: str, threads: int | None) -> None:
 
     if threads:
         torch.set_num_threads(threads)
+    if kind.endswith("-small-pages"):  # weights stay where malloc laid them
+        setup.LARGE_MODEL = sys.maxsize
     config = SIZES[size]
     inner = config.hidden_size // 2
 
@@ -171,7 +178,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="timed in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=DEFAULT)
     parser.add_argument("--llama-python", metavar="PATH", help="an interpreter with llama-cpp-python and gguf")
     args = parser.parse_args()
     header(__doc__.splitlines()[0], "torch", "onnxruntime")

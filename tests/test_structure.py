@@ -54,6 +54,7 @@ LAYERS = (
         "engine.kernels",
         "engine.template",
         "engine.staging",
+        "engine.host_memory",
     ),
     ("engine.cache", "engine.int8"),
     ("engine.sequence", "engine.limits", "engine.paged_cache", "engine.aligned_cache"),

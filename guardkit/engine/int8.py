@@ -17,7 +17,6 @@ Embeddings are kept a scale a row. Heads stay as they are: they are small, and v
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -51,16 +50,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, threa
         own: Callable[[str], Tensor] = lambda name, i=i: take(f"model.layers.{i}.{name}")  # type: ignore[misc]  # noqa: E731
         layers.append(OnnxLayer(config, own, threads) if device.type == "cpu" else FloatLayer(config, own, Int8Linear))
     embed = Int8Embedding(take("model.embed_tokens.weight"))
-    _give_back()
     return Qwen3(config, embed, layers, take("model.norm.weight"))
-
-
-def _give_back() -> None:
-    """Hand freed memory back to the system: what the graphs were built in is as large as the weights themselves."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # another C library keeps its own house
-        pass
 
 
 def _by_row(weight: Tensor) -> tuple[Tensor, Tensor]:

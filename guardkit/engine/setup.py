@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from guardkit.engine.cache import GROW, Cache, ContiguousCache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Limits
 from guardkit.engine.graphs import recorded
+from guardkit.engine.host_memory import give_back, use_large_pages
 from guardkit.engine.paged_cache import PagedCache
 from guardkit.engine.qwen3 import Embedding, FloatLayer, Qwen3
 from guardkit.errors import GuardkitError, ModelLoadError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GIB = 1 << 30
+LARGE_MODEL = 1 << 25  # weights, from which on they are moved into large pages
 KEPT = GIB  # bytes of closed sequences that a cache in host memory keeps for others that begin alike
 
 
@@ -67,6 +70,10 @@ def build(
         own = checkpoint.load(shapes, dtype=dtype, device=device)
         model = int8.load(checkpoint, dtype, device, options.threads)
     made = heads(own, model.embed)
+    if device.type == "cpu":
+        give_back()
+        if sum(math.prod(shape) for shape in Qwen3.shapes(checkpoint.config).values()) > LARGE_MODEL:
+            use_large_pages()
     cache = _cache(checkpoint, dtype, device, options, others)
     on_gpu, size = device.type == "cuda", cache.bytes_per_token(checkpoint.config, dtype)
     limits = Limits(
