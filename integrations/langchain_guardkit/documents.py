@@ -134,6 +134,14 @@ class GuardRetriever(Once, BaseRetriever):
             policies=policies,
         )
 
+    def guarding(self, other: Any) -> Any:
+        if isinstance(other, GuardRetriever):
+            return other
+        twin = self.model_copy(
+            update={"inner": without_own_callbacks(other) if isinstance(other, BaseRetriever) else other}
+        )
+        return twin
+
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:

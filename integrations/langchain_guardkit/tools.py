@@ -163,6 +163,11 @@ class GuardedTool(Once, BaseTool):
             Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
         )
 
+    def guarding(self, other: Any) -> Any:
+        if isinstance(other, GuardedTool) or not isinstance(other, BaseTool):
+            return other
+        return GuardedTool(other, self._output.enforcement.guard, output=self._output)
+
     @property
     def tool_call_schema(self) -> Any:
         return self.inner.tool_call_schema

@@ -45,7 +45,22 @@ class _Fault:
 
 
 class Once:
-    """A guarded part, of which no violation is tried again or handed to a fallback."""
+    """A guarded part, of which no violation is tried again or handed to a fallback, and whose alternatives are guarded
+    as it is."""
+
+    def guarding(self, other: Any) -> Any:
+        """What stands in the place of this part, such as a fallback, guarded as it is; itself where it cannot be."""
+        return other
+
+    def configurable_alternatives(self, which: Any, **alternatives: Any) -> Any:
+        """As any part's: what a run's config puts in its place is guarded as it is."""
+        kept = ("default_key", "prefix_keys")
+        found = {k: v if k in kept else self._alternative(v) for k, v in alternatives.items()}
+        return super().configurable_alternatives(which, **found)  # type: ignore[misc]
+
+    def _alternative(self, given: Any) -> Any:
+        guarding = next(_guarded_in(self), self).guarding
+        return guarding(given) if isinstance(given, Runnable) else lambda: guarding(given())
 
     def with_retry(self, **settings: Any) -> Any:
         """As any runnable's, but for violations, which are no faults to try again."""
@@ -54,7 +69,7 @@ class Once:
     def with_fallbacks(self, fallbacks: Sequence[Any], **settings: Any) -> Any:
         """As any runnable's, but for violations: no fallback answers what the guard has stopped, unless
         `exceptions_to_handle` names `GuardViolation`. Chat models among the fallbacks of a guarded model are guarded as
-        it is."""
+        it is, and so are retrievers and tools."""
         return with_fallbacks(cast(Any, self), fallbacks, **settings)
 
     def __or__(self, other: Any) -> Any:
@@ -209,11 +224,11 @@ def with_fallbacks(
     exception_key: str | None = None,
 ) -> RunnableWithFallbacks[Any, Any]:
     """See `Once.with_fallbacks`."""
-    model = next(_models_in(part), None)
+    guarded = next(_guarded_in(part), None)
     meant = any(issubclass(kind, GuardViolation) for kind in exceptions_to_handle)
     return (RunnableWithFallbacks if meant else GuardedFallbacks)(
         runnable=part,
-        fallbacks=[*fallbacks] if model is None else [model.guarding(fallback) for fallback in fallbacks],
+        fallbacks=[*fallbacks] if guarded is None else [guarded.guarding(fallback) for fallback in fallbacks],
         exceptions_to_handle=exceptions_to_handle,
         exception_key=exception_key,
     )
@@ -223,21 +238,21 @@ def seen(part: Any, given: Any, config: RunnableConfig | None) -> Any:
     """What a part's run may show of what it is called with: a guarded model's input is judged before."""
     while isinstance(part, RunnableBindingBase):
         part = part.bound
-    return part.shown(given, config) if hasattr(type(part), "guarding") else given
+    return part.shown(given, config) if hasattr(type(part), "shown") else given
 
 
 async def aseen(part: Any, given: Any, config: RunnableConfig | None) -> Any:
     return await asyncio.to_thread(seen, part, given, config)
 
 
-def _models_in(part: Any) -> Iterator[Any]:
-    """The guarded models of a part."""
+def _guarded_in(part: Any) -> Iterator[Any]:
+    """The guarded models of a part, or other parts that can guard what stands in their place."""
     if isinstance(part, RunnableBindingBase):
-        yield from _models_in(part.bound)
+        yield from _guarded_in(part.bound)
     elif isinstance(part, RunnableSequence):
         for step in part.steps:
-            yield from _models_in(step)
-    elif hasattr(type(part), "guarding"):
+            yield from _guarded_in(step)
+    elif isinstance(part, Once) and type(part).guarding is not Once.guarding:
         yield part
 
 

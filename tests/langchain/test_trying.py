@@ -14,7 +14,7 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.tools import tool
 
 from guardkit import Guard, GuardViolation
@@ -101,6 +101,18 @@ def echo(text: str) -> str:
     return text
 
 
+@tool
+def shout(text: str) -> str:
+    """Say something else."""
+    return BAD
+
+
+@tool
+def fail(text: str) -> str:
+    """Fail."""
+    raise ConnectionError("down")
+
+
 @pytest.mark.parametrize("part", GUARDED)
 def test_no_fallback_answers_what_was_stopped(part: str) -> None:
     asked: list[Any] = []
@@ -135,6 +147,33 @@ def test_fallback_models_of_a_guarded_model_are_guarded_like_it() -> None:
             said = call("x")
             check_no_trace(said, "answers")
             assert VIOLATION in str(said)
+
+
+def test_what_a_config_puts_in_a_guarded_parts_place_is_guarded_like_it() -> None:
+    bad, field = ScriptedModel(replies=[reply(BAD)]), ConfigurableField(id="which")
+    guarded = model(behavior="end")
+    for choices in (
+        guarded.configurable_alternatives(field, default_key="a", b=bad, c=lambda: bad.bind(stop=["x"])),
+        guarded.bind(stop=["x"]).configurable_alternatives(field, default_key="a", b=bad.bind(stop=["y"])),
+        (guarded | StrOutputParser()).configurable_alternatives(field, default_key="a", b=bad | StrOutputParser()),
+        GuardRetriever(RunnableLambda(found), make_guard()).configurable_alternatives(
+            field, default_key="a", b=RunnableLambda(lambda _: [Document(BAD)])
+        ),
+        GuardedTool(echo, make_guard()).configurable_alternatives(field, default_key="a", b=shout),
+    ):
+        for which in ("b", "c" if choices.alternatives.keys() > {"b"} else "b"):
+            for call in ways(choices, {"configurable": {"which": which}}):
+                check_no_trace(call("hello"), "what it gives")
+        assert choices.invoke("hello")
+
+
+def test_fallbacks_of_retrievers_and_tools_are_guarded_like_them() -> None:
+    retriever = GuardRetriever(RunnableLambda(lambda _: 1 / 0), make_guard())
+    assert retriever.with_fallbacks([RunnableLambda(lambda _: [Document(BAD), Document("fine")])]).invoke("x") == [
+        Document("fine")
+    ]
+    failing = GuardedTool(fail, make_guard()).with_fallbacks([shout])
+    check_no_trace(failing.invoke("x"), "the fallback tool's output")
 
 
 @pytest.mark.parametrize("behavior", ["error", "end", "replace"])
