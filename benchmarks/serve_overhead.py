@@ -3,8 +3,9 @@
     python benchmarks/serve_overhead.py [--rounds 40] [--seconds 10] [--skip-moderations] [--http h11] [--loop asyncio]
 
 Streams: a scripted upstream stamps each event with the time; a client reads it directly, through a plain pass-through
-proxy of the same parts (Starlette, httpx, uvicorn), and through the guard with a scripted model and no hold-back (what
-waits for what follows is no cost of the server). All run in processes of their own on loopback, the three in turn.
+proxy (Starlette, httpx, uvicorn), through one that reads its upstream with aiohttp as the guard does, and through the
+guard with a scripted model and no hold-back (what waits for what follows is no cost of the server). All run in
+processes of their own on loopback, the four in turn.
 Moderations: requests a second of one text each, with the embedded model, against `check_batch` on texts like them, in
 rounds that take turns. The client sends requests that were made before over open connections, and its share of the
 processor is told: server, model and client have the same cores. CPU times hardly change while a machine is busy with
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import aiohttp
 import httpx
 import uvicorn
 from common import header
@@ -66,6 +68,23 @@ def passing(behind: str) -> Any:
             async for piece in answer.aiter_raw():
                 yield piece
             await answer.aclose()
+
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    return Starlette(routes=[Route(PATH, forward, methods=["POST"])])
+
+
+def lean(behind: str) -> Any:
+    opened: list[aiohttp.ClientSession] = []
+
+    async def forward(request: Request) -> StreamingResponse:
+        if not opened:
+            opened.append(aiohttp.ClientSession())
+        answer = await opened[0].post(behind + PATH, data=await request.body())
+
+        async def body() -> Any:
+            async for piece in answer.content.iter_any():
+                yield piece
 
         return StreamingResponse(body(), media_type="text/event-stream")
 
@@ -187,19 +206,21 @@ def batch(guard: Any, given: Sequence[str]) -> float:
 
 def show_streams(rounds: int, parts: dict[str, str]) -> None:
     behind, source = start(upstream, **parts)
-    plain, through = start(passing, source, **parts)
-    guarded, judged = start(guarding, source, **parts)
-    pids = {"plain proxy": plain.pid or 0, "guard": guarded.pid or 0}
-    before = {name: cpu_s(pid) for name, pid in pids.items()}
-    found = asyncio.run(streams({"direct": source, "plain proxy": through, "guard": judged}, rounds))
-    used = {name: (cpu_s(pid) - before[name]) / ((rounds + 2) * N_TOKENS) * 1e6 for name, pid in pids.items()}
-    print(f"{'':12}  first token, ms   each token, us   CPU a token, us   (medians of {rounds} streams of {N_TOKENS})")
+    made = {"plain proxy": passing, "the same on aiohttp": lean, "guard": guarding}
+    servers = {name: start(make, source, **parts) for name, make in made.items()}
+    before = {name: cpu_s(process.pid or 0) for name, (process, _) in servers.items()}
+    addresses = {"direct": source, **{name: address for name, (_, address) in servers.items()}}
+    found = asyncio.run(streams(addresses, rounds))
+    n = (rounds + 2) * N_TOKENS
+    used = {name: (cpu_s(process.pid or 0) - before[name]) / n * 1e6 for name, (process, _) in servers.items()}
+    print(f"{'':20}  first token, ms   each token, us   CPU a token, us   (medians of {rounds} streams of {N_TOKENS})")
     for name, (first, taken) in found.items():
-        print(f"{name:12}  {first:15.2f}   {taken:14.0f}   {used.get(name, 0.0):15.0f}")
-    (one, many), (base_one, base_many) = found["guard"], found["plain proxy"]
-    more = used["guard"] - used["plain proxy"]
-    print(f"{'added':12}  {one - base_one:15.2f}   {many - base_many:14.0f}   {more:15.0f}   (beside the plain proxy)")
-    for process in (behind, plain, guarded):
+        print(f"{name:20}  {first:15.2f}   {taken:14.0f}   {used.get(name, 0.0):15.0f}")
+    one, many = found["guard"]
+    for name in ("plain proxy", "the same on aiohttp"):
+        first, taken, more = one - found[name][0], many - found[name][1], used["guard"] - used[name]
+        print(f"{'added':20}  {first:15.2f}   {taken:14.0f}   {more:15.0f}   (beside {name})")
+    for process in (behind, *(process for process, _ in servers.values())):
         process.terminate()
 
 
@@ -242,7 +263,7 @@ def main() -> None:
     parser.add_argument("--loop", default="auto", help="uvicorn's event loop: auto, asyncio, uvloop")
     given = parser.parse_args()
     multiprocessing.set_start_method("spawn")
-    header("What guard serve adds", "starlette", "uvicorn", "httpx", "httptools", "uvloop")
+    header("What guard serve adds", "starlette", "uvicorn", "httpx", "aiohttp", "httptools", "uvloop")
     parts = {"http": given.http, "loop": given.loop}
     if not given.skip_streams:
         show_streams(given.rounds, parts)

@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("nano", "fake"), default="nano")
     given = parser.parse_args()
     multiprocessing.set_start_method("spawn")
-    header("guard serve under many streams", "starlette", "uvicorn", "httpx", "httptools", "uvloop")
+    header("guard serve under many streams", "starlette", "uvicorn", "httpx", "aiohttp", "httptools", "uvloop")
     behind, source = start(upstream)
     guarded, address = start(guarding, source, given.model)
     asyncio.run(soak(address, {"guard": guarded.pid or 0, "upstream": behind.pid or 0}, given.streams, given.seconds))

@@ -16,6 +16,8 @@ import httpx
 from yarl import URL
 
 IDLE_S = 30.0  # that a connection is kept for the next request
+BODY = "guardkit.body"
+"""The extension of a response under which its body stands without httpx's layers around it."""
 MAX_HEAD_BYTES = 64 << 10
 """Of one header of an answer."""
 _OWN = frozenset((b"connection", b"content-length", b"transfer-encoding"))
@@ -48,7 +50,8 @@ class Transport(httpx.AsyncBaseTransport):
                     ssl=self._verified() if request.url.scheme == "https" else True,
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read),
                 )
-        return httpx.Response(answer.status, headers=list(answer.raw_headers), stream=_Body(answer))
+        coming = _Body(answer)
+        return httpx.Response(answer.status, headers=list(answer.raw_headers), stream=coming, extensions={BODY: coming})
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -18,7 +18,7 @@ from guardkit.reading.values import is_name
 from guardkit_serve.errors import HttpError
 from guardkit_serve.settings import Upstream
 from guardkit_serve.tracing import carry
-from guardkit_serve.transport import Transport
+from guardkit_serve.transport import BODY, Transport
 
 PASSED_ON = frozenset((
     "anthropic-version", "anthropic-beta", "openai-organization", "openai-project", "openai-beta", "idempotency-key",
@@ -141,8 +141,8 @@ def headers_for(upstream: Upstream, path: str, given: Headers, keys: bool) -> di
 def pieces_of(response: httpx.Response) -> AsyncIterator[bytes]:
     """The bytes of an answer, as they come."""
     as_sent = not response.is_stream_consumed and "content-encoding" not in response.headers
-    if as_sent and isinstance(response.stream, httpx.AsyncByteStream):
-        return aiter(response.stream)  # past httpx's own layers
+    if as_sent and BODY in response.extensions:
+        return aiter(response.extensions[BODY])
     return response.aiter_raw() if as_sent else response.aiter_bytes()
 
 
