@@ -209,11 +209,20 @@ def fit(args: argparse.Namespace, nano: Nano, embeddings: Embeddings, sets: dict
     train(net, table, flat, target, args.epochs)
     data = rounded(net, table, flat[:3000], unit)
     data |= {"limits": np.full(len(GROUPS), -np.inf), "edges": np.zeros(1), "scores": np.zeros((2, 3))}
-    file = args.model / "screen.npz"
-    np.savez_compressed(file, **data)
+    file = args.model / "screen.npy"
+    save(file, data)
     choose(nano, Screen(embeddings, file), data, sets[True])
-    np.savez_compressed(file, **data)
+    save(file, data)
     print(f"{file}: {file.stat().st_size} bytes")
+
+
+def save(file: Path, data: dict[str, Any]) -> None:
+    """As one record: numpy reads it without the modules for zip files, which take longer to load than the screen."""
+    arrays = {name: np.asarray(value) for name, value in data.items()}
+    record = np.zeros((), [(name, value.dtype, value.shape) for name, value in arrays.items()])
+    for name, value in arrays.items():
+        record[name] = value
+    np.save(file, record)
 
 
 def choose(nano: Nano, screen: Screen, data: dict[str, Any], dev: Any) -> None:

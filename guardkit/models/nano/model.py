@@ -119,7 +119,7 @@ class Nano(StreamModel):
             self._calibration = Calibration.read(folder / "calibration.json")
             self.coverage = Coverage.read(folder / "coverage.json")
             self.tokenizer = UnigramTokenizer(folder / "pieces.txt", folder / "scores.npy")
-            screen = folder / "screen.npz"  # not there while the recipe makes a new model
+            screen = folder / "screen.npy"  # not there while the recipe makes a new model
             embeddings = Embeddings(folder / "nano.onnx", self.tokenizer.size)
             self._screen = Screen(embeddings, screen) if screen.exists() else None
             self._groups = np.load(folder / "groups.npy")  # by token: an index into GROUPS, or more for none

@@ -29,16 +29,16 @@ class Screen:
     """embeddings: of all tokens (see `Embeddings`); file: what training/nano/screen.py wrote."""
 
     def __init__(self, embeddings: Embeddings, file: Path):
-        with np.load(file) as data:
-            self._unit = np.float32(data["unit"])
-            self._layers = [
-                (data[f"w{i}"].astype(np.float32), data[f"b{i}"].astype(np.float32), data[f"s{i}"].astype(np.float32))
-                for i in range(3)
-            ]
-            self._last, self._bias = data["w3"].astype(np.float32), np.float32(data["b3"])
-            self._limits: Floats = data["limits"].astype(np.float32)  # by group
-            self._edges: Floats = data["edges"].astype(np.float32)
-            self._scores: Floats = data["scores"].astype(np.float32)
+        data = np.load(file)  # one record
+        self._unit = np.float32(data["unit"])
+        self._layers = [
+            (data[f"w{i}"].astype(np.float32), data[f"b{i}"].astype(np.float32), data[f"s{i}"].astype(np.float32))
+            for i in range(3)
+        ]
+        self._last, self._bias = data["w3"].astype(np.float32), np.float32(data["b3"])
+        self._limits: Floats = data["limits"].astype(np.float32)  # by group
+        self._edges: Floats = data["edges"].astype(np.float32)
+        self._scores: Floats = data["scores"].astype(np.float32)
         self._embeddings = embeddings
         n_tokens = len(embeddings)
         self._projected = np.zeros((n_tokens + 1, self._layers[0][0].shape[1]), np.uint8)  # the last row: no token
