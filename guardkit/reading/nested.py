@@ -14,13 +14,15 @@ from guardkit.messages import Message, Part
 from guardkit.reading.drafts import Draft
 from guardkit.reading.jsontext import parse
 from guardkit.reading.pieces import is_piece, joined
-from guardkit.reading.values import Found, Key, Path, texts_of
+from guardkit.reading.values import Found, Key, Path, texts_of, written
 from guardkit.verdict import Stage
 
 DEEPEST = 32
 """Levels at which chats are looked for; below them all is one prompt."""
 Known = Callable[[Any], Draft | None]
 """Reads a value of a known shape; None for others."""
+Said = tuple[str, list[Message]]
+"""Where a chat lies, and its messages."""
 _Taken = dict[Path, tuple[str, ...] | None]
 """Paths of what is read as a chat, and the keys of it that are; None: all."""
 
@@ -59,12 +61,20 @@ def read_nested(data: Any, known: Known, signs: Collection[str], found: Sequence
     ):
         return _message(found, [])  # most logs
     plain, data = data, opened(data)
-    parts: list[Part] = []
+    said: list[Said] = []
     taken: _Taken = {}
-    _find(data, (), known, parts, taken)
+    _find(data, (), known, said, taken)
     if data is not plain:
         found = texts_of(data, Stage.prompt, names=True)
+    parts = [part for _, messages in said for message in messages for part in message.parts() if part.text != ""]
     return _message([f for f in found if not _is_taken(f.path, taken)] if taken else found, parts)
+
+
+def chats_in(data: Any, known: Known) -> list[Said]:
+    """The chats, messages and responses that lie in a value, in order."""
+    said: list[Said] = []
+    _find(opened(data), (), known, said, {})
+    return said
 
 
 def _message(found: Sequence[Found], parts: Sequence[Part]) -> Message:
@@ -77,27 +87,27 @@ def _message(found: Sequence[Found], parts: Sequence[Part]) -> Message:
     )
 
 
-def _find(value: Any, path: Path, known: Known, parts: list[Part], taken: _Taken) -> None:
+def _find(value: Any, path: Path, known: Known, said: list[Said], taken: _Taken) -> None:
     """Read what is a chat in `value`, and look for others in the rest of it."""
     if not isinstance(value, Mapping | list) or not value or len(path) > DEEPEST:
         return
     used: tuple[str, ...] = ()
     if path or isinstance(value, list):
         if isinstance(value, list) and len(value) > 1 and all(is_piece(item) for item in value):
-            _take(joined(value), parts)
+            said.append((written(path), [joined(value)]))
             taken[path] = None
             return
         draft = _draft(value, known)
         if draft is not None:
-            for message in (*(m for *_, m in draft.messages), *(m for *_, said in draft.answers for m in said)):
-                _take(message, parts)
+            answers = [message for *_, told in draft.answers for message in told]
+            said.append((written(path), [*(m for *_, m in draft.messages), *answers]))
             if isinstance(value, list):
                 taken[path] = None
                 return
             taken[path] = used = draft.used
     for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
         if key not in used:
-            _find(child, (*path, key), known, parts, taken)
+            _find(child, (*path, key), known, said, taken)
 
 
 def _draft(value: Any, known: Known) -> Draft | None:
@@ -106,10 +116,6 @@ def _draft(value: Any, known: Known) -> Draft | None:
     except (ValueError, MessageError):  # not of a shape after all: walked
         return None
     return None if draft is None or draft.text is not None or draft.ignored else draft
-
-
-def _take(message: Message, parts: list[Part]) -> None:
-    parts += [part for part in message.parts() if part.text or part.text is None]
 
 
 def _is_taken(path: Path, taken: _Taken) -> bool:

@@ -32,7 +32,7 @@ from guardkit.reading.drafts import (
     quoted,
 )
 from guardkit.reading.message import read_message
-from guardkit.reading.nested import read_nested
+from guardkit.reading.nested import chats_in, read_nested
 from guardkit.reading.pieces import PIECES, refuse_piece
 from guardkit.reading.values import as_sequence, is_name, texts_of
 from guardkit.verdict import Stage
@@ -300,6 +300,12 @@ def _are_tokens(value: Any) -> bool:
 def _values(data: Any, outputs: bool) -> Draft | None:
     """Of no known shape: all of it is one text."""
     if outputs and isinstance(data, Mapping | list):
+        chats = chats_in(data, _known)
+        told = [
+            (where, chat[: i + 1]) for where, chat in chats for i, m in enumerate(chat) if m.stage is Stage.response
+        ]
+        if told:
+            return Draft([], [(where, i, messages) for i, (where, messages) in enumerate(told)], ())
         raise ValueError(f"no 'messages', 'response', 'reasoning_content', 'choices' or 'text' in it{keys_of(data)}")
     if not isinstance(data, Mapping | list):
         raise ValueError(f"expected a JSON object or string, got {kind_of(data)}")

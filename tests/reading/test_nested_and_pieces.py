@@ -62,6 +62,16 @@ def test_a_chat_is_found_wherever_it_lies(data: Any) -> None:
     assert not read_record(data).ignored
 
 
+def test_what_a_model_said_in_a_wrapped_chat_is_traced() -> None:
+    data = {"span": {"in": json.dumps([ASK, REPLY, ASK])}, "end": {"choices": [{"message": REPLY}]}, "note": "aside"}
+    found = read_record(data, outputs=True)
+    assert [[message.content for message in entry.item] for entry in found.judged] == [["asked", "told"], ["told"]]  # type: ignore[union-attr]
+    assert [(entry.path, entry.number) for entry in found.judged] == [("span.in", 0), ("end", 1)]
+    assert found.ignored == ("span", "end", "note")
+    with pytest.raises(ValueError, match="no 'messages'"):
+        read_record({"span": {"messages": [ASK]}}, outputs=True)
+
+
 def test_what_stands_beside_a_chat_is_judged_with_it() -> None:
     data = {"event": {"messages": [ASK], "tenant note": "aside", "extra": {"deep": ["more"]}}, "other": "last"}
     texts = judged(data)
