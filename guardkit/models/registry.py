@@ -72,7 +72,12 @@ def load_model(name: str | Path, **options: Any) -> StreamModel:
         name = str(Path(name).expanduser().absolute())
     process = options.pop("process", False)
     if process and not _is_server(name):  # a server's model is in one already
-        return cast(StreamModel, importlib.import_module("guardkit.process").load(name, options, process))
+        try:
+            apart = importlib.import_module("guardkit.process")
+        except ImportError as error:  # Windows
+            why = "a process of its own needs Unix sockets and file locks, which this system has not"
+            raise ModelLoadError(f"{why}; leave process= out") from error
+        return cast(StreamModel, apart.load(name, options, process))
     model = _load(name, dict(options))
     model.source = name, options
     return model

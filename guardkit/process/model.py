@@ -23,10 +23,6 @@ from guardkit.verdict import Stage
 def load(name: str, options: dict[str, Any], process: Literal[True] | str | Path) -> ProcessModel:
     """Load a model in a process of its own, or connect to the one that has it. process: the folder by which others
     find it; True: a new one. Raises what loading it here would raise."""
-    import socket
-
-    if not hasattr(socket, "AF_UNIX"):
-        raise GuardkitError("a process of its own needs Unix sockets, which this system has not; leave process= out")
     base = private_folder() if process is True else Path(process).expanduser().absolute()
     link = Link(name, options, base)
     model = ProcessModel(link, link.connect())
