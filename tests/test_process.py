@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import socket
 import threading
@@ -18,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardkit import Category, Guard, GuardkitError, Message, ModelError, NotJudged, Overloaded, Severity
+from guardkit.messages import Part
 from guardkit.models.base import Append, Limits, Query, QueryScores, Scores, StreamModel, Tokens
 from guardkit.models.simple import SimpleModel, SimpleSession
 from guardkit.models.word_tokenizer import WordTokenizer
-from guardkit.process import ProcessModel, load
+from guardkit.process import ProcessModel, load, wire
 from guardkit.process.server import Server
 from guardkit.process.start import SOCKET, folder_of
 from guardkit.process.wire import (
@@ -32,6 +34,8 @@ from guardkit.process.wire import (
     frame,
     message_of,
     message_row,
+    query_of,
+    query_row,
     result_of,
     result_row,
 )
@@ -550,6 +554,33 @@ def test_a_message_crosses_whole(role: str) -> None:
     message = Message(role, "say\ud800", "think", ("call", "another"), ("image",), attached)
     ((row, _),) = Frames().push(frame(message_row(message)))
     assert message_of(row) == message
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_query_crosses_whole(early: bool) -> None:
+    query = Query("text", Stage.document, (Message("user", "hi"),), early)
+    ((row, _),) = Frames().push(frame(query_row(query)))
+    assert query_of(row) == query
+
+
+def test_all_that_works_and_models_have_crosses() -> None:
+    """Who adds to these must say how it crosses (`wire.py`)."""
+    known = {
+        Query: "text stage context early",
+        Append: "session tokens keep",
+        Tokens: "stage ids starts text end",
+        Scores: "severity category refusal windowed named",
+        QueryScores: "scores start end windowed",
+        Limits: "unsafe flagged categories",
+        Message: "role content reasoning tool_calls unjudgeable attached",
+        Part: "stage text what",
+    }
+    for kind, names in known.items():
+        assert " ".join(each.name for each in dataclasses.fields(kind)) == names
+    own = {"threshold", "quick", "source"}  # of each side by itself
+    attributes = {name for name in StreamModel.__annotations__ if not name.startswith("_")}
+    said = {"name", "tokenizer", "query_categories", "response_categories", "coverage"}
+    assert attributes - own - said == set(wire._SAME)
 
 
 def test_scores_that_are_no_numbers_arrive_as_such() -> None:

@@ -85,7 +85,7 @@ def message_of(row: Sequence[Any]) -> Message:
 
 
 def query_row(query: Query) -> list[Any]:
-    return [query.text, query.stage.value, [message_row(message) for message in query.context]]
+    return [query.text, query.stage.value, [message_row(message) for message in query.context], query.early]
 
 
 def append_row(session: int, work: Append) -> list[Any]:
@@ -94,8 +94,8 @@ def append_row(session: int, work: Append) -> list[Any]:
 
 
 def query_of(row: Sequence[Any]) -> Query:
-    text, stage, context = row
-    return Query(text, _STAGES[stage], tuple(message_of(each) for each in context))
+    text, stage, context, early = row
+    return Query(text, _STAGES[stage], tuple(message_of(each) for each in context), early)
 
 
 def tokens_of(row: Sequence[Any]) -> Tokens:
