@@ -16,10 +16,10 @@ from llama_index.postprocessor.guardkit.rules import Rules
 
 
 def with_guarded_models(engine: Any, made: Any, rules: Rules) -> None:
-    """Guard the models of an engine in `made`, its copy. That of the engine itself, which may be asked about what the
-    engine found, has its prompts judged, too; those of its parts (selectors, query transforms, question generators) say
-    how to ask."""
-    found = _swapped(engine, made, rules, check_input=True)
+    """Guard the models of an engine in `made`, its copy. That of an engine which finds things by itself, such as rows
+    of a database, is asked about them: its prompts are judged, too. One that asks other engines gets judged answers.
+    Models of an engine's parts (selectors, query transforms, question generators) say how to ask."""
+    found = _swapped(engine, made, rules, check_input=not any(map(_holds_engines, vars(engine).values())))
     for name, value in list(vars(engine).items()):
         if isinstance(value, PromptMixin) and not isinstance(value, BaseSynthesizer) and not _is_engine(value):
             part = copy.copy(value)
@@ -54,6 +54,10 @@ def _swapped(part: Any, made: Any, rules: Rules, check_input: bool) -> bool:
             setattr(made, name, model)
             found = True
     return found
+
+
+def _holds_engines(value: Any) -> bool:
+    return any(map(_is_engine, value)) if isinstance(value, list | tuple) else _is_engine(value)
 
 
 def _is_engine(value: Any) -> bool:
