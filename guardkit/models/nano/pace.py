@@ -13,6 +13,8 @@ from guardkit.ticket import Ticket
 BATCH_TOKENS = 512  # padded, in one forward pass: more at once are no faster a token, and the first ones wait longer
 BATCH_POSITIONS = 4096  # in the caches of a pass: what is laid out for it is some 25 MB
 WAVE_TOKENS = 12 * BATCH_TOKENS  # sorted by length together, at most
+PASS_S = 0.1  # how long a pass should take where the machine is slow, or busy with other work
+LEAST_TOKENS = 96  # of a pass all the same
 WAVE_S = 0.25  # how long a wave should take: what is in it is late together
 SLACK = 1.25  # work is refused where what waits before it, and itself, would take this many times its time
 _T = TypeVar("_T")
@@ -29,7 +31,7 @@ class Pace:
         """So many tokens took so long. A pass that is hardly filled takes longer a token than a full one: it counts
         only where it was faster."""
         rate = tokens / seconds if seconds > 0 else 0.0
-        if tokens >= BATCH_TOKENS // 2 or 0 < self.per_s < rate:
+        if tokens >= self.batch_tokens // 2 or 0 < self.per_s < rate:
             self.per_s = 0.7 * self.per_s + 0.3 * rate if self.per_s else rate
 
     def seconds(self, tokens: int) -> float:
@@ -37,9 +39,14 @@ class Pace:
         return tokens / self.per_s if self.per_s else 0.0
 
     @property
+    def batch_tokens(self) -> int:
+        """How many tokens a pass has room for, padding counted."""
+        return min(BATCH_TOKENS, max(int(PASS_S * self.per_s), LEAST_TOKENS)) if self.per_s else BATCH_TOKENS
+
+    @property
     def wave_tokens(self) -> int:
         """How many tokens a wave has room for."""
-        return min(WAVE_TOKENS, max(int(WAVE_S * self.per_s), 2 * BATCH_TOKENS)) if self.per_s else WAVE_TOKENS
+        return min(WAVE_TOKENS, max(int(WAVE_S * self.per_s), self.batch_tokens)) if self.per_s else WAVE_TOKENS
 
     def is_late(self, ticket: Ticket[Work], tokens: int) -> bool:
         """Whether work of so many tokens could not be done in time behind what waits."""
@@ -55,13 +62,13 @@ class Pace:
         return ticket.done()
 
 
-def padded(ordered: Sequence[tuple[int, _T]], cached: int = 0) -> Iterator[list[_T]]:
-    """Batches of at most `BATCH_TOKENS` tokens, padding counted, of things that are sorted by length. cached: positions
-    before each, of which a batch has at most `BATCH_POSITIONS`."""
+def padded(ordered: Sequence[tuple[int, _T]], cached: int = 0, tokens: int = BATCH_TOKENS) -> Iterator[list[_T]]:
+    """Batches of at most `tokens`, padding counted, of things that are sorted by length. cached: positions before each,
+    of which a batch has at most `BATCH_POSITIONS`."""
     batch: list[_T] = []
     most = max(1, BATCH_POSITIONS // max(cached, 1))
     for length, item in ordered:
-        if batch and ((len(batch) + 1) * length > BATCH_TOKENS or len(batch) == most):
+        if batch and ((len(batch) + 1) * length > tokens or len(batch) == most):
             yield batch
             batch = []
         batch.append(item)

@@ -178,7 +178,7 @@ class Queries:
                 else:
                     self._done_with(entry)
         wave.sort(key=lambda each: each[0])
-        self._passes.extend(padded(wave))
+        self._passes.extend(padded(wave, tokens=self._pace.batch_tokens))
 
     def _can_end(self, entry: _LaidUp, ahead: int) -> bool:
         """Whether somebody can have what he asked for in time, behind `ahead` tokens. Who cannot learns it now."""
@@ -187,7 +187,8 @@ class Queries:
             ticket = asked.ticket
             if not ticket.wanted:
                 continue
-            if ahead and ticket.deadline is not None:
+            # Where nothing else waits it is tried all the same: the speed may be another one by now.
+            if ticket.deadline is not None and asked.open < len(self._laid_up):
                 left, wait = ticket.deadline - time.monotonic(), self._pace.seconds(ahead + asked.waiting)
                 if wait > left:
                     ticket.fail(Overloaded(f"it takes about {wait:.1f} s, more than the {left:.1f} s that are left"))

@@ -126,10 +126,11 @@ class NanoScheduler:
         batch: list[tuple[int, tuple[_Fed, list[int]]]] = []
         for plan in plans:
             if batch and plan[0].session.cached != batch[0][1][0].session.cached:
-                self._fed_passes.extend(padded(batch, batch[0][1][0].session.cached))
+                self._fed_passes.extend(padded(batch, batch[0][1][0].session.cached, self._pace.batch_tokens))
                 batch = []
             batch.append((len(plan[1]), plan))
-        self._fed_passes.extend(padded(batch, batch[0][1][0].session.cached if batch else 0))
+        if batch:
+            self._fed_passes.extend(padded(batch, batch[0][1][0].session.cached, self._pace.batch_tokens))
 
     def _is_wanted(self, fed: _Fed) -> bool:
         """A response that misses a piece is over: it could not be gone on with."""
