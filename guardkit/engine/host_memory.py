@@ -1,8 +1,8 @@
 """A host's memory once a model is loaded: what is free is handed back, and weights lie in large pages.
 
 A streamed token reads every weight once. In pages of 4 KiB that is a hundred thousand of them, each to be looked up, on
-a virtual machine in two tables: a third of the time. So what of this process's memory lies wholly in use is moved into
-pages of 2 MiB, where the kernel has them. Nothing grows by it: stretches that are used in part stay as they are.
+a virtual machine in two tables: about a tenth of its time. So what of this process's memory lies wholly in use is moved
+into pages of 2 MiB, where the kernel has them. Weights do not grow by it: stretches that are used in part stay.
 """
 
 from __future__ import annotations
