@@ -18,7 +18,7 @@ from guardkit.judge import RunningVerdict, empty_verdict, verdict_of
 from guardkit.locate import Flagged, locate, to_original
 from guardkit.messages import Message, Part, read_messages, starts_in_reasoning
 from guardkit.models.base import Append, Query, QueryScores, StreamModel, too_late
-from guardkit.pinpoint import begin_of_harm
+from guardkit.pinpoint import Sentence, begin_of_harm, sentences_before
 from guardkit.policy import Action, Decision, Policy
 from guardkit.response import ResponseReader
 from guardkit.runner import Job, Rounds, Steps, desk
@@ -197,18 +197,22 @@ class Judging:
         """A whole response on its way through the same machine as a stream."""
         reader = ResponseReader(self.model, work.start)
         running = RunningVerdict(reader, self.model, self.policy, self.debounce)
+        worst: Decision | None = None
+        sentences: list[Sentence] = []
         session = self.model.open(work.context)
         try:
             for tokens in reader.read_all(work.text, FEED_CHARS):
                 for found in running.add(tokens, (yield Append(session, tokens))):
-                    place = yield from begin_of_harm(
-                        self.model, self.policy, work.context, reader.text, found.verdict, self.debounce, self._n_locate
-                    )
-                    running.begin_at(found, place)
+                    worst, sentences = found, sentences_before(reader.text, found.verdict)
                 if running.stopped:
                     break
         finally:
             session.close()
+        if worst is not None:
+            place = yield from begin_of_harm(
+                self.model, self.policy, work.context, sentences, worst.stage, self.debounce, self._n_locate
+            )
+            running.begin_at(worst, place)
         return [running.decision]
 
     # -- where the harm is

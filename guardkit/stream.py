@@ -20,7 +20,7 @@ from guardkit.events import Event, FlagEvent, Mark, RetractEvent, StopEvent, Tex
 from guardkit.judge import RunningVerdict
 from guardkit.messages import Message
 from guardkit.models.base import Append, Scores, Session, Tokens
-from guardkit.pinpoint import begin_of_harm
+from guardkit.pinpoint import Sentence, begin_of_harm, sentences_before
 from guardkit.policy import Action, Decision
 from guardkit.response import ResponseReader
 from guardkit.runner import Steps, lead
@@ -54,6 +54,7 @@ class StreamGuard:
             raise ValueError(f"a stream judges a model's own output; use check(..., stage='{stage.value}')")
         self._guard, self._holdback = guard, holdback
         self._context, self._debounce = context, debounce
+        self._worst: tuple[Decision, list[Sentence]] | None = None  # and the sentences that it may be for
         self._reader = ResponseReader(guard.model, stage)
         self._running = RunningVerdict(self._reader, guard.model, guard.policy, debounce)
         self._session: Session | None = None
@@ -179,6 +180,7 @@ class StreamGuard:
                 self._held_to,
                 self.released,
                 len(self._heard or ()),
+                self._worst,
                 self._session.mark(),
             ),
         )
@@ -200,7 +202,7 @@ class StreamGuard:
             raise ValueError("a mark of another stream, or of a text that was taken back")
         if self.stopped:
             self._record(self._reader.received)
-        reader, running, held, self._text, self._held_to, released, heard, place = mark._state
+        reader, running, held, self._text, self._held_to, released, heard, self._worst, place = mark._state
         self._reader = reader.copy()
         self._running = running.copy(self._reader)
         self._held, self.released = held.copy(), released
@@ -248,6 +250,8 @@ class StreamGuard:
         try:
             text, tokens = self._reader.finish()
             events = yield from self._advance(text, tokens, final=True)
+            if self.judged and not self.stopped:
+                yield from self._settle()
             self._finished = True
             return events
         finally:
@@ -296,8 +300,9 @@ class StreamGuard:
         events: list[Event] = []
         try:
             for group in tokens if self.judged else ():
-                yield from self._judge(group, (yield self._append(group)), events)
+                self._judge(group, (yield self._append(group)), events)
                 if self._running.stopped:
+                    yield from self._settle()
                     return self._stop(events)
         except Exception as error:
             self._fail(error)
@@ -311,12 +316,12 @@ class StreamGuard:
             self._text = ""
             raise NotJudged(f"the stream could not be judged and was stopped ({self._error})") from error
 
-    def _judge(self, tokens: Tokens, scores: Scores, events: list[Event]) -> Steps[None]:
+    def _judge(self, tokens: Tokens, scores: Scores, events: list[Event]) -> None:
         before = self._running.n_tokens
         if self._listener is not None:
             self._listener(tokens, scores)
-        for found in self._running.add(tokens, scores):
-            decision = self._running.begin_at(found, (yield from self._place(found)))
+        for decision in self._running.add(tokens, scores):
+            self._worst = decision, sentences_before(self._reader.text, decision.verdict)
             if decision.action is Action.flag and decision.verdict is not None:
                 events.append(FlagEvent(decision.verdict))
         judged = self._running.n_tokens - before
@@ -325,13 +330,16 @@ class StreamGuard:
         if self._running.stopped:
             self._hold_blanks(tokens.starts[judged - 1])
 
-    def _place(self, found: Decision) -> Steps[int | None]:
-        guard = self._guard
+    def _settle(self) -> Steps[None]:
+        """Find where the harm begins, once: at the stop, or at the end. In between it would hold up other streams."""
+        if self._worst is None:
+            return
+        (decision, sentences), guard = self._worst, self._guard
         n_locate = guard.model.n_locate(guard.locate)
         place = yield from begin_of_harm(
-            guard.model, guard.policy, self._context, self._reader.text, found.verdict, self._debounce, n_locate
+            guard.model, guard.policy, self._context, sentences, decision.stage, self._debounce, n_locate
         )
-        return place
+        self._running.begin_at(decision, place)
 
     def _hold(self, start: int) -> None:
         self._hold_blanks(start)
