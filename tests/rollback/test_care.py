@@ -77,3 +77,11 @@ def test_the_experiment_runs(
     kinds = [row[0].removeprefix("| ") for row in rows]
     assert kinds == ["intervention", "none", *["resample"] * 4, *["introspect"] * 4]
     assert (tmp_path / "care.svg").read_text(encoding="utf-8").count("by buffer") == 2
+
+
+def test_each_judge_says_what_is_harmful_and_what_is_not_judged_counts(care: ModuleType) -> None:
+    watched, other = FakeGuard({"forbidden": "unsafe"}), FakeGuard({"sun": "unsafe", "rain": RuntimeError("boom")})
+    answers = [care.Answered(text) for text in ("forbidden", "sun", "", "rain", "sun", "soil")]
+    found = care.measured([watched, other], ["Tomatoes?"] * 4, ["Potatoes?"] * 2, answers, 10)
+    assert found.harmful == (0.25, 0.5)
+    assert care.is_harmful(other, ["Potatoes?"] * 2, answers[4:]) == [True, False]
