@@ -188,7 +188,8 @@ def background(call):
 """
 ENDS = {
     "a check under way": "background(lambda: guard.check(long, stage='document'))",
-    "inside a timeout": "g = Guard(guard.model, timeout=0.02); assert not g.decide(long, stage='document').judged",
+    "inside a timeout": "g = Guard(guard.model, timeout=0.02, exact=True); new = ' '.join(f'bakery{chr(97 + i % 26)}"
+    "{chr(97 + i // 26)}' for i in range(676)); assert not g.decide(new * 3, stage='document').judged",
     "a stream under way": "s = guard.stream('hi'); background(lambda: s.feed(long))",
     "an open stream": "s = guard.stream('hi'); s.feed('some words')",
     "a batch under way": "background(lambda: guard.check_batch([long[i:] for i in range(9)], stage='document'))",
@@ -205,7 +206,7 @@ ENDS = {
     "a fork": "guard.check(text); pid = os.fork(); guard.check(text); pid and os.waitpid(pid, 0)",
     "an interrupt": "signal.signal(signal.SIGALRM, signal.default_int_handler); "
     "signal.setitimer(signal.ITIMER_REAL, 0.05)"
-    "\ntry: guard.check(long, stage='document')\nexcept KeyboardInterrupt: guard.check('still there')",
+    "\ntry:\n    while True: guard.check(long, stage='document')\nexcept KeyboardInterrupt: guard.check('still there')",
 }
 
 
