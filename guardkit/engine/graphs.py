@@ -19,7 +19,7 @@ from guardkit.engine.staging import Staging
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of a step of short pieces
 SHORT = 16  # a longer piece has larger tiles
 LONG_SIZES = (64, 128, 256, 512)  # tokens of a step with long pieces: prompts of a chat
-OFF = 0.25  # how far, of its length, a recorded hidden state may be from the plain one
+OFF = 0.1  # how far, of its length, a recorded hidden state may be from the plain one
 LONG_RUNS = 16  # pieces of such a step, at the most
 Replay = Callable[[], Tensor]
 Record = Callable[[Replay], Replay]
@@ -92,7 +92,8 @@ class Graphs:
         found = self.forward(ids, positions, runs)
         if found is None:
             return True
-        # Another size takes other products, whose rounding a deep model carries on; a wrong step is wrong altogether.
+        # Another size takes other products; bfloat16's rounding moves a row of 36 layers by 2% of its length, while a
+        # wrong step is wrong altogether.
         away = (found.float() - plain.float()).norm(dim=1) / plain.float().norm(dim=1)
         return bool((away < OFF).all())
 

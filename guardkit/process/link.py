@@ -122,8 +122,8 @@ class Link:
         fail_all(outbox, error)
 
     def _ring(self) -> None:
+        # Only the thread says that it is awake: an interrupt between a mark here and the write would leave it asleep.
         if self._is_asleep:
-            self._is_asleep = False
             with contextlib.suppress(OSError):  # it is full, or closed: the thread is awake, or over
                 os.write(self._wake, b".")
 

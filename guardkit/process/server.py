@@ -7,6 +7,7 @@ was under way goes into the next one together, whoever it came from. It ends whe
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import select
@@ -44,6 +45,8 @@ def main(told: str) -> NoReturn:
             code = 1
         else:
             loading.end()
+            gc.collect()
+            gc.freeze()  # a model's objects stay: the collector need not look at them when many requests pile up
             code = server.run(first)
     except BaseException:
         code = 1

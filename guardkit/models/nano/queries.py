@@ -9,7 +9,7 @@ short texts never wait for more than a wave of long ones.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -107,16 +107,12 @@ class Queries:
                 tokens += len(window[0])
                 drawn.append((asked, window, self._model.key(window[0]), which))
         self._screen([(asked, window[0], key) for asked, window, key, _ in drawn if asked.query.early])
-        askers = Counter(key for _, _, key, _ in drawn)
         for asked, window, key, which in drawn:
             scores = self._model.recall(key, asked.query.early)
             if scores is not None:
                 self._found(asked, window, scores)
-            elif not asked.ticket.done():
-                # What several ask for goes first: it does not stand behind what waits.
-                is_shared = askers[key] > 1 or key in self._laid_up
-                if asked.open or is_shared or not self._refuses(asked):
-                    self._lay_up(asked, window, key, which)
+            elif not asked.ticket.done() and (asked.open or not self._refuses(asked)):
+                self._lay_up(asked, window, key, which)
         for asked in seen:
             self._settle(asked)
 
@@ -173,13 +169,8 @@ class Queries:
         wave: list[tuple[int, _LaidUp]] = []
         tokens = 0
         for which, most in ((0, room // 2 if self._next[1] else room), (1, room)):
-            waiting = self._next[which]
-            if any(len(entry.askers) > 1 for entry in waiting):  # what most ask for first: it is judged once for all
-                ordered = sorted(waiting, key=lambda entry: -len(entry.askers))
-                waiting.clear()
-                waiting.extend(ordered)
-            while waiting and tokens < most:
-                entry = waiting.popleft()
+            while self._next[which] and tokens < most:
+                entry = self._next[which].popleft()
                 self._n_next[which] -= len(entry.ids)
                 if self._can_end(entry, tokens):
                     wave.append((len(entry.ids), entry))
