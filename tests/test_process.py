@@ -388,6 +388,7 @@ def test_as_many_streams_are_open_as_may_be_for_one_and_for_several(base: Path) 
         one.close()
         assert play(Guard(first), ["fine "])[2] == 5
         two.close()
+        assert eventually(lambda: stub.n_open == 0)  # by another connection than the next one comes by
         assert play(Guard(second), ["fine "])[2] == 5
         first.close()
         second.close()
