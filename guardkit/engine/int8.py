@@ -207,7 +207,7 @@ class _Graph:
         )  # fmt: skip
 
     def _matrix(self, tensor: Tensor) -> str:
-        import onnxruntime as ort
+        from guardkit.ort import ort
 
         onnx, name = self._onnx, f"m{len(self._matrices)}"
         self._matrices[name] = ort.OrtValue.ortvalue_from_numpy(tensor.numpy())
@@ -219,7 +219,7 @@ class _Graph:
         return name
 
     def session(self, outputs: dict[str, list[int]], threads: int | None) -> Any:
-        import onnxruntime as ort
+        from guardkit.ort import ort
 
         onnx = self._onnx
         shown = [self._value(name, shape) for name, shape in outputs.items()]

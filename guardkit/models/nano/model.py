@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from guardkit import telemetry
@@ -40,6 +39,7 @@ from guardkit.models.nano.scheduler import NanoScheduler
 from guardkit.models.nano.screen import Embeddings, Screen
 from guardkit.models.nano.session import NanoSession
 from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer
+from guardkit.ort import ort
 from guardkit.ticket import Pending, Ticket
 from guardkit.verdict import Category, Stage
 
