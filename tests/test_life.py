@@ -527,7 +527,7 @@ def test_what_is_remembered_says_nothing_of_the_speed(paced: tuple[Any, NanoSche
 
 def test_after_a_storm_of_cancellations_the_first_check_waits_for_one_step_at_most() -> None:
     """Counted in passes of the embedded model: what was under way, and its own."""
-    guard = Guard.load(threads=3)
+    guard = Guard.load(threads=3, exact=True)
     model: Any = guard.model
     passes: list[int] = []
     forward = model.judge_windows
