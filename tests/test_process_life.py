@@ -314,7 +314,7 @@ def test_an_interrupt_leaves_the_connection_whole(guard: Guard) -> None:
         while time.monotonic() < end:
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0005 + (n % 17) / 3000)
-                while True:
+                while time.monotonic() < end + 1:  # one that strikes in a finalizer raises nothing
                     guard.check(f"{TEXT}{n}")
             except KeyboardInterrupt:
                 n += 1
