@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
+_choice = os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
 
 import onnxruntime as ort
 
-ort.disable_telemetry_events()  # where somebody had loaded it before
+if _choice != "0":
+    ort.disable_telemetry_events()  # where somebody had loaded it before
 
 __all__ = ["ort"]

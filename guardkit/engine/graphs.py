@@ -19,8 +19,8 @@ from guardkit.engine.staging import Staging
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of a step of short pieces
 SHORT = 16  # a longer piece has larger tiles
 LONG_SIZES = (64, 128, 256, 512)  # tokens of a step with long pieces: prompts of a chat
-OFF = 0.1  # how far, of its length, a recorded hidden state may be from the plain one
 LONG_RUNS = 16  # pieces of such a step, at the most
+OFF = 0.1  # how far, of its length, a recorded hidden state may be from the plain one
 Replay = Callable[[], Tensor]
 Record = Callable[[Replay], Replay]
 """Takes a function that launches a step; gives one that launches the same again and returns the same tensor."""

@@ -64,8 +64,7 @@ class PagedCache(Cache):
     def is_reserved(self, slot: Slot, write_from: int, n_tokens: int) -> bool:
         if n_tokens > slot.held:
             return False
-        holders, keepers, pages = self._holders, self._keepers, slot.pages
-        return all(holders[page] + keepers[page] <= 1 for page in pages[write_from // PAGE :])
+        return not any(map(self._is_shared, slot.pages[write_from // PAGE :]))
 
     def _is_shared(self, page: int) -> bool:
         return self._holders[page] + self._keepers[page] > 1
