@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 
-_choice = os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library is loaded
 
 import onnxruntime as ort
 
-if _choice != "0":
+if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
     ort.disable_telemetry_events()  # where somebody had loaded it before
 
 __all__ = ["ort"]
