@@ -508,6 +508,26 @@ def test_a_model_that_is_dropped_leaves(base: Path) -> None:
     # `served` has seen it end
 
 
+def test_a_response_that_is_dropped_is_closed(far: tuple[ProcessModel, Stub]) -> None:
+    model, stub = far
+    stream = Guard(model).stream("hi")
+    stream.feed("fine ")
+    assert stub.n_open == 1
+    del stream
+    assert eventually(lambda: stub.n_open == 0)
+
+
+def test_a_place_that_outlives_its_response_keeps_no_model(base: Path) -> None:
+    stub = Stub()
+    with served(stub, base):
+        session = load("stub", {}, base).open([Message("user", "hi")])
+        mark = session.mark()
+        session.close()
+        assert eventually(lambda: stub.n_open == 0)  # so the way is asleep
+        del session, mark
+    # `served` has seen it end
+
+
 def test_a_peer_that_speaks_something_else_is_left_and_others_go_on(far: tuple[ProcessModel, Stub], base: Path) -> None:
     path = folder_of(base, "stub", {}) / SOCKET
     for said in (b"GET / HTTP/1.1\r\n\r\n" * 10, frame([["run", "code"]]), frame([1]), frame({"a": 1}), b"\0" * 100):

@@ -105,9 +105,16 @@ class _ProcessSession(FarSession):
         self._link.ask("rewind", self, mark.number)
 
     def close(self) -> None:
-        if self.number in self._held.open:
+        if self.is_open:
             self._held.open.discard(self.number)
             self._link.lay(("close", self))
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def is_open(self) -> bool:
+        return self.number in self._held.open
 
 
 class _Mark:
@@ -117,4 +124,5 @@ class _Mark:
         self.session, self.number = session, number
 
     def __del__(self) -> None:
-        self.session._link.lay_by(("forget", self.session, self.number))
+        if self.session.is_open:  # else it is forgotten with its session, which nothing must keep alive
+            self.session._link.lay_by(("forget", self.session, self.number))
