@@ -39,7 +39,8 @@ def header(title: str, *packages: str) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("guardkit", "onnxruntime", "numpy", *packages))
     print(f"# {title}\n")
     print(f"- date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC")
-    print(f"- CPU: {cpu_model()}, {usable} cores usable of {os.cpu_count()}; memory {total_memory()}")
+    masked = ", its CPUID masked to AVX2" if "avx512" in os.environ.get("LD_PRELOAD", "") else ""  # without_avx512.c
+    print(f"- CPU: {cpu_model()}{masked}, {usable} cores usable of {os.cpu_count()}; memory {total_memory()}")
     print(f"- system: {platform.system()} {platform.release()}, {platform.machine()}")
     print(f"- Python {platform.python_version()}; {versions}")
     print(f"- command: python {' '.join([f'benchmarks/{Path(sys.argv[0]).name}', *sys.argv[1:]])}")
