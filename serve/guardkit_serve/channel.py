@@ -15,6 +15,8 @@ from guardkit.runner import off_loop
 from guardkit_serve.observe import Observer
 from guardkit_serve.patience import Patience
 
+HASHED_AT_ONCE = 64  # pieces
+
 
 class Channel:
     """Fed in pieces, judged by a stream of the core's. `stop` is the decision that ended it, a fault of the guard
@@ -45,6 +47,7 @@ class Channel:
         self._surrogates = SurrogateJoiner()  # as the core counts characters
         self._waiting: list[str] = []
         self._raw = hashlib.blake2b(digest_size=16)
+        self._unhashed: list[str] = []
         self._fault: Decision | None = None
         self._stream: StreamGuard | None = None
         self._settled = self._told = False
@@ -58,7 +61,9 @@ class Channel:
 
     def add(self, text: str) -> int:
         """Take a piece, to be judged with the next `flush`; the position that must be released before it may go."""
-        self._raw.update(text.encode("utf-8", "surrogatepass"))
+        self._unhashed.append(text)
+        if len(self._unhashed) >= HASHED_AT_ONCE:
+            self._hash()
         if self._arguments is not None:
             text = self._arguments.push(text)
         self._take(self._surrogates.push(text))
@@ -74,7 +79,12 @@ class Channel:
     @property
     def digest(self) -> bytes:
         """Of all that came, as it came."""
+        self._hash()
         return self._raw.digest()
+
+    def _hash(self) -> None:
+        self._raw.update("".join(self._unhashed).encode("utf-8", "surrogatepass"))
+        self._unhashed.clear()
 
     @property
     def withheld(self) -> int:

@@ -14,11 +14,13 @@ from typing import Any
 from guardkit import Decision, Guard, Stage
 from guardkit.messages import Part
 from guardkit.reading.jsontext import parse
+from guardkit_serve import sse
 from guardkit_serve.channel import Channel
 from guardkit_serve.errors import HttpError
 from guardkit_serve.judging import decide, item_of
 from guardkit_serve.observe import Observer
 from guardkit_serve.protocols.base import Key, Piece, Protocol, Reading, Violation
+from guardkit_serve.shapes import Shapes
 from guardkit_serve.sse import Frame
 from guardkit_serve.walking import part_of
 
@@ -86,6 +88,7 @@ class Flow:
     ):
         self._protocol, self._guard, self._observer = protocol, guard, observer
         self._seconds, self._holdback = seconds, holdback
+        self._shapes = Shapes(lambda raw: self._read(sse.read(raw)))
         self._channels: dict[Key, Channel] = {}
         self._turns: dict[Any, _Turns] = {}
         self._growing: dict[Channel, int] = {}  # at a place of no known meaning: how far it is behind all others
@@ -98,15 +101,26 @@ class Flow:
         self.violation: Violation | None = None
         self.last = False
 
-    async def push(self, frames: Sequence[Frame]) -> bytes:
+    async def push(self, frames: Sequence[bytes]) -> bytes:
         """Raises `HttpError` for an event that cannot be read; what was judged before it stays in the queue."""
-        for frame in frames:
+        for raw in frames:
             if self.violation is not None or self.last:
                 break
+            known = self._shapes.fit(raw)
+            if known is not None:
+                data, piece = known
+                entry = _Entry(Frame(raw), data, (piece,))
+                self._line_up(entry)
+                await self._add(entry, piece)
+                entry.blocked = self.violation is not None
+                continue
+            frame = sse.read(raw)
             data, reading = self._read(frame)
+            self._shapes.note(raw, data, reading)
             await self._take(_Entry(frame, data, reading.pieces), reading)
             self.last = reading.last
-        await self._flush()
+        if self._waiting is not None:
+            await self._flush()
         return self._pump()
 
     async def finish(self) -> bytes:
@@ -147,25 +161,33 @@ class Flow:
             reading.wholes += map(part_of, self._protocol.seen.new(ASIDE, frame.aside))
         return data, reading
 
-    async def _take(self, entry: _Entry, reading: Reading) -> None:
+    def _line_up(self, entry: _Entry) -> None:
         self._queue.append(entry)
         self._waits += len(entry.frame.raw)
         if self._waits > self._max_bytes:
             raise HttpError(502, "more of the answer waits to be judged than may", "upstream_error")
         self._came += entry.n_chars
-        for piece in reading.pieces:
-            channel = self._channel(piece)
-            if self._waiting is not channel:
+
+    async def _add(self, entry: _Entry, piece: Piece) -> None:
+        """Hand a piece over, to be judged with those that follow it."""
+        channel = self._channel(piece)
+        if self._waiting is not channel:
+            if self._waiting is not None:
                 await self._flush()
-                self._waiting = channel
-            if self.violation is not None:
-                return
-            entry.marks.append((channel, channel.add(piece.text)))
-            for behind in self._turns[piece.key[0]].took(channel, len(piece.text)):
-                await behind.settle()
-                self._check(behind)
-            if self._growing:
-                await self._pause(len(piece.text))
+            self._waiting = channel
+        if self.violation is not None:
+            return
+        entry.marks.append((channel, channel.add(piece.text)))
+        for behind in self._turns[piece.key[0]].took(channel, len(piece.text)):
+            await behind.settle()
+            self._check(behind)
+        if self._growing:
+            await self._pause(len(piece.text))
+
+    async def _take(self, entry: _Entry, reading: Reading) -> None:
+        self._line_up(entry)
+        for piece in reading.pieces:
+            await self._add(entry, piece)
             if self.violation is not None:
                 return
         if not (reading.ends or reading.wholes or reading.late):

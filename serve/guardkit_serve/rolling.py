@@ -21,6 +21,7 @@ from guardkit.models.remote_client import ServerError
 from guardkit.reading.jsontext import parse
 from guardkit.rollback import Rollback, RollbackResult, RollbackStream
 from guardkit.rollback.transport import Delta, delta_of
+from guardkit_serve import sse
 from guardkit_serve.answering import DRAIN_S
 from guardkit_serve.errors import HttpError
 from guardkit_serve.observe import Observer
@@ -211,7 +212,7 @@ class _Upstream:
                     raise HttpError(
                         502, f"the upstream's answer has more than {self._max_bytes:,} bytes", "upstream_error"
                     )
-                for frame in parser.feed(piece):
+                for frame in map(sse.read, parser.feed(piece)):
                     if frame.data is None or frame.data.strip() == DONE:
                         continue
                     delta = self._delta(frame.data)
@@ -233,7 +234,7 @@ class _Upstream:
         with suppress(TimeoutError, httpx.HTTPError):
             async with asyncio.timeout(DRAIN_S):
                 async for piece in pieces:
-                    for frame in parser.feed(piece):
+                    for frame in map(sse.read, parser.feed(piece)):
                         if frame.data is not None and frame.data.strip() != DONE:
                             self._delta(frame.data)
 
