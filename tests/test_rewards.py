@@ -12,7 +12,7 @@ import pytest
 
 from guardkit import GuardkitError, NotJudged
 from guardkit.errors import MessageError
-from guardkit.rewards import HybridReward, RewardServer, SafetyReward, per_sample
+from guardkit.rewards import HybridReward, RewardServer, SafetyReward, judge_completions, per_sample
 from guardkit.rewards.adapters import for_openrlhf, for_verl
 from guardkit.testing import FakeGuard
 
@@ -69,6 +69,59 @@ def test_a_batch_equals_one_by_one() -> None:
     asked = [ASK] * len(CASES)
     assert SafetyReward(FakeGuard(SCRIPT))(asked, completions) == [safety for _, safety, _ in CASES]
     assert hybrid()(asked, completions) == [both for _, _, both in CASES]
+
+
+OTHER: dict[str, Any] = {"water": "unsafe", "maybe": "controversial", "lost": RuntimeError("boom")}
+
+
+@pytest.mark.parametrize(
+    ("completion", "safety", "both"),
+    [
+        ("Sun and rain.", 1.0, 3.0),
+        ("A forbidden thing.", 0.0, -10.0),  # each guard's word is enough
+        ("Sun and water.", 0.0, -10.0),
+        ("Perhaps, maybe.", 0.0, 3.0),
+        ("<think>water</think>Sun.", 0.0, -10.0),
+        ("crash", None, None),  # what one could not judge is not judged
+        ("lost and forbidden", None, None),
+        ("", None, None),
+    ],
+)
+def test_of_several_guards_the_worst_finding_counts(completion: Any, safety: Any, both: Any) -> None:
+    guards = [FakeGuard(SCRIPT), FakeGuard(OTHER)]
+    for order in (guards, guards[::-1]):
+        assert SafetyReward(order)([ASK], [completion]) == [safety]
+        reward = HybridReward(tuple(order), per_sample(lambda p, c: 3.0), refusals=refuses)
+        assert reward([ASK], [completion]) == [both]
+
+
+def test_several_guards_refusals_and_probabilities() -> None:
+    """A refusal is what one of them says is one; the probability is the greatest, and none where one gives none."""
+
+    class Telling(FakeGuard):
+        def __init__(self, refusal: bool | None, scores: dict[str, float]):
+            super().__init__({})
+            self.told = {"refusal": refusal, "scores": scores}
+
+        def decide_batch(self, items: Any, **settings: Any) -> Any:
+            found = super().decide_batch(items, **settings)
+            return [replace(d, verdict=replace(d.verdict, **self.told)) for d in found if d.verdict is not None]
+
+    low, high = {"safe": 0.75, "unsafe": 0.25}, {"safe": 0.5, "controversial": 0.25, "unsafe": 0.25}
+    guards = [Telling(None, low), Telling(False, high), Telling(True, low)]
+    for chosen, refusal in ((guards, True), (guards[:2], False), (guards[:1] * 2, None)):
+        (found,) = judge_completions(chosen, [ASK], ["Sun."])
+        assert found.refusal is refusal
+    assert SafetyReward(guards, soft=True)([ASK], ["Sun."]) == [0.5]
+    with pytest.raises(GuardkitError, match="no probabilities"):
+        SafetyReward([*guards, Telling(None, {})], soft=True)([ASK], ["Sun."])
+
+
+def test_no_guard_among_several() -> None:
+    with pytest.raises(GuardkitError, match="takes a Guard, not str"):
+        SafetyReward([FakeGuard(SCRIPT), "nano"])  # type: ignore[list-item]
+    with pytest.raises(GuardkitError, match="here are none"):
+        SafetyReward([])
 
 
 def test_caps_never_raise_a_reward() -> None:
@@ -201,6 +254,17 @@ def test_the_demonstration_s_usefulness_and_prompts() -> None:
         assert len(prompts(topics, False) + prompts(topics, True)) == 3 * len(topics)
     with pytest.raises(SystemExit):
         main(["--reward", "magic"])
+
+
+def test_the_demonstration_s_relevance_leaves_out_what_the_request_said() -> None:
+    pytest.importorskip("torch")
+    from guardkit.rewards.demo_relevance import content_words, without_words_of, worth
+
+    assert content_words("How do I bake bread at home?") == {"bake", "bread", "home"}
+    assert without_words_of("How do I steal bread?", "Stealing bread takes Bread guts.").split() == ["takes", "guts."]
+    assert worth(1.0, "some flour and water") > worth(0.0, "some flour and water") > worth(0.0, "flour " * 9)
+    assert worth(100.0, "flour and water") == 10.0
+    assert worth(-100.0, "flour") == worth(100.0, " ") == -10.0
 
 
 def test_the_demonstration_s_plot_shows_the_moving_mean_of_each_reward() -> None:

@@ -129,9 +129,58 @@ def test_the_demonstration_runs(saved: Path, tmp_path: Path, capsys: pytest.Capt
     assert demo_measure.main([str(out / "answers.json"), "--judge", "nano"]) == 0
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
     again = {name: values for name, *values in rows}
+    assert "harmless: relevance" in told["figures"]["hybrid"]  # by the chat model, which is not loaded again
     for name, value in told["figures"]["hybrid"].items():
+        if name.endswith("relevance"):
+            continue
         assert again[name][-1] == f"{value:.3g}"
     assert again["harmful: safe, by nano"] == again["harmful: safe"]
+
+
+def test_the_demonstration_goes_on_where_it_was_ended(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed: pip install 'guardkit[rl]'")
+    from guardkit.rewards.demo import main
+
+    out = tmp_path / "out"
+    options = ["--answers", "2", "--tokens", "4", "--requests", "2", "--refusals", "0", "--keep", "--beta", "0.1"]
+    told = ["--llm", str(saved), "--out", str(out), "--reward", "hybrid", "--guard", "nano", "nano", *options]
+    assert main([*told, "--steps", "4"]) == 0
+    first = json.loads((out / "figures.json").read_text(encoding="utf-8"))
+    assert all("kl" in row for row in first["logs"]["hybrid"])
+    del first["figures"]["hybrid"]
+    (out / "figures.json").write_text(json.dumps(first), encoding="utf-8")  # as if it had been ended in the training
+    assert main([*told, "--steps", "8", "--resume"]) == 0
+    second = json.loads((out / "figures.json").read_text(encoding="utf-8"))
+    assert second["figures"]["before"] == first["figures"]["before"]
+    steps = [row["step"] for row in second["logs"]["hybrid"]]
+    assert steps[: len(first["logs"]["hybrid"])] == [row["step"] for row in first["logs"]["hybrid"]]
+    assert len(steps) == 4
+    assert "step 7" in capsys.readouterr().out
+
+
+def test_relevance_is_what_the_answer_adds_by_the_model_without_its_adapters() -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed: pip install 'guardkit[rl]'")
+    import torch
+
+    from guardkit.rewards.demo_relevance import Relevance
+    from guardkit.rewards.demo_train import adapt
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    asked, told = ["What do tomatoes need?", "Peas?", "Peas?"], ["Sun and water", "rain", "Peas!"]
+    model = adapt(tiny.model()).eval()
+    together = Relevance(model, tokenizer).information(asked, told)
+    alone = [Relevance(model, tokenizer).information([a], [t])[0] for a, t in zip(asked, told, strict=True)]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert together[0] != 0
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if "lora_B" in name:
+                weights.fill_(1.0)
+    assert Relevance(model, tokenizer).information(asked, told) == pytest.approx(together, abs=1e-4)
+    assert Relevance(model, tokenizer).information(["Peas?"], [""]) == pytest.approx([0.0], abs=1e-5)
 
 
 def test_requests_with_both_unsafe_answers_and_others_are_kept(saved: Path) -> None:

@@ -11,13 +11,17 @@ from typing import Any
 
 from guardkit.adapters.chat_models import load_chat_model
 from guardkit.guard import Guard
-from guardkit.rewards.demo_measure import SAMPLING, Figures, answers, mean, usefulness
+from guardkit.rewards.demo_measure import SAMPLING, Figures, answers, mean
 from guardkit.rewards.demo_prompts import HARMFUL, HARMLESS, prompts
-from guardkit.rewards.hybrid import HybridReward, per_sample
+from guardkit.rewards.hybrid import HybridReward
 from guardkit.rewards.judged import judge_completions
 from guardkit.rewards.safety import SafetyReward
 from guardkit.verdict import Severity
 
+CURVES = (
+    "harmful/safe", "harmful/refused", "harmful/reward", "harmless/safe", "harmless/refused", "harmless/reward",
+    "reward", "kl", "entropy", "completions/mean_length",
+)  # fmt: skip
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
@@ -92,7 +96,9 @@ def _log_probability(model: Any, tokenizer: Any, asked: Sequence[str], answer: s
     return logits.log_softmax(-1).gather(-1, ends.to(model.device)[..., None])[..., 0].sum(-1)
 
 
-def telling(guard: Guard, model: Any, tokenizer: Any, asked: Sequence[str], n: int, new: int) -> list[str]:
+def telling(
+    guard: Guard | Sequence[Guard], model: Any, tokenizer: Any, asked: Sequence[str], n: int, new: int
+) -> list[str]:
     """The requests of whose `n` answers some are unsafe and some are not: the others tell a reward little (the report
     drops them, too). All of them where there are none."""
     each = [text for text in asked for _ in range(n)]
@@ -103,12 +109,19 @@ def telling(guard: Guard, model: Any, tokenizer: Any, asked: Sequence[str], n: i
 
 
 def train(
-    args: argparse.Namespace, kind: str, steps: int, guard: Guard, model: Any, tokenizer: Any, harmful: Sequence[str]
+    args: argparse.Namespace,
+    kind: str,
+    steps: int,
+    reward: SafetyReward | HybridReward,
+    model: Any,
+    tokenizer: Any,
+    harmful: Sequence[str],
 ) -> list[Figures]:
-    """Train the adapted model with one reward on these harmful requests, and half as many harmless ones; gives what the
+    """Train the adapted model with one reward on these harmful requests, and as many harmless ones; gives what the
     trainer logged at each step. Ctrl-C ends the training behind the step under way."""
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOConfig, GRPOTrainer
 
     end = time.monotonic() + args.minutes * 60
@@ -119,7 +132,14 @@ def train(
         def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
             control.should_training_stop |= time.monotonic() > end or bool(interrupted)
 
-    harmless = random.Random(args.seed).sample(prompts(HARMLESS, False), max(len(harmful) // 2, 1))
+        def on_log(self, _: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
+            shown = [(name, (logs or {}).get(name)) for name in CURVES]
+            if any(value is not None for _, value in shown):
+                told = "  ".join(f"{name} {float(value):.2f}" for name, value in shown if value is not None)
+                print(f"{time.strftime('%H:%M:%S')} step {state.global_step}  {told}", flush=True)
+
+    pool = prompts(HARMLESS, False)
+    harmless = random.Random(args.seed).sample(pool, min(len(harmful), len(pool)))
     asked = [(text, True) for text in harmful] + [(text, False) for text in harmless]
     rows = Dataset.from_list(
         [{"prompt": [{"role": "user", "content": text}], "harmful": harmful} for text, harmful in asked]
@@ -132,7 +152,7 @@ def train(
         loss_type="grpo",
         epsilon=args.clip,
         epsilon_high=args.clip * 4 / 3,
-        beta=0.0,
+        beta=args.beta,
         steps_per_generation=2,
         num_generations=args.answers,
         per_device_train_batch_size=args.answers * args.batch,
@@ -142,7 +162,9 @@ def train(
         lr_scheduler_type="constant",
         max_steps=steps,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=4,
+        save_total_limit=1,
         report_to=[],
         use_cpu=not args.gpu,
         bf16=args.gpu,
@@ -151,20 +173,19 @@ def train(
         seed=args.seed,
         **SAMPLING,
     )
-    reward = (
-        SafetyReward(guard, soft=args.soft)
-        if kind == "guard-only"
-        else HybridReward(guard, per_sample(usefulness), soft=args.soft)
-    )
     trainer = GRPOTrainer(
         model, reward_funcs=[_logged(reward)], args=config, train_dataset=rows, processing_class=tokenizer,
         callbacks=[Clock()],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    last = get_last_checkpoint(config.output_dir) if args.resume and (args.out / kind).is_dir() else None
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=last)
     finally:
         signal.signal(signal.SIGINT, before)
     trainer.save_model(str(args.out / kind))
+    if "ref" in model.peft_config:  # the next training takes its own
+        model.delete_adapter("ref")
     return [row for row in trainer.state.log_history if "reward" in row]
 
 
@@ -178,6 +199,9 @@ def _logged(reward: SafetyReward | HybridReward) -> Callable[..., Any]:
             if found:
                 log_metric(f"{name}/safe", mean([f.severity is Severity.safe for f in found]))
                 log_metric(f"{name}/refused", mean([bool(f.refusal) for f in found]))
+                own = [r for r, of in zip(rewards, harmful, strict=True) if of is kind and r is not None]
+                if own:
+                    log_metric(f"{name}/reward", mean(own))
         return rewards
 
     judge.__name__ = reward.__name__

@@ -9,7 +9,7 @@ from typing import Any
 
 from guardkit.errors import GuardkitError, MissingExtra, NotJudged
 from guardkit.guard import Guard
-from guardkit.rewards.judged import Conversation, Judged, LogMetric, check_guard, judge_completions, tell
+from guardkit.rewards.judged import Conversation, Judged, LogMetric, check_guards, judge_completions, tell
 from guardkit.rewards.safety import Rewards, off_loop, probability
 from guardkit.verdict import Severity
 
@@ -21,6 +21,7 @@ class HybridReward:
     """With a helpfulness reward W: ``min(unsafe, W)`` where thinking or answer is unsafe, ``min(refused, W)`` where the
     answer refuses, else ``W``.
 
+    guard: of several, each judges, and the worst that any finds counts (a refusal, too: where any says so).
     helpfulness: see `Helpfulness`; `per_sample` makes one of a function for one completion, `RewardServer` of a server.
     unsafe, refused: the caps, -10 and -5 in the report, whose W is about -10 to 10; scale them with yours.
     strict: whether controversial counts as unsafe here; the report's formula tests unsafe alone.
@@ -32,7 +33,7 @@ class HybridReward:
 
     def __init__(
         self,
-        guard: Guard,
+        guard: Guard | Sequence[Guard],
         helpfulness: Helpfulness,
         *,
         unsafe: float = -10.0,
@@ -41,7 +42,7 @@ class HybridReward:
         soft: bool = False,
         refusals: Callable[[Sequence[Conversation], Sequence[Conversation]], Sequence[bool]] | None = None,
     ):
-        self.guard, self.helpfulness = check_guard(guard), helpfulness
+        self.guards, self.helpfulness = check_guards(guard), helpfulness
         self.unsafe, self.refused, self.strict, self.soft, self.refusals = unsafe, refused, strict, soft, refusals
         self.__name__ = "hybrid_reward"
         self.found: list[Judged] = []
@@ -55,7 +56,7 @@ class HybridReward:
         **columns: Any,
     ) -> Rewards:
         """As `SafetyReward`. Raises `GuardkitError` where nobody says what a refusal is, too."""
-        self.found = judge_completions(self.guard, prompts, completions)
+        self.found = judge_completions(self.guards, prompts, completions)
         tell(self.found, log_metric)
         helpful = self.helpfulness(prompts=prompts, completions=completions, **columns)
         if inspect.isawaitable(helpful):

@@ -39,9 +39,12 @@ class Judged:
 
 
 def judge_completions(
-    guard: Guard, prompts: Sequence[Conversation], completions: Sequence[Conversation]
+    guard: Guard | Sequence[Guard], prompts: Sequence[Conversation], completions: Sequence[Conversation]
 ) -> list[Judged]:
     """Judge each completion after its prompt. Equal completions of equal prompts are judged once.
+
+    guard: several judge each on their own, and the worst that any of them finds counts; a completion that one of them
+    could not judge is not judged.
 
     What the model wrote is judged: reasoning, answers and tool calls of every assistant message. Tool results in a
     completion are context. Raises ValueError for sequences of different lengths.
@@ -59,9 +62,12 @@ def judge_completions(
         for part in parts:
             items.setdefault(part, len(items))
         rows.append(parts)
-    decisions = guard.decide_batch([list(item) for item in items])
+    asked = [list(item) for item in items]
+    each = [one.decide_batch(asked) for one in check_guards(guard)]
     return [
-        Judged(None, error=errors[at]) if at in errors else _worst([decisions[items[part]] for part in parts])
+        Judged(None, error=errors[at])
+        if at in errors
+        else _together([_worst([decisions[items[part]] for part in parts]) for decisions in each])
         for at, parts in enumerate(rows)
     ]
 
@@ -127,8 +133,33 @@ def _worst(decisions: Sequence[Decision]) -> Judged:
     return Judged(worst.verdict.severity, worst.stage, refusal, risk=max(risks), unsafe=max(unsafe))
 
 
-def check_guard(guard: object) -> Guard:
-    """Raises `GuardkitError` for what is no guard: a name would be loaded once a call."""
-    if not hasattr(guard, "decide_batch"):
-        raise GuardkitError(f"a reward takes a Guard, not {type(guard).__name__}: Guard.load(...) makes one")
-    return guard  # type: ignore[return-value]
+def _together(found: Sequence[Judged]) -> Judged:
+    """What several guards found in one completion: the worst counts."""
+    if len(found) == 1:
+        return found[0]
+    for one in found:
+        if one.severity is None:
+            return one
+    worst = max(found, key=lambda one: one.severity or Severity.unsafe)
+    told = [one.refusal for one in found if one.refusal is not None]
+    risks = [one.risk for one in found if one.risk is not None]
+    unsafe = [one.unsafe for one in found if one.unsafe is not None]
+    return Judged(
+        worst.severity,
+        worst.stage,
+        any(told) if told else None,
+        risk=max(risks) if len(risks) == len(found) else None,
+        unsafe=max(unsafe) if len(unsafe) == len(found) else None,
+    )
+
+
+def check_guards(guard: Guard | Sequence[Guard]) -> tuple[Guard, ...]:
+    """One guard or several, as several. Raises `GuardkitError` for what is no guard, as a name (it would be loaded once
+    a call), and for none at all."""
+    guards = tuple(guard) if isinstance(guard, Sequence) and not isinstance(guard, str) else (guard,)
+    for one in guards:
+        if not hasattr(one, "decide_batch"):
+            raise GuardkitError(f"a reward takes a Guard, not {type(one).__name__}: Guard.load(...) makes one")
+    if not guards:
+        raise GuardkitError("a reward takes a Guard, or several; here are none")
+    return guards  # type: ignore[return-value]

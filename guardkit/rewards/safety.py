@@ -7,7 +7,7 @@ from typing import Any
 
 from guardkit.errors import GuardkitError
 from guardkit.guard import Guard
-from guardkit.rewards.judged import Conversation, Judged, LogMetric, check_guard, judge_completions, tell
+from guardkit.rewards.judged import Conversation, Judged, LogMetric, check_guards, judge_completions, tell
 from guardkit.verdict import Severity
 
 Rewards = list["float | None"]
@@ -20,12 +20,13 @@ class SafetyReward:
     coroutine function, which runs beside other rewards. A model that learns from this alone learns to refuse:
     `HybridReward` is what the report ends up with.
 
+    guard: of several, each judges, and the worst that any finds counts: what fools one must fool all of them.
     soft: between the two by the guard's probability that the completion is safe, which tells answers apart of which all
     are safe, or none; the report's reward is the hard one.
     """
 
-    def __init__(self, guard: Guard, *, safe: float = 1.0, not_safe: float = 0.0, soft: bool = False):
-        self.guard, self.safe, self.not_safe, self.soft = check_guard(guard), safe, not_safe, soft
+    def __init__(self, guard: Guard | Sequence[Guard], *, safe: float = 1.0, not_safe: float = 0.0, soft: bool = False):
+        self.guards, self.safe, self.not_safe, self.soft = check_guards(guard), safe, not_safe, soft
         self.__name__ = "safety_reward"  # what trainers log it as
         self.found: list[Judged] = []  # of the last call
 
@@ -39,7 +40,7 @@ class SafetyReward:
     ) -> Rewards:
         """prompts, completions: texts or messages, equally many. Gives a reward each, None where one was not judged.
         Raises `GuardkitError` where a soft reward has no probability to go by."""
-        self.found = judge_completions(self.guard, prompts, completions)
+        self.found = judge_completions(self.guards, prompts, completions)
         tell(self.found, log_metric)
         return [self._reward(f) for f in self.found]
 

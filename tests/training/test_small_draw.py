@@ -43,6 +43,9 @@ def test_short_answers_are_responses_alone_cut_each_once(make: ModuleType, tmp_p
     short = make.draw(tmp_path, 10, 0, "en", 2)
     assert sorted(record["response"] for record, _ in short) == ["rain", "sun and"]
     assert {kept.response for _, kept in short} <= {"rain", "sun and water and soil", "sun and  water, too"}
+    others = make.draw(tmp_path, 10, 0, "en", 2, frozenset(["sun and water and soil"]))
+    assert sorted(record["response"] for record, _ in others) == ["rain", "sun and"]
+    assert make.beginning(rows[2]) == "sun and water, too"
     whole = make.draw(tmp_path, 10, 0, "en", 0)
     assert len(whole) == 4
     assert {record["response"] for record, _ in whole} == {None, *(r["response"] for r in rows[1:4])}

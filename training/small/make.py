@@ -27,6 +27,7 @@ from guardkit.training.categories import PUBLISHED
 from guardkit.training.rows import row_of, split
 
 MOST_CHARS = 1200
+KEY_WORDS = 24  # rows whose texts begin alike count as one, where rows of another guard are left out
 
 
 def records(file: Path, language: str) -> Iterator[dict[str, Any]]:
@@ -40,12 +41,20 @@ def records(file: Path, language: str) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def draw(folder: Path, per_file: int, seed: int, language: str, answers: int) -> list[tuple[dict[str, Any], Any]]:
+def beginning(record: dict[str, Any]) -> str:
+    text: str = record["response"] if record["kind"] == "response" else record["prompt"]
+    return " ".join(text.split()[:KEY_WORDS])
+
+
+def draw(
+    folder: Path, per_file: int, seed: int, language: str, answers: int, taken: frozenset[str] = frozenset()
+) -> list[tuple[dict[str, Any], Any]]:
     """Up to `per_file` rows of each file, each text once, with what they were before they were cut. answers: responses
-    alone, cut to so many words; 0: all rows as they are."""
+    alone, cut to so many words; 0: all rows as they are. taken: beginnings of texts that are left out."""
     rng, seen, found = random.Random(seed), set(), []
     for file in sorted(folder.glob("*.jsonl.gz")):
         own = [r for r in records(file, language) if not answers or r["kind"] == "response"]
+        own = [r for r in own if beginning(r) not in taken]
         for record in rng.sample(own, min(per_file, len(own))):
             row = row_of(record, PUBLISHED)
             if answers:
@@ -67,13 +76,18 @@ def main() -> None:
     parse.add_argument("--per-file", type=int, default=250)
     parse.add_argument("--answers", type=int, default=0, metavar="WORDS", help="responses alone, cut to so many words")
     parse.add_argument("--language", default="en")
+    parse.add_argument("--without", nargs="*", type=Path, default=[], help="train.jsonl of guards: none of their rows")
+    parse.add_argument("--hidden", type=int, default=128, help="width of a base made from nothing")
+    parse.add_argument("--layers", type=int, default=3, help="of a base made from nothing")
     parse.add_argument("--seed", type=int, default=0)
     parse.add_argument("rest", nargs="*", help="options of python -m guardkit.training, behind --")
     given = parse.parse_args()
     if given.data is None or not (Path(given.data) / "train").is_dir():
         parse.error("--data names no folder with train/*.jsonl.gz in it (nor does GUARDKIT_TRAINING_DATA)")
     given.work.mkdir(parents=True, exist_ok=True)
-    drawn = draw(Path(given.data) / "train", given.per_file, given.seed, given.language, given.answers)
+    lines = (line for file in given.without for line in file.read_text(encoding="utf-8").splitlines())
+    taken = frozenset(beginning(json.loads(line)) for line in lines)
+    drawn = draw(Path(given.data) / "train", given.per_file, given.seed, given.language, given.answers, taken)
     held = {row.key for row in split((row for _, row in drawn), 0.1, given.seed)[1]}
     for name, is_held in (("train", False), ("held-out", True)):
         part = [(record, row) for record, row in drawn if (row.key in held) is is_held]
@@ -85,9 +99,21 @@ def main() -> None:
     if base is None:
         base = given.work / "base"
         texts = (t for record, row in drawn if row.key not in held for t in (record["prompt"], record["response"]) if t)
-        write_base(base, texts, vocab=16384, hidden=128, layers=3, heads=4, positions=1024)
+        shape = {"vocab": 16384, "hidden": given.hidden, "layers": given.layers, "heads": 4, "positions": 1024}
+        write_base(base, texts, **shape, seed=given.seed)
     out = given.work / given.kind
-    told = ["--dev-share", "0", "--base", str(base), "--train", str(given.work / "train.jsonl"), "--out", str(out)]
+    told = [
+        "--dev-share",
+        "0",
+        "--seed",
+        str(given.seed),
+        "--base",
+        str(base),
+        "--train",
+        str(given.work / "train.jsonl"),
+        "--out",
+        str(out),
+    ]
     train = [sys.executable, "-m", "guardkit.training", given.kind, *told, *given.rest]
     subprocess.run(train, check=True)
     report = ["eval", "held-out.jsonl", "--model", given.kind, "--json", "--no-cache"]
