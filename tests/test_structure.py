@@ -106,7 +106,7 @@ LAYERS = (
     ("rewards.judged",),
     ("rewards.safety",),
     ("rewards.hybrid",),
-    ("rewards", "rewards.adapters", "rewards.demo_prompts", "rewards.demo_plot"),
+    ("rewards", "rewards.adapters", "rewards.demo_prompts", "rewards.demo_plot", "rewards.demo_relevance"),
     ("rewards.demo_measure",),
     ("rewards.demo_train",),
     ("rewards.demo",),
