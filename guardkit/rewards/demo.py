@@ -27,7 +27,7 @@ from guardkit.rewards.hybrid import HybridReward, per_sample
 from guardkit.rewards.safety import SafetyReward
 
 REWARDS = ("guard-only", "hybrid")
-HELPFULNESS = {"relevance": lambda relevance: relevance, "usefulness": lambda _: per_sample(usefulness)}
+HELPFULNESS = ("relevance", "usefulness")
 
 
 def plot(logs: dict[str, list[Figures]]) -> str:
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "--keep", action="store_true", help="requests, too, whose answers are all unsafe, or none: the rest drops them"
     )
     made.add_argument("--strict", action="store_true", help="controversial counts as unsafe in the hybrid reward, too")
-    made.add_argument("--helpfulness", choices=sorted(HELPFULNESS), default="relevance", help="of the hybrid reward")
+    made.add_argument("--helpfulness", choices=HELPFULNESS, default="relevance", help="of the hybrid reward")
     made.add_argument("--beta", type=float, default=0.0, help="weight of the distance (KL) from the model before")
     made.add_argument("--tokens", type=int, default=40, help="of an answer at most")
     made.add_argument(
@@ -133,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     model = adapt(model)
     relevance = Relevance(model, tokenizer)
+    helpful = relevance if args.helpfulness == "relevance" else per_sample(usefulness)
     start_file = args.out / "start.safetensors"
     if args.resume and start_file.exists():
         model.load_state_dict(load_file(start_file), strict=False)
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reward = (
             SafetyReward(guards, soft=args.soft)
             if kind == "guard-only"
-            else HybridReward(guards, HELPFULNESS[args.helpfulness](relevance), soft=args.soft, strict=args.strict)
+            else HybridReward(guards, helpful, soft=args.soft, strict=args.strict)
         )
         logs[kind] = train(args, kind, most, reward, model, tokenizer, harmful)
         took = f"{time.monotonic() - start:.0f} s ({time.process_time() - cpu:.0f} s of CPU time)"

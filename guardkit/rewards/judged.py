@@ -162,4 +162,4 @@ def check_guards(guard: Guard | Sequence[Guard]) -> tuple[Guard, ...]:
             raise GuardkitError(f"a reward takes a Guard, not {type(one).__name__}: Guard.load(...) makes one")
     if not guards:
         raise GuardkitError("a reward takes a Guard, or several; here are none")
-    return guards  # type: ignore[return-value]
+    return guards
