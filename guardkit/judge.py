@@ -36,6 +36,9 @@ class RunningVerdict:
         self._run: deque[tuple[int, int]] = deque(maxlen=self._debounce)  # the current run's flagged tokens: start, end
         self._meter = Meter(model.coverage) if model.coverage is not None else None
         self._watches_coverage = self._meter is not None and policy.on_unmeasured.stops
+        self._watched = stage, policy.watches(stage)
+        self.stopped = False
+        """Whether the policy's action stops the text."""
         self._measured = 0  # characters that the meter has seen
         self._decision: Decision | None = None
         self._newest: tuple[Tokens, Scores, int, int] | None = None  # tokens, scores, which of them, its index
@@ -51,12 +54,6 @@ class RunningVerdict:
         twin._run = self._run.copy()
         twin._meter = copy.copy(self._meter)
         return twin
-
-    @property
-    def stopped(self) -> bool:
-        if self._decision is not None and self._decision.action.stops:
-            return True
-        return self._watches_coverage and self._meter is not None and self._meter.found is not None
 
     @property
     def open_from(self) -> int | None:
@@ -97,7 +94,9 @@ class RunningVerdict:
         stage = tokens.stage
         levels = self._model.severities(scores, stage)
         each = self._watches_coverage
-        watched = self._policy.watches(stage)
+        if stage is not self._watched[0]:
+            self._watched = stage, self._policy.watches(stage)
+        watched = self._watched[1]
         found: list[Decision] = []
         if each or watched or any(levels.tolist()):
             flagged = levels > 0
@@ -119,6 +118,7 @@ class RunningVerdict:
                 decision = self._policy.decide(self._verdict_at(tokens, scores, i, SEVERITIES[levels[i]], index))
                 if self._rank(decision) > self._rank(self._decision):
                     self._decision = decision
+                    self.stopped = self.stopped or decision.action.stops
                     found.append(decision)
                     if self.stopped:
                         self._measure(tokens.end_of(i))
@@ -127,7 +127,8 @@ class RunningVerdict:
                         return found
         else:
             self._run.clear()
-        self._measure(tokens.end_of(n - 1))
+        if self._meter is not None:
+            self._measure(tokens.end_of(n - 1))
         self._newest = tokens, scores, n - 1, self.n_tokens + n - 1
         self.n_tokens += n
         return found
@@ -151,6 +152,7 @@ class RunningVerdict:
         if self._meter is not None and end > self._measured:
             self._meter.add(self._reader.text(self._measured, end))
             self._measured = end
+            self.stopped = self.stopped or (self._watches_coverage and self._meter.found is not None)
 
     @staticmethod
     def _rank(decision: Decision | None) -> tuple[Action, Severity]:

@@ -29,12 +29,14 @@ class ResponseReader:
         self._stride = model.stride
         self._block: Tokens | None = None  # final tokens that wait for a whole stride
         self.text_in = 0  # characters taken in, surrogate pairs counted as one
-        self._recent = ""  # the newest of them
+        self._recent: list[str] = []  # the newest of them
+        self._n_recent = 0
 
     def copy(self) -> ResponseReader:
         """A twin that goes its own way."""
         twin = copy.copy(self)
         twin._surrogates, twin._tokens = copy.copy(self._surrogates), copy.copy(self._tokens)
+        twin._recent = self._recent.copy()
         twin._ids = None if self._ids is None else self._ids.copy()
         return twin
 
@@ -92,8 +94,10 @@ class ResponseReader:
     def text(self, start: int, end: int) -> str:
         """The characters from `start` to `end`, as far as they are remembered: those of the last push and at least
         `MEMORY` before it."""
-        first = self.text_in - len(self._recent)
-        return self._recent[max(start - first, 0) : max(end - first, 0)]
+        recent = "".join(self._recent)
+        self._recent = [recent]
+        first = self.text_in - len(recent)
+        return recent[max(start - first, 0) : max(end - first, 0)]
 
     def peek(self) -> Tokens:
         """The tokens that are not judged yet, as if the text ended here."""
@@ -105,8 +109,13 @@ class ResponseReader:
         return tail if self._block is None else self._block + tail
 
     def _took(self, text: str) -> None:
-        self.text_in += len(text)
-        self._recent = self._recent[-MEMORY:] + text
+        n_chars = len(text)
+        if self._n_recent > 4 * MEMORY:
+            self._recent = ["".join(self._recent)[-MEMORY:]]
+            self._n_recent = MEMORY
+        self.text_in += n_chars
+        self._n_recent += n_chars
+        self._recent.append(text)
 
     def _read(self, text: str, out: list[Tokens], final: bool) -> None:
         if text:
@@ -122,7 +131,9 @@ class ResponseReader:
             rest = rest[at:]
             if not final:
                 rest = self._hold_partial_tag(rest)
-        self._add(out, self._tokens.push(rest))
+        found = self._tokens.push(rest)
+        if found[0] or self._block is not None:
+            self._add(out, found)
         if final:
             self._add(out, self._tokens.finish(), flush=True)
 

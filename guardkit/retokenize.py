@@ -69,9 +69,12 @@ class IncrementalTokenizer:
         return ids, [self.offset + s for s in starts], self.tail, self.offset + len(self.tail)
 
     def _take(self, n_chars: int) -> Cut:
+        if not n_chars:
+            return [], [], "", self.offset
         text, self.tail = self.tail[:n_chars], self.tail[n_chars:]
-        ids, starts = self._tokenizer.encode(text) if text else ([], [])
-        starts = [self.offset + s for s in starts]
+        ids, starts = self._tokenizer.encode(text)
+        if self.offset:
+            starts = [self.offset + s for s in starts]
         self.offset += n_chars
         return ids, starts, text, self.offset
 

@@ -121,7 +121,7 @@ class StreamGuard:
 
     @property
     def stopped(self) -> bool:
-        return self._running.stopped or (not self.judged and self._guard.policy.on_error is Action.block)
+        return self._running.stopped or (self._error is not None and self._guard.policy.on_error is Action.block)
 
     @property
     def judged(self) -> bool:
@@ -218,7 +218,7 @@ class StreamGuard:
 
     def _drive(self, steps: _Steps) -> list[Event]:
         try:
-            with _UNWATCHED if self._watch is None else self._watch.judging():
+            with _UNWATCHED if self._watch is None else self._watch.judging:
                 return lead(self._guard.model, steps, self._guard.timeout)
         except Exception:
             raise
@@ -226,13 +226,9 @@ class StreamGuard:
             self.close()
             raise
 
-    def _append(self, tokens: Tokens) -> Append:
-        if self._session is None:
-            raise StreamClosed("this stream was closed while it was being fed")
-        return Append(self._session, tokens)
-
     def _feed(self, delta: str | None) -> _Steps:
-        self._check_open()
+        if self._closed or self._finished:
+            self._check_open()
         if delta is None:
             return []
         if not isinstance(delta, str):
@@ -299,8 +295,10 @@ class StreamGuard:
         self._text += text
         events: list[Event] = []
         try:
-            for group in tokens if self.judged else ():
-                self._judge(group, (yield self._append(group)), events)
+            for group in tokens if self._error is None else ():
+                if self._session is None:
+                    raise StreamClosed("this stream was closed while it was being fed")
+                self._judge(group, (yield Append(self._session, group)), events)
                 if self._running.stopped:
                     yield from self._settle()
                     return self._stop(events)
@@ -326,7 +324,10 @@ class StreamGuard:
                 events.append(FlagEvent(decision.verdict))
         judged = self._running.n_tokens - before
         for start in tokens.starts[: judged - 1 if self._running.stopped else judged]:
-            self._hold(start)
+            if self._held_to + BLANK < start:
+                self._hold_blanks(start)
+            self._held.append(start)
+            self._held_to = start
         if self._running.stopped:
             self._hold_blanks(tokens.starts[judged - 1])
 
@@ -341,11 +342,6 @@ class StreamGuard:
         )
         self._running.begin_at(decision, place)
 
-    def _hold(self, start: int) -> None:
-        self._hold_blanks(start)
-        self._held.append(start)
-        self._held_to = start
-
     def _hold_blanks(self, end: int) -> None:
         """A long stretch without tokens (blanks, invisible characters) counts as a token every `BLANK` characters, so
         that a flood of them can neither fill the memory nor hold the text up."""
@@ -357,7 +353,7 @@ class StreamGuard:
         if self._closed:
             return
         end = 0
-        if final or not self._holdback or not self.judged:
+        if final or not self._holdback or self._error is not None:
             end = self._reader.text_in
         else:
             self._hold_blanks(self._reader.stable)

@@ -92,7 +92,8 @@ class Scores:
     @property
     def likeliest(self) -> Ints:
         """The likeliest severity (index into `SEVERITIES`) of each position."""
-        return np.asarray(np.argmax(self.severity, axis=1), np.int64)
+        found: Ints = self.severity.argmax(axis=1)
+        return found
 
     def check(self, rows: int) -> None:
         """Raise ValueError for scores that no comparison may be trusted with: not-a-number would compare as safe."""

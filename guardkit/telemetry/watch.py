@@ -141,7 +141,7 @@ class Check:
 
 
 class _Judging:
-    """See `Watch.judging`; entered for each delta, so it does little."""
+    """For a `with` block in which a piece of the stream is judged; entered for each delta, so it does little."""
 
     __slots__ = ("_start", "_watch")
 
@@ -149,14 +149,17 @@ class _Judging:
         self._watch, self._start = watch, 0.0
 
     def __enter__(self) -> None:
-        self._watch._enter()
+        if self._watch._span is not None:
+            self._watch._enter(self._watch._span)
         self._start = time.perf_counter()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watch._judging_s += time.perf_counter() - self._start
-        self._watch._leave()
+        watch = self._watch
+        watch._judging_s += time.perf_counter() - self._start
+        if watch._span is not None:
+            watch._leave(watch._span)
 
 
 class Watch:
@@ -166,7 +169,7 @@ class Watch:
         self._emitter, self._guard = emitter, guard
         self._span: GuardSpan | None = None
         self._judging_s = 0.0
-        self._while_judging = _Judging(self)
+        self.judging = _Judging(self)
         telemetry.streams.add(stream)
         self._begin()
 
@@ -179,25 +182,13 @@ class Watch:
     def wants_text(self) -> bool:
         return self._span is not None and self._span.wants_text
 
-    def _enter(self) -> None:
-        if self._span is not None:
-            self._enter_span(self._span)
-
-    def _leave(self) -> None:
-        if self._span is not None:
-            self._leave_span(self._span)
-
     @quietly
-    def _enter_span(self, span: GuardSpan) -> None:
+    def _enter(self, span: GuardSpan) -> None:
         span.enter()
 
     @quietly
-    def _leave_span(self, span: GuardSpan) -> None:
+    def _leave(self, span: GuardSpan) -> None:
         span.leave()
-
-    def judging(self) -> _Judging:
-        """While a piece of the stream is judged."""
-        return self._while_judging
 
     @quietly
     def decided(self, stream: StreamGuard, error: str | None, text: str | None) -> None:

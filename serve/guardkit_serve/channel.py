@@ -64,10 +64,14 @@ class Channel:
         self._unhashed.append(text)
         if len(self._unhashed) >= HASHED_AT_ONCE:
             self._hash()
+        self._settled = False
+        if text and text.isascii() and self._arguments is None and not self._surrogates.carry:
+            self.received += len(text)
+            self._waiting.append(text)
+            return self.received
         if self._arguments is not None:
             text = self._arguments.push(text)
         self._take(self._surrogates.push(text))
-        self._settled = False
         is_cut = bool(self._surrogates.carry) or (self._arguments is not None and bool(self._arguments.pending))
         return self.received + is_cut
 
@@ -94,9 +98,9 @@ class Channel:
         """Judge what was added: at once where the model is quick, else when what is returned is awaited."""
         if not self._waiting:
             return None
-        text = "".join(self._waiting)
+        text = self._waiting[0] if len(self._waiting) == 1 else "".join(self._waiting)
         self._waiting.clear()
-        if not self._passes():
+        if (self.stop is not None or self._fault is not None) and not self._passes():
             return None
         if not self._is_quick or len(text) > LARGE:
             return self._call(self._twin.feed(text))

@@ -20,7 +20,7 @@ from guardkit_serve.errors import HttpError
 from guardkit_serve.judging import decide, item_of
 from guardkit_serve.observe import Observer
 from guardkit_serve.protocols.base import Key, Piece, Protocol, Reading, Violation
-from guardkit_serve.shapes import Shapes
+from guardkit_serve.shapes import Fitted, Shapes
 from guardkit_serve.sse import Frame
 from guardkit_serve.walking import part_of
 
@@ -32,26 +32,15 @@ _DIGITS = re.compile(r"[0-9]+")
 
 
 class _Entry:
-    """An event in the queue, and how far its texts must be released before it may go."""
+    """An event in the queue, and how far its texts must be released before it may go. said: what it says, read whole
+    or by its shape."""
 
-    __slots__ = ("blocked", "data", "frame", "marks", "n_chars", "pieces")
+    __slots__ = ("blocked", "marks", "n_chars", "pieces", "raw", "said")
 
-    def __init__(self, frame: Frame, data: Any, pieces: Sequence[Piece]):
-        self.frame, self.data, self.pieces = frame, data, pieces
-        self.n_chars = 0
-        for piece in pieces:
-            self.n_chars += len(piece.text) - piece.added
+    def __init__(self, raw: bytes, said: tuple[Frame, Any] | Fitted, pieces: Sequence[Piece], n_chars: int):
+        self.raw, self.said, self.pieces, self.n_chars = raw, said, pieces, n_chars
         self.marks: list[tuple[Channel, int]] = []
         self.blocked = True  # until all of it was handed to the guard
-
-    @property
-    def may_go(self) -> bool:
-        if self.blocked:
-            return False
-        for channel, mark in self.marks:  # noqa: SIM110 - asked of every event
-            if channel.released < mark:
-                return False
-        return True
 
 
 class _Turns:
@@ -108,16 +97,16 @@ class Flow:
                 break
             known = self._shapes.fit(raw)
             if known is not None:
-                data, piece = known
-                entry = _Entry(Frame(raw), data, (piece,))
+                entry = _Entry(raw, known, (known.piece,), len(known.piece.text))
                 self._line_up(entry)
-                await self._add(entry, piece)
+                await self._add(entry, known.piece)
                 entry.blocked = self.violation is not None
                 continue
             frame = sse.read(raw)
             data, reading = self._read(frame)
             self._shapes.note(raw, data, reading)
-            await self._take(_Entry(frame, data, reading.pieces), reading)
+            n_chars = sum(len(piece.text) - piece.added for piece in reading.pieces)
+            await self._take(_Entry(raw, (frame, data), reading.pieces, n_chars), reading)
             self.last = reading.last
         if self._waiting is not None:
             await self._flush()
@@ -163,14 +152,14 @@ class Flow:
 
     def _line_up(self, entry: _Entry) -> None:
         self._queue.append(entry)
-        self._waits += len(entry.frame.raw)
+        self._waits += len(entry.raw)
         if self._waits > self._max_bytes:
             raise HttpError(502, "more of the answer waits to be judged than may", "upstream_error")
         self._came += entry.n_chars
 
     async def _add(self, entry: _Entry, piece: Piece) -> None:
         """Hand a piece over, to be judged with those that follow it."""
-        channel = self._channel(piece)
+        channel = self._channels.get(piece.key) or self._channel(piece)
         if self._waiting is not channel:
             if self._waiting is not None:
                 await self._flush()
@@ -231,7 +220,8 @@ class Flow:
             self._waiting = None
             if (judging := channel.flush()) is not None:
                 await judging
-            self._check(channel)
+            if channel.stop is not None:
+                self._check(channel)
 
     async def _finish(self, key: Key) -> None:
         channel = self._channels.pop(key)
@@ -297,11 +287,17 @@ class Flow:
     def _pump(self) -> bytes:
         out: list[bytes] = []
         queue = self._queue
-        while queue and queue[0].may_go:
-            entry = queue.popleft()
-            self._waits -= len(entry.frame.raw)
-            out.append(entry.frame.raw)
-            self._protocol.sent(entry.frame, entry.data)
+        while queue:
+            entry = queue[0]
+            if entry.blocked or any(channel.released < mark for channel, mark in entry.marks):
+                break
+            queue.popleft()
+            self._waits -= len(entry.raw)
+            out.append(entry.raw)
+            if isinstance(entry.said, Fitted):
+                self._protocol.sent_again(entry.said.data)
+            else:
+                self._protocol.sent(*entry.said)
             self._protocol.shown = self._protocol.shown or bool(entry.pieces)
             self._went += entry.n_chars
         if self.violation is not None:
@@ -319,7 +315,8 @@ class Flow:
         count = channel.released - (mark - len(piece.text))
         if count <= 0 or any("\ud800" <= c <= "\udfff" for c in piece.text):
             return b""
-        event = self._protocol.cut(entry.frame, entry.data, piece, piece.text[:count])
+        frame, data = (Frame(entry.raw), entry.said.data()) if isinstance(entry.said, Fitted) else entry.said
+        event = self._protocol.cut(frame, data, piece, piece.text[:count])
         if event:
             self._protocol.shown = True
             self._went += count

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from guardkit.reading.values import Path, is_name
 from guardkit_serve.errors import HttpError
@@ -25,7 +25,6 @@ _STRING = re.compile(rb'"([^"\\\x00-\x1f]*+(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*+)*+
 _TEXT = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*+)*+')
 _NUMBER = re.compile(rb"(?:0|[1-9][0-9]{0,17})(?![0-9.eE])")
 _PADDING = re.compile(rb"[A-Za-z0-9]{0,64}")
-_Fit = tuple[Any, Piece]
 Read = Callable[[bytes], tuple[Any, Reading]]
 """An event's data and what it holds, the long way. Raises `HttpError`."""
 
@@ -39,11 +38,10 @@ class Shapes:
         self._before: tuple[Any, Any] = None, None  # the key of the text in the event before, and its data
         self._n_made = self._n_fitted = 0
 
-    def fit(self, raw: bytes) -> _Fit | None:
-        """The data and the one text of an event that has a known shape; None for all others."""
+    def fit(self, raw: bytes) -> Fitted | None:
+        """An event that has a known shape; None for all others."""
         for shape in self._shapes:
-            found = shape.fit(raw)
-            if found is not None:
+            if raw.startswith(shape.head) and (found := shape.fit(raw)) is not None:
                 self._n_fitted += 1
                 return found
         return None
@@ -69,17 +67,28 @@ class Shapes:
             self._shapes = [shape, *self._shapes[: MAX_SHAPES - 1]]
 
 
+class Fitted(NamedTuple):
+    """piece: its one text."""
+
+    piece: Piece
+    shape: Shape
+    others: Mapping[str, Any]
+
+    def data(self) -> dict[str, Any]:
+        """All that it says."""
+        return self.shape.filled(self.piece.text, self.others)
+
+
 class Shape:
     """parts: the bytes around the holes; holes: what each of them takes, the text's None, others a key of the data."""
 
     def __init__(self, parts: list[bytes], holes: list[str | None], data: Mapping[str, Any], path: Path, piece: Piece):
-        self._head, self._holes = parts[0], tuple(zip(holes, parts[1:], strict=True))
+        self.head, self._holes = parts[0], tuple(zip(holes, parts[1:], strict=True))
         self._data, self._path, self._piece = data, path, piece
 
-    def fit(self, raw: bytes) -> _Fit | None:
-        if not raw.startswith(self._head):
-            return None
-        at, text = len(self._head), ""
+    def fit(self, raw: bytes) -> Fitted | None:
+        """An event that begins with `head`."""
+        at, text = len(self.head), ""
         others: dict[str, Any] = {}
         for key, behind in self._holes:
             kind = _TEXT if key is None else _PADDING if key == PADDING else _NUMBER
@@ -91,10 +100,9 @@ class Shape:
                 return None
             at += len(behind)
             if key is None:
-                read = _string(found[0])
-                if not read:
+                text = _string(found[0]) or ""
+                if not text:
                     return None
-                text = read
             elif key == PADDING:
                 others[key] = found[0].decode()
                 if not is_name(others[key], 6):
@@ -104,7 +112,18 @@ class Shape:
         if at != len(raw):
             return None
         which, stage, _, path, arguments, _ = self._piece
-        return _put(self._data, others, self._path, text), Piece(which, stage, text, path, arguments)
+        return Fitted(Piece(which, stage, text, path, arguments), self, others)
+
+    def filled(self, text: str, others: Mapping[str, Any]) -> dict[str, Any]:
+        """The data with others of its values, and another text; what lies elsewhere is shared."""
+        out: dict[str, Any] = {**self._data, **others}
+        inside: Any = out
+        for step in self._path[:-1]:
+            inner = inside[step]
+            inside[step] = inner = inner.copy()
+            inside = inner
+        inside[self._path[-1]] = text
+        return out
 
 
 def _is_plain(reading: Reading) -> bool:
@@ -146,8 +165,12 @@ def _made(raw: bytes, data: Any, piece: Piece, before: Mapping[str, Any], read: 
         wanted, reading = read(filled)
     except HttpError:  # it has no place beside another text
         return None
-    if not _is_plain(reading) or shape.fit(filled) != (wanted, reading.pieces[0]) or shape.fit(raw) != (data, piece):
+    if not _is_plain(reading):
         return None
+    for event, said, one in ((filled, wanted, reading.pieces[0]), (raw, data, piece)):
+        found = shape.fit(event)
+        if found is None or found.piece != one or found.data() != said:
+            return None
     return shape
 
 
@@ -187,15 +210,3 @@ def _paths(value: Any, text: str, path: Path = ()) -> Iterator[Path]:
             yield from _paths(inner, text, (*path, at))
     elif value == text and isinstance(value, str):
         yield path
-
-
-def _put(data: Mapping[str, Any], others: Mapping[str, Any], path: Path, text: str) -> dict[str, Any]:
-    """The data with others of its values, and the text at its path; what lies elsewhere is shared."""
-    out: dict[str, Any] = {**data, **others}
-    inside: Any = out
-    for step in path[:-1]:
-        inner = inside[step]
-        inside[step] = inner = inner.copy()
-        inside = inner
-    inside[path[-1]] = text
-    return out

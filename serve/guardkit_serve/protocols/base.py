@@ -146,6 +146,11 @@ class Protocol(ABC):
     def sent(self, frame: Frame, data: Any) -> None:
         """An event has gone out."""
 
+    def sent_again(self, data: Callable[[], Any]) -> None:
+        """An event has gone out that differs from one before it in its text, in numbers at its top and in padding.
+        data: makes what it says."""
+        self.sent(Frame(b""), data())
+
     @abstractmethod
     def cut(self, frame: Frame, data: Any, piece: Piece, text: str) -> bytes:
         """The event with no more than `text` of its text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from guardkit import Message, MessageError, Stage
@@ -30,7 +30,7 @@ class Choices(Protocol):
     def __init__(self, body: Mapping[str, Any], message: str):
         super().__init__(body, message)
         self._about: dict[str, Any] = {}
-        self._newest: Mapping[str, Any] = {}  # event that has gone out
+        self._newest: Callable[[], Mapping[str, Any]] = dict  # makes what the newest event says that has gone out
         self._open: dict[int, bool] = {}  # choice -> whether it has not ended, of what has gone out
         self._done = self._failed = False
 
@@ -132,13 +132,16 @@ class Choices(Protocol):
             self._done = self._done or (frame.data is not None and frame.data.strip() == DONE)
             return
         self._failed = self._failed or bool(data.get("error"))
-        self._newest = data
+        self._newest = lambda: data
         for choice in data.get("choices") or ():
             index = choice.get("index", 0)
             self._open[index] = choice.get("finish_reason") is None and self._open.get(index, True)
 
-    def cut(self, frame: Frame, data: Any, piece: Piece, text: str) -> bytes:
+    def sent_again(self, data: Callable[[], Any]) -> None:
         self._newest = data
+
+    def cut(self, frame: Frame, data: Any, piece: Piece, text: str) -> bytes:
+        self._newest = lambda: data
         index = piece.key[0]
         assert isinstance(index, int)
         event = self._chunk(self._delta(index, piece, text))
@@ -153,7 +156,8 @@ class Choices(Protocol):
         return frame({**self._base(), "object": self.chunk, **self._about, "choices": list(choices), **more})
 
     def _base(self) -> dict[str, Any]:
-        self._about |= {key: self._newest[key] for key in _KEPT if key in self._newest}
+        newest = self._newest()
+        self._about |= {key: newest[key] for key in _KEPT if key in newest}
         if not self._about:
             model = self.body.get("model")
             self._about = {
