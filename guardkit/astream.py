@@ -66,7 +66,7 @@ class AsyncStreamGuard:
         stream = self._stream
         model, timeout = stream._guard.model, stream._guard.timeout
         try:
-            with _UNWATCHED if stream._watch is None else stream._watch.judging:
+            with _UNWATCHED if stream._watch is None else stream._watch:
                 if size <= LARGE:
                     return await alead(model, steps, timeout)
                 (found,) = await arun(model, [lambda: steps], timeout)  # read in a thread

@@ -218,7 +218,7 @@ class StreamGuard:
 
     def _drive(self, steps: _Steps) -> list[Event]:
         try:
-            with _UNWATCHED if self._watch is None else self._watch.judging:
+            with _UNWATCHED if self._watch is None else self._watch:
                 return lead(self._guard.model, steps, self._guard.timeout)
         except Exception:
             raise

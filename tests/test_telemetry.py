@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -248,6 +250,23 @@ def test_a_stream_is_a_span_that_says_what_went_out(listening: Listening) -> Non
         for word in ("one", "two", "forbidden"):
             early.feed(word + " ")
     assert _get(listening.spans[-1], "retracted") == early.shown_early
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_stream_that_is_dropped_is_gone_at_once(listening: Listening, finished: bool) -> None:
+    guard = FakeGuard()
+    gc.collect()
+    gc.disable()  # a program that serves may do so for long
+    try:
+        stream = guard.stream("hi")
+        stream.feed("fine ")
+        if finished:
+            stream.finish()
+        was = weakref.ref(stream), weakref.ref(guard)
+        del stream, guard
+        assert [each() for each in was] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_what_is_not_judged_is_an_error_and_no_result(listening: Listening) -> None:

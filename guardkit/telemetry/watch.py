@@ -140,36 +140,14 @@ class Check:
         self._end(None if kind is None else kind.__name__)
 
 
-class _Judging:
-    """For a `with` block in which a piece of the stream is judged; entered for each delta, so it does little."""
-
-    __slots__ = ("_start", "_watch")
-
-    def __init__(self, watch: Watch):
-        self._watch, self._start = watch, 0.0
-
-    def __enter__(self) -> None:
-        if self._watch._span is not None:
-            self._watch._enter(self._watch._span)
-        self._start = time.perf_counter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        watch = self._watch
-        watch._judging_s += time.perf_counter() - self._start
-        if watch._span is not None:
-            watch._leave(watch._span)
-
-
 class Watch:
-    """One stream, from when it is opened to when it is closed."""
+    """One stream, from when it is opened to when it is closed. A `with` block in which a piece of it is judged; entered
+    for each delta, so that does little. Nothing here refers to itself: a stream that is dropped is gone at once."""
 
     def __init__(self, emitter: Emitter, guard: Guard, stream: StreamGuard):
         self._emitter, self._guard = emitter, guard
         self._span: GuardSpan | None = None
-        self._judging_s = 0.0
-        self.judging = _Judging(self)
+        self._judging_s = self._start = 0.0
         telemetry.streams.add(stream)
         self._begin()
 
@@ -177,6 +155,18 @@ class Watch:
     def _begin(self) -> None:
         if self._emitter.otel is not None:
             self._span = self._emitter.otel.start(self._guard)
+
+    def __enter__(self) -> None:
+        if self._span is not None:
+            self._enter(self._span)
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._judging_s += time.perf_counter() - self._start
+        if self._span is not None:
+            self._leave(self._span)
 
     @property
     def wants_text(self) -> bool:
