@@ -83,7 +83,7 @@ LAYERS = (
         "models.registry",
     ),
     ("models",),
-    ("process.wire", "process.start"),
+    ("process.wire", "process.start", "process.telling"),
     ("process.connection", "process.peer"),
     ("process.link",),
     ("process.model",),

@@ -11,6 +11,7 @@ from typing import Any
 from guardkit.errors import ModelError
 from guardkit.models.base import Query, Session, Work
 from guardkit.process.start import Joined
+from guardkit.process.telling import NUMBER, Told
 from guardkit.process.wire import (
     Frames,
     Numbers,
@@ -62,12 +63,14 @@ class FarSession(Session):
 
 
 class Connection:
-    """owner: the link that uses it. pid: the model's process; 0 until that has loaded. error: why it ended."""
+    """owner: the link that uses it. pid: the model's process, 0 until that has loaded; loop: where work waits there.
+    error: why it ended."""
 
-    def __init__(self, owner: object, joined: Joined):
+    def __init__(self, owner: object, joined: Joined, told: Told):
         self.owner, self.sock, self.process = owner, joined.sock, joined.process
         self.sock.setblocking(False)
         self.frames, self.out = Frames(), bytearray()
+        self.told, self.loop = told, ""
         self.pid = 0
         self.error: BaseException | None = None
         self.waiting: dict[int, Crossing] = {}
@@ -158,6 +161,9 @@ class Connection:
         """Hand results to who waits for them. Raises ValueError or the like for what are none."""
         numbers = Numbers(tail)
         for number, *row in rows:
+            if number == NUMBER:
+                self.told.take(*row)
+                continue
             result, ticket = result_of(row, numbers), self.waiting.pop(number, None)
             if ticket is None:  # given up
                 continue

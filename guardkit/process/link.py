@@ -16,13 +16,16 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from guardkit import telemetry
 from guardkit.errors import GuardkitError, ModelError, ModelLoadError
-from guardkit.loop import STOP_S
+from guardkit.loop import STOP_S, Load
 from guardkit.process.connection import Connection, Crossing, Entry, FarSession, fail_all
 from guardkit.process.start import clear_up, folder_of, forking, join_or_start
+from guardkit.process.telling import Told
 from guardkit.process.wire import PIECE, error_of, frame
 
 AGAIN_S = 2.0  # a process that ends within this time after it has loaded, or cannot load, is not started on and on
@@ -41,6 +44,7 @@ class Link:
         self._connection: Connection | None = None
         self._begin()
         _LINKS.add(self)
+        telemetry.far.add(self)
 
     def _begin(self) -> None:
         self._outbox: deque[Entry] = deque()
@@ -51,12 +55,19 @@ class Link:
         self._not_before = 0.0  # a connection that broke until then is not made again
         self._error: Exception | None = None  # why it broke
         self._n_joins = 0  # in a row, to a process that was about to end
+        self._told = Told()
 
     @property
     def pid(self) -> int:
         """The model's process; 0 where there is no connection."""
         connection = self._connection
         return 0 if connection is None else connection.pid
+
+    def loads(self) -> Iterator[tuple[str, Load]]:
+        """How busy the model is with this application's work; for metrics."""
+        connection = self._connection
+        if connection is not None and connection.pid:
+            yield from self._told.loads(connection.loop, len(connection.waiting))
 
     def connect(self) -> dict[str, Any]:
         """Have the model loaded, or found; its profile. Raises what its process says."""
@@ -185,7 +196,7 @@ class Link:
             if self._error is not None and time.monotonic() < self._not_before:
                 raise self._error
             with forking:
-                self._connection = Connection(self, join_or_start(self.name, self._options, self._folder))
+                self._connection = Connection(self, join_or_start(self.name, self._options, self._folder), self._told)
         except Exception as error:
             fail_all(self._outbox, error)
 
@@ -216,6 +227,7 @@ class Link:
             self._drop(connection, ModelLoadError(f"{self.name}: {what}"))
         else:
             self.profile, connection.pid, self._n_joins = said["profile"], said["pid"], 0
+            connection.loop = said["loop"]
             self._not_before = time.monotonic() + AGAIN_S
 
     # -- its ends
@@ -246,6 +258,7 @@ class Link:
     def _drop(self, connection: Connection, error: Exception) -> None:
         """Fail all that crossed a connection, and all that waits for one that never was."""
         self._error, self._connection = error, None
+        self._told.lost()
         connection.end(error)
         if not connection.pid:
             self._not_before = time.monotonic() + AGAIN_S

@@ -25,6 +25,7 @@ from guardkit.models.base import StreamModel
 from guardkit.models.registry import load_model
 from guardkit.process.peer import Peer
 from guardkit.process.start import SOCKET, clear, is_own, locked
+from guardkit.process.telling import Telling, name_of
 from guardkit.process.wire import error_row, frame, profile_of
 
 
@@ -98,9 +99,12 @@ class Server:
     def __init__(self, model: StreamModel, listening: socket.socket, folder: Path):
         self.model, self._listening, self._folder = model, listening, folder
         self._twins: dict[float | None, StreamModel] = {model.threshold: model}
-        self._hello = frame({"profile": profile_of(model), "pid": os.getpid()})
+        turn = model.turn()
+        loop = "" if turn is None else name_of(turn.loop.name)
+        self._hello = frame({"profile": profile_of(model), "pid": os.getpid(), "loop": loop})
+        self._telling = Telling()
         self._selector = selectors.DefaultSelector()
-        self._peers: set[Peer] = set()
+        self._peers: dict[Peer, None] = {}  # the longest connected first
         listening.setblocking(False)
         self._selector.register(listening, selectors.EVENT_READ, None)
 
@@ -111,12 +115,14 @@ class Server:
             raise GuardkitError(f"{self.model.name} has no loop of its own, and cannot be served by a process")
         for sock in sockets:
             self._greet(sock)
-        with turn:
+        with turn, self._telling:
             while not turn.loop.closed:
                 self._listen(turn)
                 if not self._peers and self._may_end():
                     return 0
                 turn.step()
+                if self._peers and self._telling.left_s == 0:
+                    next(iter(self._peers)).send(frame([self._telling.news()]))
                 for peer in list(self._peers):
                     peer.flush()
         return 1
@@ -130,12 +136,13 @@ class Server:
     def _listen(self, turn: Turn) -> None:
         """Take what came; wait for something where there is nothing to do."""
         is_idle = turn.loop.is_free
-        for key, events in self._selector.select(None if is_idle and self._peers else 0):
+        for key, events in self._selector.select(self._telling.left_s if is_idle and self._peers else 0):
             if key.data is None:
                 self._accept()
             else:
                 if events & selectors.EVENT_READ:
                     key.data.read()
+                    self._telling.is_new = True
                 if events & selectors.EVENT_WRITE:
                     key.data.flush()
 
@@ -152,7 +159,7 @@ class Server:
 
     def _greet(self, sock: socket.socket) -> None:
         peer = Peer(self, sock)
-        self._peers.add(peer)
+        self._peers[peer] = None
         self._selector.register(sock, selectors.EVENT_READ, peer)
         peer.send(self._hello)
 
@@ -165,7 +172,8 @@ class Server:
         self._selector.modify(peer.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0), peer)
 
     def leave(self, peer: Peer) -> None:
-        self._peers.discard(peer)
+        self._peers.pop(peer, None)
+        self._telling.is_new = True
         self._selector.unregister(peer.sock)
         peer.sock.close()
 

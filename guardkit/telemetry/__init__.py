@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
-from guardkit.loop import loops
+from guardkit.loop import Load, loops
 from guardkit.telemetry import names
 from guardkit.telemetry.names import Metric
 
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from guardkit.guard import Guard
     from guardkit.telemetry.otel import Otel
     from guardkit.telemetry.watch import Check, Emitter
+
+
+class Far(Protocol):
+    """A model elsewhere, as far as its metrics go."""
+
+    def loads(self) -> Iterator[tuple[str, Load]]:
+        """How busy its loops are, by their names."""
 
 
 class Recorder(Protocol):
@@ -40,6 +47,8 @@ class Recorder(Protocol):
 
 streams: WeakSet[Any] = WeakSet()
 """The streams that are open, of those that were opened while somebody listened."""
+far: WeakSet[Far] = WeakSet()
+"""The models that live in processes of their own."""
 _otel: Otel | None = None
 _recorders: tuple[Recorder, ...] = ()
 _emitter: Emitter | None = None  # of both
@@ -115,23 +124,23 @@ def forget(recorder: Recorder) -> None:
     _rebuild()
 
 
-def batch(loop: str, rows: int) -> None:
+def batch(loop: str, rows: int, times: int = 1) -> None:
     """`rows` texts or pieces went through a model of `loop` in one forward pass."""
     if (emitter := active()) is not None:
-        emitter.observe(names.BATCH, rows, {"loop": loop})
+        emitter.observe(names.BATCH, rows, {"loop": loop}, times)
 
 
 def readings() -> Iterator[tuple[Metric, dict[str, str], float]]:
     """What is read when it is asked for (`names.READ`), now."""
     yield names.STREAMS_OPEN, {}, len(streams)
     totals: Counter[tuple[Metric, str]] = Counter()
-    for loop in loops():
-        load = loop.load()
+    near = ((loop.name.removeprefix("guardkit-"), loop.load()) for loop in loops())
+    for loop, load in (*near, *(each for model in list(far) for each in model.loads())):
         found: dict[Metric, int] = {names.QUEUE: load.waiting}
         if load.room:
             found |= {names.CACHE_USED: load.cached, names.CACHE_ROOM: load.room, names.CACHE_HITS: load.hits}
         for metric, value in found.items():
-            totals[metric, loop.name.removeprefix("guardkit-")] += value
+            totals[metric, loop] += value
     for (metric, name), total in totals.items():
         yield metric, {"loop": name}, total
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from guardkit import Guard
+from guardkit.models.nano.model import WINDOW_CACHE
 from tests.asking import eventually
 from tests.leaks import SAFE, cut
 from tests.serve import scripted
@@ -203,3 +205,35 @@ def test_weights_are_shared_without_being_told(shared: Callable[..., Serving], t
     left = family(server)
     assert server.end() == 0
     assert all(gone(pid) for pid in left)
+
+
+def test_metrics_are_those_of_all_workers_and_of_the_model_that_they_share(shared: Callable[..., Serving]) -> None:
+    def value(name: str) -> float:
+        lines = httpx.get(f"{address}/metrics", timeout=60).text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition(" ")[0].partition("{")[0] == name)
+
+    begun = [*scripted.chat_events(cut(SAFE, 4))[:12], None]  # until the client goes
+    with running(LiveUpstream({"/v1/chat/completions": begun})) as behind:
+        server = shared(f"{NANO}upstreams: {{one: '{behind}'}}\nholdback: 2\n")
+        address = server.address
+        body = {**scripted.ASKS["chat"], "stream": True}
+        reading = []
+        with ExitStack() as streams:
+            for _ in range(6):  # each of them by whichever worker takes it
+                client = streams.enter_context(httpx.Client(timeout=60))
+                reply = streams.enter_context(client.stream("POST", f"{address}/v1/chat/completions", json=body))
+                reading.append(reply.iter_bytes())
+                next(reading[-1])
+            assert eventually(lambda: value("guardkit_streams_open") == 6, 30)
+            for i in range(8):
+                assert check(address, f"{BOMB} {'x' * i}").json()["action"] == "block"
+            assert eventually(lambda: value("guardkit_cache_room") == WINDOW_CACHE, 30)
+            assert value("guardkit_cache_used") > 0
+            assert value("guardkit_batch_rows_count") > 0
+            hits = value("guardkit_cache_hits_total")
+            for _ in range(4):
+                check(address, BOMB)
+            assert eventually(lambda: value("guardkit_cache_hits_total") == hits + 4, 30)
+        assert eventually(lambda: value("guardkit_streams_open") == 0, 30)
+        assert eventually(lambda: value("guardkit_queue_depth") == 0, 30)
+        assert server.end() == 0
