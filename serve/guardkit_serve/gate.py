@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from guardkit_serve.calls import Call, Serving
 from guardkit_serve.errors import HttpError, overloaded
 from guardkit_serve.faults import told
-from guardkit_serve.settings import LOOPBACK, Key
+from guardkit_serve.settings import Key
 from guardkit_serve.tracing import route_of
 
 ACTION_HEADER = "x-guardkit-action"
@@ -70,12 +70,13 @@ class Gate:
 
     def _admit(self, scope: Scope, call: Call) -> None:
         headers, settings = Headers(scope=scope), call.serving.settings
-        if settings.is_loopback:
-            known = {*LOOPBACK, settings.host, *settings.hosts}
-            for name, is_bare in (("host", True), ("origin", False)):
-                for given in headers.getlist(name):
-                    if _host(given, is_bare) not in known:
-                        raise HttpError(403, f"not for the {name} '{given[:80]}'", f"{name}_not_allowed")
+        for given in headers.getlist("host"):
+            if not settings.answers_to(_host(f"//{given}")):
+                raise _not_for("host", given)
+        for given in headers.getlist("origin") if settings.is_loopback or not settings.keys else ():
+            is_own = given in (f"http://{headers.get('host')}", f"https://{headers.get('host')}")
+            if not is_own and not settings.is_told(_host(given)):
+                raise _not_for("origin", given)
         path = scope["path"]
         if settings.keys and path not in PUBLIC and not path.startswith("/assets/"):
             call.key = settings.key_of(key_in(headers))
@@ -124,11 +125,16 @@ def key_in(headers: Headers) -> str:
     return value.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
 
 
-def _host(given: str, is_bare: bool) -> str:
+def _host(url: str) -> str:
     try:
-        return urlsplit(f"//{given}" if is_bare else given).hostname or ""
+        return urlsplit(url).hostname or ""
     except ValueError:
         return ""
+
+
+def _not_for(name: str, given: str) -> HttpError:
+    said = f"not for the {name} '{given[:80]}'; --allow-host (in a config file 'hosts') lets it"
+    return HttpError(403, said, f"{name}_not_allowed")
 
 
 def _log(scope: Scope, call: Call, answer: _Answer, took: float) -> None:

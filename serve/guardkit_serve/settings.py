@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -15,6 +16,8 @@ from guardkit.rollback.rollback import BUFFER, RETRIES
 ON_VIOLATION = ("end", "error", "replace")
 VIOLATION_MESSAGE = "This was withheld by a safety check."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+INSIDE = (".internal", ".localhost", ".svc", ".cluster.local")
+"""Ends of names that no public DNS has."""
 PORT = 8642
 MIB = 1 << 20
 
@@ -76,8 +79,8 @@ class Settings:
     seconds in which a request must be judged; body_s: in which its body must come; write_s: that a client may take to
     read on. max_*_bytes: of a request, a whole answer, one event of a stream.
     max_requests: under way at once. page_texts: whether the page may show the texts of decisions. grace_s: that
-    requests have to end when the server does. hosts: names that it may be called by while it listens on the loopback
-    interface, beside that interface's own."""
+    requests have to end when the server does. hosts: names that it may be called by beside those of `answers_to`;
+    patterns (``*.example.com``, ``*``)."""
 
     upstreams: tuple[Upstream, ...] = ()
     routes: tuple[Route, ...] = ()
@@ -106,6 +109,21 @@ class Settings:
         except ValueError:  # another name
             return False
 
+    def answers_to(self, host: str) -> bool:
+        """Whether a request may call this server by a name. No web page can have its own name point here (DNS
+        rebinding): on loopback it answers to that interface's names alone; beyond, where no key says who calls, also to
+        addresses, this machine's name and names that are not of the public DNS, as of the services of a cluster."""
+        if self.is_told(host):
+            return True
+        if self.is_loopback or not host:
+            return False
+        inside = "." not in host or host.endswith(INSIDE) or host == socket.gethostname().lower()
+        return bool(self.keys) or inside or _is_address(host)
+
+    def is_told(self, host: str) -> bool:
+        """Whether a name is one that pages elsewhere may have, to ask this server: loopback's, or of `hosts`."""
+        return host in (*LOOPBACK, self.host) or any(fnmatchcase(host, pattern.lower()) for pattern in self.hosts)
+
     def upstream(self, model: object) -> Upstream | None:
         """The upstream for a request's `model`, as the first route that matches has it; else the first upstream."""
         by_name = {each.name: each for each in self.upstreams}
@@ -123,6 +141,13 @@ class Settings:
             if hmac.compare_digest(digest, key.sha256.lower()):
                 found = key
         return found
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def duplicates(names: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from typing import Any
 
 import pytest
@@ -154,7 +155,56 @@ def test_other_names_for_this_machine_are_refused() -> None:
     for host in ("localhost:8642", "127.0.0.1", "[::1]:8642"):
         assert http.get("/health", headers={"host": host}).status_code == 200
     assert client(hosts=("guard.local",)).get("/health", headers={"host": "guard.local"}).status_code == 200
-    assert client(host="0.0.0.0").get("/health", headers={"host": "guard.example"}).status_code == 200
+
+
+OPEN = "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("host", "answers"),
+    [
+        ("10.0.0.7:8642", True),
+        ("[2001:db8::1]:8642", True),
+        ("guard:8642", True),  # as another service of a compose file has it
+        ("guard.safety.svc.cluster.local", True),
+        ("GUARD.internal.", False),
+        ("guard.internal", True),
+        (socket.gethostname(), True),
+        ("evil.example", False),
+        ("10.0.0.7.evil.example", False),
+        ("internal.evil.example", False),
+        ("", False),
+        ("guard.example", False),
+    ],
+)
+def test_a_server_that_is_open_to_others_answers_to_names_that_no_web_page_can_have(host: str, answers: bool) -> None:
+    """Without keys; else a page elsewhere whose name was made to point here could use it."""
+    for path in ("/health", "/metrics", "/v1/models"):
+        reply = client(host=OPEN).get(path, headers={"host": host})
+        assert (reply.status_code != 403) is answers, reply.text
+    check = client(host=OPEN).post("/v1/check", json={"text": "a"}, headers={"host": host})
+    assert check.status_code == (200 if answers else 403)
+    if not answers:
+        assert "--allow-host" in check.json()["error"]["message"]
+    for names in (("*",), ("guard.example", "evil.example", "*.evil.example", "GUARD.internal.", "")):
+        told = client(host=OPEN, hosts=names).post("/v1/check", json={"text": "a"}, headers={"host": host})
+        assert told.status_code == 200
+    keyed = client(host=OPEN, keys=(key("one"),))
+    headers = {"host": host or "evil.example", "x-api-key": "sk-one"}
+    assert keyed.post("/v1/check", json={"text": "a"}, headers=headers).status_code == 200
+
+
+def test_a_server_that_is_open_to_others_is_not_for_pages_elsewhere() -> None:
+    def asked(origin: str, **settings: Any) -> int:
+        headers = {"host": "10.0.0.7:8642", "origin": origin}
+        reply = client(host=OPEN, **settings).post("/v1/check", json={"text": "a"}, headers=headers)
+        return reply.status_code
+
+    for origin in ("http://evil.example", "http://10.0.0.8:8642", "http://10.0.0.7:9000", "null", "http://guard"):
+        assert asked(origin) == 403, origin
+    for origin in ("http://10.0.0.7:8642", "https://10.0.0.7:8642", "http://localhost:3000"):
+        assert asked(origin) == 200, origin
+    assert asked("https://chat.example", hosts=("chat.example",)) == 200
 
 
 def test_ready_is_said_after_the_warm_up() -> None:

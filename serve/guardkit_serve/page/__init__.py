@@ -6,12 +6,9 @@ a table that is read once, so that a path leads to one of them or nowhere.
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +16,7 @@ from starlette.routing import Route
 
 from guardkit import Stage, __version__, pages
 from guardkit.pages.text import UNSEEN
-from guardkit_serve.calls import Call, call_of
+from guardkit_serve.calls import call_of
 from guardkit_serve.errors import HttpError
 from guardkit_serve.page.streaming import stream
 
@@ -64,32 +61,9 @@ def _file(name: str) -> Response:
     return Response(_files()[name], media_type=f"{kind}; charset=utf-8", headers=HEADERS)
 
 
-def admit(request: Request) -> Call:
-    """The call, where the page may be used by the name that it was called by. Raises `HttpError` (403).
-
-    A server on loopback has seen to that already, and one with keys knows who calls. One that is open to others answers
-    by its addresses, which no web page can have its own name point to (DNS rebinding), and by names it was told."""
-    call = call_of(request)
-    settings = call.serving.settings
-    if not settings.is_loopback and not settings.keys:
-        host, origin = request.url.hostname or "", request.headers.get("origin")
-        if not _is_address(host) and host not in (socket.gethostname(), *settings.hosts):
-            raise HttpError(403, f"the page does not answer to '{host[:80]}'; --allow-host lets it", "host_not_allowed")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            raise HttpError(403, "not for other pages", "origin_not_allowed")
-    return call
-
-
-def _is_address(host: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(host))
-    except ValueError:
-        return False
-
-
 async def state(request: Request) -> Response:
     """What there is to choose from for whoever asks, and how this server is set."""
-    call = admit(request)
+    call = call_of(request)
     guards, settings, key = call.serving.guards, call.serving.settings, call.key
     default = guards.pick(key=key)
     own = key.policy if key is not None and key.policy is not None else guards.default_policy
@@ -115,7 +89,7 @@ async def state(request: Request) -> Response:
 
 async def recent(request: Request) -> Response:
     """The newest decisions. Their texts only where they are asked for, and the settings allow it."""
-    call = admit(request)
+    call = call_of(request)
     after = request.query_params.get("after", "0")
     if not after.isdecimal() or len(after) > 15:
         raise HttpError(400, "'after' must be a number", param="after")
@@ -126,7 +100,7 @@ async def recent(request: Request) -> Response:
 
 
 async def judge(request: Request) -> Response:
-    return await stream(request, admit(request))
+    return await stream(request, call_of(request))
 
 
 routes = [
