@@ -24,6 +24,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ def worker(pipe: Connection, size: str, kind: str, threads: int | None) -> None:
     from stream_models import CATEGORIES, RISKS, SIZES
 
     from guardkit.engine import setup
-    from guardkit.engine.checkpoint import Checkpoint
+    from guardkit.engine.checkpoint import Checkpoint, StoredTensor
     from guardkit.engine.qwen3 import Embedding
     from guardkit.engine.setup import Options, build
     from guardkit.models.stream import _GuardHead
@@ -76,7 +77,18 @@ def worker(pipe: Connection, size: str, kind: str, threads: int | None) -> None:
         def load(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **_: object) -> dict[str, Any]:
             return {name: self._draw(name, shape).to(dtype) for name, shape in shapes.items()}
 
+        @property
+        def tensors(self) -> dict[str, StoredTensor]:
+            """Embeddings in a file; removed once it is open, it lives as long as that."""
+            name, shape = "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
+            file = folder / name
+            file.write_bytes(self._draw(name, shape).bfloat16().view(torch.int16).numpy().tobytes())
+            return {name: StoredTensor(file, "BF16", shape, 0)}
+
         def _draw(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+            return self._exact(name, shape).bfloat16().float()  # as published weights are
+
+        def _exact(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             tensor = torch.empty(shape)
             if len(shape) == 1:
@@ -96,7 +108,9 @@ def worker(pipe: Connection, size: str, kind: str, threads: int | None) -> None:
         return {"response": _GuardHead(own, "", config.rms_norm_eps)}
 
     options = Options(device="cpu", cache_gib=1.0, threads=threads, **KINDS[kind])  # type: ignore[arg-type]
-    engine = build(cast(Checkpoint, Drawn()), shapes, heads, options)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        engine = build(cast(Checkpoint, Drawn()), shapes, heads, options)
     pipe.send(rss_mib())
     while (asked := pipe.recv()) is not None:
         what, *numbers = asked

@@ -149,11 +149,13 @@ def _unreachable(name: str, hub: str, error: Exception) -> str:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a file's header describes it. dtype by safetensors' name, such as "BF16"."""
+    """A tensor as a file's header describes it. dtype by safetensors' name, such as "BF16"; begin: where its bytes
+    begin in the file."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    begin: int
 
 
 class Checkpoint:
@@ -335,8 +337,9 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         tensors, end = {}, 0
         for name, entry in header.items():
             if name != "__metadata__":
-                tensors[name] = StoredTensor(file, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
                 first, last = entry["data_offsets"]
+                shape = tuple(int(n) for n in entry["shape"])
+                tensors[name] = StoredTensor(file, str(entry["dtype"]), shape, 8 + length + int(first))
                 item = _FLOATS.get(entry["dtype"])  # other dtypes are refused where they are asked for
                 if item and last - first != math.prod(tensors[name].shape) * item:
                     raise ValueError(f"{name} has {last - first:,} bytes, not what its shape takes")

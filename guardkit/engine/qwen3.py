@@ -82,17 +82,6 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return _packable[dtype]
 
 
-class Layer(Protocol):
-    """A decoder layer, cut where attention looks at other tokens."""
-
-    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, hidden_size], cos and sin [N, 1, D] -> queries and keys [N, heads + kv_heads, D], values
-        [N, kv_heads, D]."""
-
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x [N, hidden_size] and attention's output [N, heads * D] -> the next layer's x."""
-
-
 def add_norm(x: Tensor, more: Tensor, norm: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x, more [N, H], norm [H] -> their sum, and its RMS norm, both [N, H]."""
     x = x + more
@@ -106,7 +95,8 @@ def gated(both: Tensor) -> Tensor:
 
 
 class FloatLayer:
-    """A layer in the dtype of its weights. linear: how its products are computed; gate: see `gated`."""
+    """A decoder layer in the dtype of its weights, cut where attention looks at other tokens. linear: how its products
+    are computed; gate: see `gated`."""
 
     gate: Callable[[Tensor], Tensor] = staticmethod(gated)
     add_norm: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] = staticmethod(add_norm)
@@ -122,6 +112,8 @@ class FloatLayer:
         self.down = linear(take("mlp.down_proj.weight"))
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """x [N, hidden_size], cos and sin [N, 1, D] -> queries and keys [N, heads + kv_heads, D], values
+        [N, kv_heads, D]."""
         c = self._config
         qkv = self.qkv(rms_norm(x, self.input_norm, c.rms_norm_eps)).view(len(x), -1, c.head_dim)
         turned = c.num_attention_heads + c.num_key_value_heads
@@ -129,6 +121,7 @@ class FloatLayer:
         return qk * cos + _rotate_half(qk) * sin, qkv[:, turned:]
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x [N, hidden_size] and attention's output [N, heads * D] -> the next layer's x."""
         x, more = self.behind(x, attended)
         return x + more
 
@@ -148,7 +141,7 @@ class Embedding:
     """ids [N] -> their rows of `weight` [N, hidden_size]."""
 
     def __init__(self, weight: Tensor):
-        self.weight = weight
+        self.weight, self.device = weight, weight.device
 
     def __call__(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
@@ -157,7 +150,7 @@ class Embedding:
 class Qwen3:
     """The backbone on one device, in one dtype: its embeddings, its layers, its last norm's weight."""
 
-    def __init__(self, config: Qwen3Config, embed: Embedding, layers: Sequence[Layer], norm: Tensor):
+    def __init__(self, config: Qwen3Config, embed: Embedding, layers: Sequence[FloatLayer], norm: Tensor):
         self.config, self.embed, self.layers, self.norm = config, embed, layers, norm
         self.device, self.dtype = norm.device, norm.dtype
         # A GPU has room for all positions, and its recorded steps hold the tables; on a CPU they grow with the texts.
@@ -207,16 +200,19 @@ class Qwen3:
             self.cos, self.sin = (torch.cat(tables) for tables in turned)
         if fused is not None:
             return self._forward_fused(ids, positions, fused)
+        return self._through(self.embed(ids), self.cos[positions], self.sin[positions], attend)
+
+    def _through(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """x [N, hidden_size], cos and sin [N, D] -> hidden states after the final norm."""
         wide = self.config.num_attention_heads
-        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # [N, 1, D]
-        x = self.embed(ids)
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         for i, layer in enumerate(self.layers):
             qk, v = layer.before(x, cos, sin)
             x = layer.after(x, attend(i, qk[:, :wide], qk[:, wide:], v))
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
     def _forward_fused(self, ids: Tensor, positions: Tensor, fused: Fused) -> Tensor:
-        layers = [layer for layer in self.layers if isinstance(layer, FloatLayer)]
+        layers = self.layers
         norms = [*(layer.input_norm for layer in layers[1:]), self.norm]
         eps = self.config.rms_norm_eps
         x = self.embed(ids)

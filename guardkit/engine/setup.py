@@ -19,7 +19,7 @@ from guardkit.engine.engine import Engine, Head, Limits
 from guardkit.engine.graphs import recorded
 from guardkit.engine.host_memory import give_back, use_large_pages
 from guardkit.engine.paged_cache import PagedCache
-from guardkit.engine.qwen3 import Embedding, FloatLayer, Qwen3
+from guardkit.engine.qwen3 import Embedding, Qwen3
 from guardkit.errors import GuardkitError, ModelLoadError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -98,8 +98,7 @@ def _warm_up(engine: Engine, model: Qwen3, cache: Cache) -> None:
     if isinstance(cache, PagedCache) and cache.fused is not None:
         kernels = importlib.import_module("guardkit.engine.kernels")
         for layer in model.layers:
-            if isinstance(layer, FloatLayer):
-                layer.gate, layer.add_norm = kernels.gate, kernels.add_norm
+            layer.gate, layer.add_norm = kernels.gate, kernels.add_norm
         model.row_product = kernels.row_product
         engine.graphs = recorded(model, cache)
     sequence = engine.open(counted=False)

@@ -72,7 +72,7 @@ def load(checkpoint: Checkpoint, name: str, options: Options) -> Qwen3GuardGen:
     shapes = {} if tied else {"lm_head.weight": (checkpoint.config.vocab_size, checkpoint.config.hidden_size)}
 
     def make(own: dict[str, Tensor], embed: Embedding) -> dict[str, Head]:
-        rows = torch.tensor(grammar.ids, device=embed.weight.device)
+        rows = torch.tensor(grammar.ids, device=embed.device)
         return {"grammar": Linear(embed(rows) if tied else own["lm_head.weight"][rows])}
 
     return Qwen3GuardGen(name, build(checkpoint, shapes, make, options), tokenizer, template, grammar)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from guardkit import Guard, GuardkitError
+from guardkit.engine.aligned_cache import AlignedCache
+from guardkit.engine.cache import Run, Slot
+from guardkit.engine.checkpoint import Checkpoint, StoredTensor
 from guardkit.engine.int8 import Int8Embedding, Int8Linear
+from guardkit.engine.onnx_qwen3 import OnnxQwen3, alone_as_among_others
+from guardkit.engine.qwen3 import Qwen3
+from guardkit.engine.stored_embedding import StoredEmbedding
+from guardkit.errors import ModelError, ModelLoadError, NotJudged
 from guardkit.verdict import SAME_SCORE
 from tests.engine.checkpoints import built, write_gen, write_stream
 from tests.engine.test_stream_model import ANSWER, ASK
@@ -76,6 +87,70 @@ def test_a_token_scores_the_same_in_any_pieces(small: Guard, sizes: list[int]) -
 def test_a_batch_equals_one_by_one(small: Guard) -> None:
     items: list[Any] = [[*ASK, {"role": "assistant", "content": text}] for text in TEXTS]
     assert small.check_batch([*items, *TEXTS]) == [small.check(item) for item in [*items, *TEXTS]]
+
+
+def test_rows_in_pairs_are_rows_alone_where_the_cpu_allows_it(checkpoint: Path) -> None:
+    opened = Checkpoint.open(checkpoint)
+    shapes = Qwen3.shapes(opened.config)
+    take = lambda name: opened.load({name: shapes[name]}, dtype=torch.float32, device="cpu")[name]  # noqa: E731
+    embed = StoredEmbedding(opened.tensors["model.embed_tokens.weight"])
+    here = not alone_as_among_others(1)
+    found = []
+    for in_pairs in (here, True):
+        model = OnnxQwen3(opened.config, embed, take, 1, in_pairs)
+        cache = AlignedCache(opened.config, torch.float32, torch.device("cpu"), 256)
+        slot, rows = Slot(), []
+        cache.reserve(slot, 64)
+        at = 0
+        for n in (5, 1, 1, 2, 1):
+            cache.begin([Run(slot, 0, at, n)])
+            span = torch.arange(at, at + n)
+            rows.append(model.forward(span + 7, span, cache.attend))
+            at += n
+        found.append(torch.cat(rows))
+    assert torch.equal(found[0], found[1])
+
+
+def in_file(file: Path, name: str) -> StoredTensor:
+    data = file.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    entry = json.loads(data[8:begin])[name]
+    return StoredTensor(file, entry["dtype"], tuple(entry["shape"]), begin + entry["data_offsets"][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_embeddings_stay_in_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
+    name, table = "model.embed_tokens.weight", torch.randn(300, 48).to(dtype)
+    save_file({"before": torch.zeros(7), name: table}, tmp_path / "model.safetensors")
+    embed = StoredEmbedding(in_file(tmp_path / "model.safetensors", name))
+    ids = torch.tensor([299, 0, 7, 7])
+    assert torch.equal(embed(ids), table[ids].float())
+    with (tmp_path / "model.safetensors").open("r+b") as file:  # one value of the last row
+        file.seek(-2, 2)
+        file.write(b"\x01\x02")
+    assert torch.equal(embed(ids[1:]), table[ids[1:]].float())
+    with pytest.raises(ModelError, match=r"model\.safetensors has changed since it was loaded: load the guard again"):
+        embed(ids)
+    os.truncate(tmp_path / "model.safetensors", 100)
+    with pytest.raises(ModelError, match="cannot be read any more"):
+        embed(ids[1:])
+
+
+def test_embeddings_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    table = torch.zeros(20, 8)
+    table[13, 2] = torch.nan
+    save_file({"e": table}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match="not finite"):
+        StoredEmbedding(in_file(tmp_path / "model.safetensors", "e"))
+
+
+def test_a_checkpoint_that_changes_under_a_guard_lets_nothing_pass(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "changing")
+    guard = Guard.load(str(folder), device="cpu", quantize="int8")
+    file = folder / "model.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(NotJudged, match="load the guard again"):
+        guard.check("Where is the bakery?")
 
 
 def test_gen_loads_in_8_bits(root: Path) -> None:
