@@ -237,7 +237,8 @@ def _transformers() -> Any:
             )
 
     def make(module: GuardModule, settings: Settings, examples: list[Example], dev: list[Example], pad: int) -> Any:
-        per_epoch = math.ceil(len(examples) / (settings.batch * settings.accumulate))
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        per_epoch = math.ceil(len(examples) / (settings.batch * settings.accumulate * processes))
         steps = settings.steps or math.ceil(per_epoch * settings.epochs)
         every = settings.every or max(steps // _EVALUATIONS, 1)
         rate = settings.rate or (2e-5 if settings.backbone == "full" else 2e-4)
