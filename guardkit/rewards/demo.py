@@ -69,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=int, default=1, help="answers to each of these that are measured")
     made.add_argument("--answers", type=int, default=8, help="sampled for a request in training")
     made.add_argument("--batch", type=int, default=2, help="requests of a training step")
+    made.add_argument(
+        "--updates", type=int, default=2, help="training steps on the answers of one sampling; of 1, none needs a ratio"
+    )
     made.add_argument("--soft", action="store_true", help="rewards by the guard's probabilities, not by its verdicts")
     made.add_argument(
         "--keep", action="store_true", help="requests, too, whose answers are all unsafe, or none: the rest drops them"

@@ -153,7 +153,7 @@ def train(
         epsilon=args.clip,
         epsilon_high=args.clip * 4 / 3,
         beta=args.beta,
-        steps_per_generation=2,
+        steps_per_generation=args.updates,
         num_generations=args.answers,
         per_device_train_batch_size=args.answers * args.batch,
         gradient_accumulation_steps=1,

@@ -85,14 +85,18 @@ def main() -> None:
     if given.data is None or not (Path(given.data) / "train").is_dir():
         parse.error("--data names no folder with train/*.jsonl.gz in it (nor does GUARDKIT_TRAINING_DATA)")
     given.work.mkdir(parents=True, exist_ok=True)
-    lines = (line for file in given.without for line in file.read_text(encoding="utf-8").splitlines())
-    taken = frozenset(beginning(json.loads(line)) for line in lines)
-    drawn = draw(Path(given.data) / "train", given.per_file, given.seed, given.language, given.answers, taken)
+    taken: set[str] = set()
+    for file in given.without:
+        with file.open(encoding="utf-8") as lines:
+            taken |= {beginning(json.loads(line)) for line in lines}
+    drawn = draw(
+        Path(given.data) / "train", given.per_file, given.seed, given.language, given.answers, frozenset(taken)
+    )
     held = {row.key for row in split((row for _, row in drawn), 0.1, given.seed)[1]}
     for name, is_held in (("train", False), ("held-out", True)):
         part = [(record, row) for record, row in drawn if (row.key in held) is is_held]
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record, _ in part)
-        (given.work / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        written = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record, _ in part)
+        (given.work / f"{name}.jsonl").write_text(written, encoding="utf-8")
         counts = Counter(record["kind"] + " " + record["severity"] for record, _ in part)
         print(f"{name}: {len(part)} rows, {dict(sorted(counts.items()))}", flush=True)
     base = given.base
