@@ -9,10 +9,12 @@ Nothing is imported to know a type: pydantic models, dataclasses and plain objec
 
 from __future__ import annotations
 
+import array
 import copy
 import datetime
 import decimal
 import enum
+import functools
 import re
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -200,9 +202,14 @@ def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
         if isinstance(value, type):
             return None
         if hasattr(value, "dtype") and hasattr(value, "tolist"):  # an array or a column
-            return [] if getattr(value.dtype, "kind", "O") in "biufcmM" else list(enumerate(value.tolist()))
+            plain = getattr(value.dtype, "kind", "O") in "biufcmM"
+            return [*_labels(value), *(() if plain else enumerate(value.tolist()))]
         if hasattr(value, "iterrows"):  # a table: iterating it gives its headings only
-            return list(value.to_dict("list").items())
+            return [*_labels(value), *value.to_dict("list").items()]
+        if isinstance(value, array.array) and value.typecode in "uw":
+            return [(0, value.tounicode())]
+        if isinstance(value, functools.partial):
+            return [("args", value.args), ("keywords", value.keywords)]
         attributes = None if isinstance(value, Collection) and not is_dataclass(value) else _attributes(value)
         if attributes:
             return list(attributes.items())
@@ -211,6 +218,14 @@ def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
         return None if attributes is None or hasattr(value, "__next__") else []
     except Exception:  # a container that does not let itself be read
         return None
+
+
+def _labels(value: Any) -> list[tuple[Any, Any]]:
+    """The names of a table's or a column's rows, and of the column."""
+    rows = getattr(value, "index", None)
+    names = getattr(value, "names", None) or [getattr(value, "name", None)]
+    found: list[tuple[Any, Any]] = [("name", [name for name in names if isinstance(name, str)])]
+    return found if rows is None or callable(rows) else [*found, ("index", rows)]
 
 
 def _attributes(value: Any) -> dict[str, Any] | None:

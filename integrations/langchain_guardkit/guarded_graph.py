@@ -29,6 +29,7 @@ from langchain_guardkit.enforcing import (
 from langchain_guardkit.messages import MessageGuard
 from langchain_guardkit.reading import is_empty
 from langchain_guardkit.settling import settlements
+from langchain_guardkit.stating import overwriting, without_passes
 
 _REFUSAL = "__guardkit_refusal"  # with two underscores, LangGraph keeps it out of a checkpoint's metadata
 
@@ -92,6 +93,7 @@ class _Entrance:
         """What may go in, and the mark of the violation that ends the turn. Raises `GuardViolation` with "error"."""
         if value is None:
             return None, None
+        value = without_passes(value)
         run = self.enforcement.for_run(config, context)
         if isinstance(value, Command):
             quiet = run if run.exit_behavior == "error" else replace(run, exit_behavior="replace")
@@ -101,11 +103,12 @@ class _Entrance:
             outcome = found.shown if run.exit_behavior == "end" else found.passed_on(None)
             return outcome, run.mark(found.decision) if found.ended and found.decision else None
         rest = {key: item for key, item in value.items() if key != self.key}
-        admitted = MessageGuard(run, frozenset(Stage), self.judged, own=True).admit(_messages(value[self.key]))
+        written, form = overwriting(value[self.key])
+        admitted = MessageGuard(run, frozenset(Stage), self.judged, own=True).admit(_messages(written))
         refusal = admitted.refusal
         if refusal is not None and run.exit_behavior == "error":
             raise run.violation(refusal)
-        messages: Any = list(admitted)
+        messages: Any = form(list(admitted))
         if rest:
             (found,) = settlements(run, [rest], Stage.prompt)
             rest = found.shown if run.exit_behavior == "end" else found.passed_on(None)

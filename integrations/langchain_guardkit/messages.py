@@ -123,13 +123,14 @@ class MessageGuard:
         if key is not None:
             self.judged.add(key)
 
-    def admit(self, messages: Sequence[BaseMessage]) -> Admitted:
+    def admit(self, messages: Sequence[BaseMessage], known: Collection[str] = ()) -> Admitted:
         """What may go into the model. A violation in the current turn is its refusal; with "replace", or in an earlier
-        turn, which a refusal has ended already, the violation message stands in its place and the call goes on."""
+        turn, which a refusal has ended already, the violation message stands in its place and the call goes on. known:
+        see `decide_input`."""
         if isinstance(messages, Admitted):
             return messages
         admitted = Admitted(messages)
-        decided = self.decide_input(messages)
+        decided = self.decide_input(messages, known)
         start = turn_start(messages) if decided else 0
         for found in decided:
             i, decision = found.index, found.decision

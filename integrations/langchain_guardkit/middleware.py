@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
@@ -16,6 +17,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
 
 from guardkit import Action, Decision, Guard, GuardViolation, Message, Stage
+from langchain_guardkit.asking import admitted, decided_error
 from langchain_guardkit.chat_model import GuardedChatModel
 from langchain_guardkit.enforcing import (
     VIOLATION_MESSAGE,
@@ -31,11 +33,11 @@ from langchain_guardkit.marks import summary, withheld, withheld_here
 from langchain_guardkit.messages import INPUT_STAGES, Found, MessageGuard, is_current, turn_start
 from langchain_guardkit.raising import raising
 from langchain_guardkit.reading import call_text, read
+from langchain_guardkit.stating import PASSED, overwriting, without_passes
 from langchain_guardkit.streaming import OUTPUT_STAGES
 from langchain_guardkit.tools import GuardedTool, OutputGuard, is_control_flow
 
 ToolResult = ToolMessage | Command[Any]
-PASSED = "guardkit_passed"
 _KEPT = 4096  # digests that a state carries
 
 
@@ -64,7 +66,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     ask_on_flag: prompts and tool calls that the policy flags interrupt the graph; a resume value of True or
     ``{"type": "approve"}`` lets them pass. unwrapped_tools: names of tools that run as they are, observed, such as
     sub-agents with a guard of their own; their output is judged all the same. holdback: tokens streams hold back.
-    violation_message, on_violation, policies: see `Enforcement`. repair: see `GuardedChatModel`.
+    check_system: whether the system prompt is judged, too, when the model is asked: for one that holds what users said,
+    such as long-term memory. violation_message, on_violation, policies: see `Enforcement`. repair: see
+    `GuardedChatModel`.
     """
 
     state_schema = GuardState
@@ -85,6 +89,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         check_reasoning: bool = True,
         check_tool_calls: bool = True,
         check_tool_results: bool = True,
+        check_system: bool = False,
         ask_on_flag: bool = False,
         unwrapped_tools: Sequence[str] = (),
         holdback: int | None = None,
@@ -107,7 +112,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         }
         self.stages = frozenset(stage for stage, on in wanted.items() if on)
         self.ask_on_flag, self.unwrapped_tools, self.holdback = ask_on_flag, frozenset(unwrapped_tools), holdback
-        self.repair = repair
+        self.repair, self.check_system = repair, check_system
         judged = Judged()
         self._judged = judged
         self._input = MessageGuard(self.enforcement, self.stages & INPUT_STAGES, judged, asks=ask_on_flag)
@@ -188,9 +193,12 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage | ExtendedModelResponse[Any]:
         enforcement = self._of_run(request.runtime)
+        request, mark = admitted(request, self._input.under(enforcement), system=self.check_system)
+        if mark is not None:
+            return cast(ModelResponse[Any], self._after(request, enforcement.refusal(mark), enforcement))
         try:
             response: Any = handler(self._with_guarded_model(request, enforcement))
-        except (GuardViolation, StructuredOutputError) as error:
+        except Exception as error:
             response = self._instead(enforcement, error)
         return cast(ModelResponse[Any], self._after(request, response, enforcement))
 
@@ -198,10 +206,14 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | AIMessage | ExtendedModelResponse[Any]:
         enforcement = self._of_run(request.runtime)
+        judge = partial(admitted, request, self._input.under(enforcement), system=self.check_system)
+        request, mark = await asyncio.to_thread(judge)
+        if mark is not None:
+            return cast(ModelResponse[Any], self._after(request, enforcement.refusal(mark), enforcement))
         try:
             response: Any = await handler(self._with_guarded_model(request, enforcement))
-        except (GuardViolation, StructuredOutputError) as error:
-            response = self._instead(enforcement, error)
+        except Exception as error:
+            response = await asyncio.to_thread(self._instead, enforcement, error)
         return cast(ModelResponse[Any], await asyncio.to_thread(self._after, request, response, enforcement))
 
     def _with_guarded_model(self, request: ModelRequest[Any], enforcement: Enforcement) -> ModelRequest[Any]:
@@ -227,13 +239,21 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         )
         return request.override(model=model)
 
-    def _instead(self, enforcement: Enforcement, error: GuardViolation | StructuredOutputError) -> AIMessage:
-        """The answer in the place of an error that stands for a violation; any other error is raised."""
+    def _instead(self, enforcement: Enforcement, error: Exception) -> AIMessage:
+        """The answer in the place of an error that stands for a violation, or whose text may not be seen; any other
+        error is raised."""
         if isinstance(error, GuardViolation):
             return enforcement.refusal(enforcement.mark(error.decision, getattr(error, "message_index", None)))
-        if withheld(error.ai_message) is None:
+        if isinstance(error, StructuredOutputError):
+            if withheld(error.ai_message) is None:
+                raise error
+            return error.ai_message
+        seen = is_control_flow(error) or Stage.response not in self.stages
+        decision = None if seen else decided_error(enforcement, error)
+        if decision is None:
             raise error
-        return error.ai_message
+        enforcement.report(decision)
+        return enforcement.refusal(enforcement.mark(decision))
 
     def _after(self, request: ModelRequest[Any], response: Any, enforcement: Enforcement) -> Any:
         """What enters the state: scrubbed where the guard stopped the message, and judged here where no guarded model
@@ -361,7 +381,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     def _tool_output(self, request: ToolCallRequest, result: Any, output: OutputGuard) -> ToolResult:
         if Stage.tool_output not in self.stages:
             return cast(ToolResult, result)
-        settled = output.settle(result)
+        settled = output.settle(without_passes(result))
         if isinstance(settled, Command) and self.enforcement.exit_behavior != "replace":
             mark = next((m for m in map(withheld, _messages_in(settled)) if m is not None), None)
             if mark is not None:  # the turn ends here: nothing is handed to another agent
@@ -380,8 +400,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
 
 
 def _withheld_since_the_model(messages: Sequence[AnyMessage]) -> Mapping[str, Any] | None:
-    """Why a tool's output was withheld, among the messages after the model's last one."""
-    for message in reversed(messages):
+    """Why a tool's output was withheld, among the messages of this turn after the model's last one."""
+    for message in reversed(messages[turn_start(messages) :]):
         if isinstance(message, AIMessage):
             break
         if isinstance(message, ToolMessage) and (mark := withheld(message)) is not None:
@@ -396,6 +416,7 @@ def _call_key(call: Any, enforcement: Enforcement) -> str:
 def _messages_in(command: Command[Any]) -> list[BaseMessage]:
     update = command.update
     values = update.values() if isinstance(update, Mapping) else [v for _, v in update or ()]
+    values = [overwriting(v)[0] for v in values]
     return [m for v in values for m in (v if isinstance(v, list) else [v]) if isinstance(m, BaseMessage)]
 
 

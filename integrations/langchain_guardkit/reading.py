@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
 from guardkit import Message, MessageError, Stage
 from guardkit.reading.payloads import ArgumentsReader
@@ -20,6 +21,9 @@ _READ = frozenset((
     "additional_kwargs", "response_metadata", "name", "tool_calls", "invalid_tool_calls", "usage_metadata", "artifact",
 ))  # fmt: skip
 _IDS = frozenset(("id", "tool_call_id"))
+_BARE = frozenset((HumanMessage, SystemMessage))  # most of a history: they carry nothing but their content
+_BARE_BESIDE = ("additional_kwargs", "response_metadata", "name")
+_BARE_FIELDS = {*_BARE_BESIDE, "content", "type", "id"}
 _OPENERS = ("{", "[", '"', "`")
 Item = str | list[Message]
 
@@ -71,9 +75,13 @@ def begins_json(text: str) -> bool:
 def beside(message: BaseMessage) -> dict[str, Any]:
     """What a message carries beside its content that may hold text, `extra` being the fields of its own kind and those
     that nobody declared. Ids are there only where they are none."""
+    fields = vars(message)
+    bare = type(message) in _BARE and fields.keys() == _BARE_FIELDS and not message.model_extra
+    if bare and not any(map(fields.get, _BARE_BESIDE)):
+        return {} if is_id(fields["id"]) else {"id": fields["id"]}
     found: dict[str, Any] = {}
     extra = dict(message.model_extra or {})
-    for key, value in vars(message).items():
+    for key, value in fields.items():
         if key in _SILENT or is_empty(value):
             continue
         if key in _IDS:
@@ -102,7 +110,10 @@ def is_empty(value: Any) -> bool:
 
 def is_id(value: Any) -> bool:
     """Whether a value is an id rather than words in the place of one; so is none at all."""
-    return not value or (isinstance(value, str) and is_name(value, 6))
+    return not value or (isinstance(value, str) and (_reads_as_id if len(value) <= 64 else is_name)(value, 6))
+
+
+_reads_as_id = functools.lru_cache(maxsize=4096)(is_name)  # a conversation is sent again with each call
 
 
 def as_context(message: BaseMessage, index: int = 0) -> Message:

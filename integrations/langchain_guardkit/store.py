@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from langgraph.store.base import BaseStore, Op, PutOp, Result
+from langgraph.store.base import BaseStore, Item, Op, PutOp, Result
 
 from guardkit import Guard
 from langchain_guardkit.enforcing import (
@@ -22,12 +23,13 @@ from langchain_guardkit.tools import OutputGuard
 
 
 class GuardedStore(BaseStore):
-    """A LangGraph store whose values are judged, as tool output, before they are put: for tools and nodes that write to
-    it themselves. ``create_agent(..., store=GuardedStore(store, guard))``.
+    """A LangGraph store whose values are judged, as tool output, before they are put and when they are read: for tools
+    and nodes that use it themselves. ``create_agent(..., store=GuardedStore(store, guard))``.
 
     With "replace" (the default) the violation message stands where the offending text stood in a value; with "error",
-    and where a namespace or a key is at fault, `GuardViolation` is raised and nothing is put. What is read out was
-    judged when it was put; what stood in the store before is judged where it enters a prompt.
+    and where a namespace or a key is at fault, `GuardViolation` is raised and nothing is put. What stood in the store
+    before is read with its offending texts replaced, whatever the exit behaviour, and not at all where its key or
+    namespace is at fault.
     """
 
     def __init__(
@@ -46,17 +48,35 @@ class GuardedStore(BaseStore):
         self._values = OutputGuard(enforcement)
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        return self.inner.batch([self._judged(op) for op in ops])
+        return self._read(self.inner.batch([self._judged(op) for op in ops]))
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         judged = await asyncio.to_thread(lambda: [self._judged(op) for op in ops])
-        return await self.inner.abatch(judged)
+        return await asyncio.to_thread(self._read, await self.inner.abatch(judged))
 
     def __getattr__(self, name: str) -> Any:
         """What a store has beyond the common interface is the wrapped one's."""
         if name.startswith("_") or name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    def _read(self, results: list[Result]) -> list[Result]:
+        run = self._values.enforcement.for_run()
+        output = self._values.at(None, replace(run, exit_behavior="replace", policies={}, chosen=True))
+        return [self._shown(output, result) for result in results]
+
+    def _shown(self, output: OutputGuard, result: Any) -> Any:
+        """An item, a list of them, or of namespaces, as they may be read; None for what may not."""
+        if isinstance(result, list):
+            return [shown for one in result if (shown := self._shown(output, one)) is not None]
+        names = result if isinstance(result, tuple) else (*result.namespace, result.key) if result is not None else ()
+        if output.settle([*names]) != [*names]:
+            return None
+        if not isinstance(result, Item) or (value := output.settle(result.value)) is result.value:
+            return result
+        shown = copy.copy(result)
+        shown.value = value if isinstance(value, dict) else {"value": value}
+        return shown
 
     def _judged(self, op: Op) -> Op:
         if not isinstance(op, PutOp) or op.value is None:

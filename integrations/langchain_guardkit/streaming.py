@@ -18,6 +18,7 @@ from langchain_core.outputs import ChatGenerationChunk
 from guardkit import Decision, Message, Stage
 from guardkit.reading.payloads import arguments_text
 from guardkit.reading.positions import CALL_ARGUMENTS, CALL_BLOCKS, REASONING, REASONING_BLOCKS
+from langchain_guardkit.adding_up import Sum
 from langchain_guardkit.enforcing import (
     Conversation,
     Enforcement,
@@ -31,7 +32,7 @@ from langchain_guardkit.reading import beside, is_empty, is_id, joined_texts
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
 _FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content"))
-_FRAME_IDS = ("index", "id", "call_id", "tool_call_id", "signature")
+_FRAME_IDS = ("index", "id", "call_id", "tool_call_id", "signature", "encrypted_content")
 _TEXT_FRAME = frozenset(("type", "text", "index"))
 _CALL_FRAME = frozenset(("type", "index", "name", "id", "call_id", "tool_call_id", *CALL_ARGUMENTS))
 _TEXT = ("text", None)
@@ -81,6 +82,7 @@ class ChunkFlow:
         self._queue: deque[_Entry] = deque()
         self._last = AIMessageChunk(content="")
         self._about: dict[str, Any] = {}
+        self._sum = Sum()
         self._id: str | None = None
         self.shown = False  # whether any text went out
         self.decision: Decision | None = None
@@ -121,7 +123,8 @@ class ChunkFlow:
         message, info = entry.message, entry.info
         pieces = _pieces(message)
         about = {**message.response_metadata, **(info or {})}
-        if about and about != self._about:  # many providers repeat the same with each chunk
+        news = about if about != self._about else {}  # many providers repeat the same with each chunk
+        if news:
             self._about = about
             pieces += metadata_pieces(about)
         if message.id != self._id:
@@ -138,7 +141,16 @@ class ChunkFlow:
             if stage in self._stages or (stage.is_query and Stage.response in self._stages):
                 yield from self._judge(entry, key, stage, text)
                 if self.decision is not None:
-                    break
+                    return
+        if Stage.response in self._stages and (grown := self._sum.add(message, news)):
+            yield from self._judge_sum(grown)
+
+    def _judge_sum(self, grown: list[str]) -> Steps[None]:
+        """Judge what chunks say together, where no text of the message has grown so."""
+        known = ["".join(flow.texts) for flow in self._flows.values()]
+        if text := "\n".join(text for text in grown if not any(text in whole for whole in known)):
+            decision: Decision = yield Ask.of(lambda: self._enforcement.guard.decide(text, stage=Stage.response))
+            self.decision = decision if decision.action.stops else None
 
     def finish(self) -> Steps[list[Out]]:
         """The message is complete: judge the tails and release them."""

@@ -78,6 +78,15 @@ class Once:
     def __ror__(self, other: Any) -> Any:
         return once(super().__ror__(other))  # type: ignore[misc]
 
+    def pipe(self, *others: Any, name: str | None = None) -> Any:
+        """As `|`, part after part: LangChain's own would build a sequence past it."""
+        chain: Any = self
+        for other in others:
+            chain = chain | other
+        if name is not None and isinstance(chain, RunnableSequence):
+            chain.name = name
+        return chain
+
 
 class OnceSequence(Once, RunnableSequence[Any, Any]):
     """A sequence of guarded parts. Saved, it is a sequence like any other."""

@@ -193,6 +193,21 @@ def test_no_run_of_a_retry_or_a_fallback_shows_a_blocked_prompt(behavior: Any) -
             check_no_trace(runs.seen, "runs")
 
 
+def test_a_chain_that_is_piped_is_like_one_that_is_joined() -> None:
+    guarded = model(behavior="end")
+    step = GuardRunnable(make_guard(), exit_behavior="end", violation_message=VIOLATION)
+    for whole in (step.pipe(guarded, StrOutputParser(), name="it"), (step | guarded).pipe(StrOutputParser())):
+        runs = Runs()
+        for call in ways(whole, {"callbacks": [runs]}):
+            check_no_trace(call(BAD), "answers")
+        check_no_trace(runs.seen, "runs")
+    assert step.pipe(guarded, name="it").name == "it"
+    scripted = ScriptedModel(replies=[reply(BAD)])
+    with pytest.raises(GuardViolation):
+        GuardedChatModel(scripted, make_guard()).pipe(StrOutputParser()).with_retry(**QUICK).invoke("x")
+    assert len(scripted.asked) == 1
+
+
 def test_faults_are_still_tried_again_and_handed_on() -> None:
     down = Failing(replies=[reply(SAFE)])
     guarded = GuardedChatModel(down, make_guard())

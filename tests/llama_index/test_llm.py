@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from llama_index.core.base.llms.types import (
     ChatMessage,
+    ChatResponse,
     CitableBlock,
     CitationBlock,
     DocumentBlock,
@@ -412,3 +413,52 @@ def test_a_harmless_citation_stays(how: str):
     last = call(guarded(FunctionLLM(said, size=7), make_guard()), how)[-1].message
     cited = [b.cited_content for b in last.blocks if isinstance(b, CitationBlock)]
     assert cited == [TextBlock(text="fine")]
+
+
+class TakingTurns(FunctionLLM):
+    """Sends a word of its reasoning and a word of its answer by turns."""
+
+    def stream_chat(self, messages: Any, **kwargs: Any) -> Any:
+        said = self.script.next(messages)
+        thinking, text = said.blocks[0].content.split(), said.content.split()
+        thought = shown = ""
+        for i in range(max(len(thinking), len(text))):
+            new = "".join(f"{word} " for word in thinking[i : i + 1])
+            thought += new
+            blocks = [ThinkingBlock(content=thought), TextBlock(text=shown)]
+            yield ChatResponse(
+                message=ChatMessage(role="assistant", blocks=blocks),
+                delta="",
+                additional_kwargs={"thinking_delta": new},
+            )
+            new = "".join(f"{word} " for word in text[i : i + 1])
+            shown += new
+            blocks = [ThinkingBlock(content=thought), TextBlock(text=shown)]
+            yield ChatResponse(message=ChatMessage(role="assistant", blocks=blocks), delta=new)
+
+    async def astream_chat(self, messages: Any, **kwargs: Any) -> Any:
+        async def chunks() -> Any:
+            for chunk in self.stream_chat(messages):
+                yield chunk
+
+        return chunks()
+
+
+@pytest.mark.parametrize("place", ["thinking", "text"])
+@pytest.mark.parametrize("how", ["stream_chat", "astream_chat"])
+def test_texts_that_take_turns_are_each_judged_as_one(how: str, place: str):
+    for bad in (True, False):
+        said = {"thinking": f"{SAFE} {SAFE}", "text": f"{SAFE} {SAFE}"} | ({place: BAD} if bad else {})
+        inner = TakingTurns(reply(said["text"], thinking=said["thinking"]))
+        chunks = call(guarded(inner, make_guard(), violation_message=VIOLATION), how)
+        thought = "".join(c.additional_kwargs.get("thinking_delta", "") for c in chunks)
+        text = "".join(c.delta or "" for c in chunks)
+        blocks = [b.content or "" for c in chunks for b in c.message.blocks if isinstance(b, ThinkingBlock)]
+        if bad:
+            for seen in (thought, text, *blocks):
+                assert FLAGGED not in seen
+                assert AFTER_MARK not in seen
+            assert text.endswith(VIOLATION)
+        else:
+            assert (thought.strip(), text.strip()) == (said["thinking"], said["text"])
+            assert blocks[-1].strip() == said["thinking"]

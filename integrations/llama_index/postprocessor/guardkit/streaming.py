@@ -47,6 +47,8 @@ class Channel:
         self._guard, self._stage, self._context = guard, stage, list(context)
         self._stream: StreamGuard | None = None
         self._flagged: Decision | None = None
+        self._received = ""
+        self._released = 0  # characters that the stream let out
         self.shown = ""
         self.stopped: Decision | None = None
 
@@ -54,6 +56,7 @@ class Channel:
         """Take more text; returns what may be shown now."""
         if not delta or self.stopped:
             return ""
+        self._received += delta
         try:
             if self._stream is None:
                 self._stream = yield partial(self._guard.stream, self._context, stage=self._stage)
@@ -75,25 +78,44 @@ class Channel:
             stream.close()
         return self._take(events, stream)
 
+    def settle(self) -> Steps[str]:
+        """Another text takes over, and this one may go on after it: returns its tail, judged as it stands."""
+        if self._stream is None or self.stopped:
+            return ""
+        stream = self._stream
+        try:
+            verdict = yield lambda: stream.verdict
+        except NotJudged as error:
+            return self._fail(error)
+        decision = self._guard.policy.decide(verdict) if stream.judged else None
+        if decision is not None and decision.action.stops:
+            self.stopped = decision
+            return ""
+        return self._show(len(self._received))
+
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
 
+    def _show(self, end: int) -> str:
+        """Let out what comes before `end`."""
+        out = self._received[len(self.shown) : end]
+        self.shown += out
+        return out
+
     def _take(self, events: list[Event], stream: StreamGuard | None = None) -> str:
-        out = ""
         for event in events:
             if event.kind == "text":
-                out += event.text
+                self._released += len(event.text)
             elif event.kind == "retract":  # shown too early, by a hold-back that is too short: not kept at least
-                whole = (self.shown + out)[: -event.n_chars]
-                self.shown, out = whole[: len(self.shown)], whole[len(self.shown) :]
+                self._released -= event.n_chars
+                self.shown = self.shown[: self._released]
             elif event.kind == "stop":
                 self.stopped = (stream or self._stream).decision  # type: ignore[union-attr]
             elif self._flagged is None:
                 self._flagged = (stream or self._stream).decision  # type: ignore[union-attr]
                 report(self._flagged, f"streamed {self._stage.value}", "flagged")
-        self.shown += out
-        return out
+        return self._show(self._released)
 
     def _fail(self, error: NotJudged) -> str:
         decision = self._stream.decision if self._stream is not None else None
@@ -158,8 +180,6 @@ class ChatStream:
         self._calls: list[_CallChannel] = []
         self._snapshots: deque[tuple[list[str], ChatMessage]] = deque()
         self._shown_calls: ChatMessage | None = None
-        self._before = ""  # text and reasoning of channels that are finished
-        self._thoughts_before = ""
         self._seen_text = self._seen_thought = 0
         self._last: ChatResponse | None = None
         self._decoded: Channel | None = None  # what a parser will read, once that differs from what stands there
@@ -168,7 +188,7 @@ class ChatStream:
 
     @property
     def text(self) -> str:
-        return self._before + self._text.shown
+        return self._text.shown
 
     def take(self, chunk: ChatResponse) -> Steps[list[ChatResponse]]:
         """Judge what is new in a chunk; returns the chunks that may be shown now."""
@@ -176,10 +196,10 @@ class ChatStream:
         text, thought = self._new_text(chunk), self._new_thought(chunk)
         shown = thoughts = ""
         if thought:
-            shown += yield from self._switch(self._text)
+            shown += yield from self._text.settle()
             thoughts += yield from self._thought.feed(thought)
         if text:
-            thoughts += yield from self._switch(self._thought)
+            thoughts += yield from self._thought.settle()
             yield from self._decode(text)
             if self._decoded is None or self._decoded.stopped is None:
                 shown += yield from self._text.feed(text)
@@ -237,18 +257,6 @@ class ChatStream:
         new = delta if isinstance(delta, str) and delta else content[self._seen_thought :]
         self._seen_thought = max(self._seen_thought + len(new), len(content))
         return new
-
-    def _switch(self, channel: Channel) -> Steps[str]:
-        """Text after reasoning, or the other way round: what went before is complete."""
-        rest = yield from channel.finish()
-        if channel.stopped is None and channel.shown:
-            if channel is self._text:
-                self._before += channel.shown
-                self._text = Channel(self._rules.guard, Stage.response, self._context)
-            else:
-                self._thoughts_before += channel.shown
-                self._thought = Channel(self._rules.guard, Stage.reasoning, self._context)
-        return rest
 
     def _grow_calls(self, message: ChatMessage) -> Steps[bool]:
         texts = calls_of(message)
@@ -318,7 +326,7 @@ class ChatStream:
     def _chunk(self, shown: str, thoughts: str, final: bool) -> ChatResponse:
         last = self._last or ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT))
         blocks: list[ContentBlock] = []
-        thought = self._thoughts_before + self._thought.shown
+        thought = self._thought.shown
         if thought:
             blocks.append(self._thinking_block(last.message, thought, final))
         if self.text or not final or not (thought or self._shown_calls):

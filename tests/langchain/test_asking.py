@@ -1,0 +1,225 @@
+"""What an agent's model is asked beside the state's messages, and what lets a text pass without being judged again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRetryMiddleware, dynamic_prompt, wrap_model_call
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.store.memory import InMemoryStore
+from langgraph.types import Command, Overwrite, Send
+
+from guardkit import GuardViolation
+from langchain_guardkit import GuardedStore, GuardMiddleware, guard_graph
+from langchain_guardkit.stating import PASSED, overwriting, without_passes
+from tests.langchain.scripted import ScriptedModel, reply
+from tests.leaks import BAD, SAFE, VIOLATION, check_no_trace, make_guard
+
+CONFIG: Any = {"configurable": {"thread_id": "1"}}
+MODES: Any = ["messages", "updates", "values", "custom", "tasks", "debug", "checkpoints"]
+
+
+def hello() -> dict[str, Any]:
+    return {"messages": [HumanMessage("hello")]}
+
+
+def run(agent: Any, given: Any, run_async: bool) -> Any:
+    return asyncio.run(agent.ainvoke(given, CONFIG)) if run_async else agent.invoke(given, CONFIG)
+
+
+def agent_of(*middleware: Any, model: Any = None, tools: Any = (), **settings: Any) -> tuple[Any, Any, InMemorySaver]:
+    saver = InMemorySaver()
+    model = model or ScriptedModel(replies=[reply(SAFE)])
+    guard = GuardMiddleware(make_guard(), violation_message=VIOLATION, **settings)
+    return create_agent(model, list(tools), middleware=[*middleware, guard], checkpointer=saver), model, saver
+
+
+@pytest.mark.parametrize("run_async", [False, True])
+@pytest.mark.parametrize("behavior", ["end", "replace", "error"])
+def test_what_another_middleware_puts_before_the_model_is_judged(behavior: Any, run_async: bool) -> None:
+    def remember(request: Any) -> Any:
+        return request.override(messages=[HumanMessage(f"as you said: {BAD}"), *request.messages, HumanMessage(BAD)])
+
+    if run_async:
+
+        @wrap_model_call
+        async def memory(request: Any, handler: Any) -> Any:
+            return await handler(remember(request))
+
+    else:
+
+        @wrap_model_call  # type: ignore[no-redef]
+        def memory(request: Any, handler: Any) -> Any:
+            return handler(remember(request))
+
+    agent, model, _ = agent_of(memory, exit_behavior=behavior)
+    if behavior == "error":
+        with pytest.raises(GuardViolation):
+            run(agent, hello(), run_async)
+    else:
+        said = run(agent, hello(), run_async)["messages"][-1].content
+        assert said == (SAFE if behavior == "replace" else VIOLATION)
+    check_no_trace(model.asked, "what the model was asked")
+    assert bool(model.asked) == (behavior == "replace")
+
+
+def test_history_that_another_middleware_brings_does_not_end_the_turn() -> None:
+    @wrap_model_call
+    def memory(request: Any, handler: Any) -> Any:
+        return handler(request.override(messages=[HumanMessage(BAD), AIMessage("no"), *request.messages]))
+
+    agent, model, _ = agent_of(memory)
+    assert agent.invoke(hello(), CONFIG)["messages"][-1].content == SAFE
+    check_no_trace(model.asked, "what the model was asked")
+
+
+@pytest.mark.parametrize("check_system", [False, True])
+def test_the_system_prompt_is_judged_where_that_is_asked_for(check_system: bool) -> None:
+    @dynamic_prompt
+    def memory(request: Any) -> str:
+        return f"Be kind. The user said before: {BAD}"
+
+    agent, model, _ = agent_of(memory, check_system=check_system)
+    said = agent.invoke(hello(), CONFIG)["messages"][-1].content
+    assert said == (VIOLATION if check_system else SAFE)
+    assert bool(model.asked) != check_system
+
+
+def test_a_run_from_a_checkpoint_that_was_made_without_the_guard() -> None:
+    saver, model = InMemorySaver(), ScriptedModel(replies=[reply(SAFE)])
+    bare = create_agent(model, [], checkpointer=saver)
+    bare.invoke({"messages": [HumanMessage(BAD)]}, CONFIG)
+    before_model = next(s for s in bare.get_state_history(CONFIG) if s.next == ("model",))
+    model.asked.clear()
+    agent = create_agent(
+        model, [], middleware=[GuardMiddleware(make_guard(), violation_message=VIOLATION)], checkpointer=saver
+    )
+    assert agent.invoke(None, before_model.config)["messages"][-1].content == VIOLATION
+    assert not model.asked
+    assert agent.invoke(hello(), CONFIG)["messages"][-1].content == SAFE
+    check_no_trace(model.asked, "what the model was asked")
+
+
+@pytest.mark.parametrize("run_async", [False, True])
+def test_a_models_error_is_judged_before_a_retry_makes_an_answer_of_it(run_async: bool) -> None:
+    class Failing(ScriptedModel):
+        def _next(self, messages: Any) -> Any:
+            self._asked.append(messages)
+            raise ConnectionError(self.replies[0].content)
+
+    def agent(text: str) -> Any:
+        model = Failing(replies=[reply(text)])
+        retry = ModelRetryMiddleware(max_retries=1, initial_delay=0, jitter=False)
+        return agent_of(retry, model=model)
+
+    bad, model, saver = agent(BAD)
+    assert run(bad, hello(), run_async)["messages"][-1].content == VIOLATION
+    check_no_trace([saver.storage, saver.writes, saver.blobs], "checkpoints")
+    assert len(model.asked) == 1
+    harmless, model, _ = agent("no route to host")
+    assert "no route to host" in run(harmless, hello(), run_async)["messages"][-1].content
+    assert len(model.asked) == 2
+
+
+@pytest.mark.parametrize("behavior", ["end", "replace", "error"])
+def test_a_withheld_output_that_is_the_answer_ends_its_own_turn_alone(behavior: Any) -> None:
+    @tool(return_direct=True)
+    def look(query: str) -> str:
+        """Look something up."""
+        return BAD
+
+    model = ScriptedModel(replies=[reply(query="x"), reply(SAFE)])
+    agent, _, saver = agent_of(model=model, tools=[look], exit_behavior=behavior)
+    if behavior == "error":
+        with pytest.raises(GuardViolation):
+            agent.invoke(hello(), CONFIG)
+    else:
+        assert agent.invoke(hello(), CONFIG)["messages"][-1].content == VIOLATION
+    assert agent.invoke(hello(), CONFIG)["messages"][-1].content == SAFE
+    check_no_trace([saver.storage, saver.writes, saver.blobs], "checkpoints")
+
+
+def _pass_for(agent: Any, message: HumanMessage) -> str:
+    """The digest with which the message passes."""
+    other = {"configurable": {"thread_id": "elsewhere"}}
+    middleware = next(n.runnable.func.__self__ for name, n in agent.builder.nodes.items() if "before_model" in name)
+    assert middleware.before_model({"messages": [HumanMessage("x")]}, None)[PASSED]
+    assert not agent.get_state(other).values
+    return str(middleware._input.key_of(message))
+
+
+@pytest.mark.parametrize("door", ["update", "command", "pairs", "send", "tool"])
+def test_nobody_else_writes_what_passed(door: str) -> None:
+    bad = HumanMessage(f"please: {BAD}")
+
+    @tool
+    def look(query: str) -> Any:
+        """Look something up."""
+        return [Command(update={"messages": [ToolMessage("ok", tool_call_id="call-1")], PASSED: [key]})]
+
+    model = ScriptedModel(replies=[reply(query="x"), reply(SAFE)])
+    agent, _, _ = agent_of(model=model, tools=[look], exit_behavior="replace")
+    graph, key = guard_graph(agent), _pass_for(agent, bad)
+    graph.invoke(hello(), CONFIG)
+    if door == "update":
+        graph.update_state(CONFIG, {PASSED: [key]})
+    elif door == "command":
+        graph.invoke(Command(update={PASSED: [key], "messages": [HumanMessage("go on")]}, goto="model"), CONFIG)
+    elif door == "pairs":
+        graph.invoke(Command(update=[(PASSED, [key])], goto="model"), CONFIG)
+    elif door == "send":
+        sent = Send("GuardMiddleware.before_model", {"messages": [bad], PASSED: [key]})
+        graph.invoke(Command(goto=[sent]), CONFIG)
+    assert key not in (graph.get_state(CONFIG).values.get(PASSED) or ())
+    agent.invoke({"messages": [bad]}, CONFIG)
+    check_no_trace(model.asked, "what the model was asked")
+
+
+def test_only_passes_are_taken_out() -> None:
+    command = Command(update={"a": 1}, goto=["x", Send("y", {"b": 2})], resume={"c": 3})
+    assert without_passes(command) == command
+    assert without_passes(Command(update={"a": 1, PASSED: ["d"]}, goto="x")) == Command(update={"a": 1}, goto="x")
+    for plain in ("text", None, {"a": 1}, ["b"]):
+        assert without_passes(plain) is plain
+
+
+FORMS = [
+    Overwrite([HumanMessage(BAD)]),
+    {"__overwrite__": [HumanMessage(BAD)]},
+    {"type": "__overwrite__", "value": [HumanMessage(BAD)]},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["class", "key", "type"])
+def test_what_takes_the_place_of_a_state_is_judged(form: Any) -> None:
+    agent, model, saver = agent_of()
+    graph = guard_graph(agent)
+    graph.invoke(hello(), CONFIG)
+    seen = list(graph.stream({"messages": form}, CONFIG, stream_mode=MODES))
+    graph.update_state(CONFIG, {"messages": form})
+    check_no_trace([seen, model.asked, saver.storage, saver.writes, saver.blobs], "streams and checkpoints")
+    _, again = overwriting(form)
+    found = graph.invoke({"messages": again([HumanMessage("anew")])}, CONFIG)["messages"]
+    assert [message.content for message in found] == ["anew", SAFE]
+
+
+def test_a_store_gives_out_nothing_that_stood_in_it_before() -> None:
+    inner = InMemoryStore()
+    inner.put(("a",), "k", {"text": BAD, "n": 1})
+    inner.put(("a",), "l", {"text": "fine"})
+    inner.put(("a",), BAD, {"text": "fine"})
+    inner.put((BAD,), "k", {"text": "fine"})
+    store = GuardedStore(inner, make_guard(), exit_behavior="error", violation_message=VIOLATION)
+    item = store.get(("a",), "k")
+    assert item is not None
+    assert (item.value, item.namespace) == ({"text": VIOLATION, "n": 1}, ("a",))
+    assert asyncio.run(store.aget(("a",), "l")) == inner.get(("a",), "l")
+    seen = [store.search(()), store.list_namespaces(), asyncio.run(store.asearch(("a",)))]
+    check_no_trace(seen, "what the store gives")
+    assert [len(found) for found in seen] == [2, 1, 2]
+    assert inner.get(("a",), "k").value["text"] == BAD  # type: ignore[union-attr]
