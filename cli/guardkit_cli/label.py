@@ -158,7 +158,7 @@ def command(
     from guardkit.labelling import manifest
     from guardkit.labelling.agreement import agreement
     from guardkit.labelling.inputs import find
-    from guardkit.labelling.jobs import Place, Settings, counted, jobs_of
+    from guardkit.labelling.jobs import Place, Settings, check_apart, counted, jobs_of
     from guardkit.labelling.judging import Judge, RateLimit
     from guardkit.labelling.ray_engine import RayOptions, RayRun
     from guardkit.labelling.report import as_html, collect
@@ -186,6 +186,7 @@ def command(
         place = Place.of(out, found.inputs)
         side = Place.of(dropped, found.inputs) if dropped is not None else None
         jobs = jobs_of(found.inputs, place, form)
+        check_apart(jobs, place, side)
         if chosen is not None:
             chosen = counted(chosen, jobs, column)
     except LabelError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -116,7 +117,7 @@ def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
 def _heading(path: Path, cells: list[str] | Unread, column: str) -> list[str]:
     if isinstance(cells, Unread):
         raise LabelError(f"{path}: {cells.error}")
-    twice = next((name for i, name in enumerate(cells) if name in cells[:i]), None)
+    twice = next((name for name, n in Counter(cells).items() if n > 1), None)
     if twice is not None:
         raise LabelError(f"{path}: the column '{twice}' is there twice")
     if column in cells:

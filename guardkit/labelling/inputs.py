@@ -256,6 +256,7 @@ def _sniffed(path: str) -> Format:
 def _remote(url: str, form: Format | None, found: Found) -> None:
     fs, path = filesystem(url)
     scheme = url.partition("://")[0]
+    inside = "".join(url.partition("::")[1:])  # of an archive: zip://data.jsonl::archive.zip
     if glob.has_magic(path) and not fs.exists(path):
         base, matches = _fixed(path), sorted(cast(list[str], fs.glob(path)))
     elif fs.isdir(path):
@@ -266,9 +267,9 @@ def _remote(url: str, form: Format | None, found: Found) -> None:
         raise LabelError(f"{url}: there is no such file or folder")
     for match in matches:
         name = match[len(base) :].lstrip("/")
-        full = f"{scheme}://{match.lstrip('/') if scheme != 'file' else match}"
+        full = f"{scheme}://{match.lstrip('/') if scheme != 'file' else match}{inside}"
         is_hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
-        if not is_hidden and not found.is_output(full, full.removesuffix(name)):
+        if not is_hidden and not found.is_output(full, full.removesuffix(inside).removesuffix(name)):
             _add(full, name, form, found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,6 +45,8 @@ class Place:
     @classmethod
     def of(cls, out: str, inputs: Sequence[Input]) -> Place:
         """`out` is a file where there is one input and its name ends as a file of data does; else a folder."""
+        if out == "-":
+            raise LabelError("--out -: outputs are files that are there whole or not at all; give a file or a folder")
         base = out.rstrip("/").rpartition("/")[2]
         is_folder = out.endswith("/") or (not is_url(out) and Path(out).is_dir())
         if is_folder or format_of(base)[0] is None:
@@ -93,6 +96,24 @@ def jobs_of(inputs: Sequence[Input], place: Place, wanted: str | None) -> list[J
                 raise LabelError(f"--out {place.store}: {given.path} would be written over; take another folder")
         found[name] = Job(given, name, form, Progress(place.store, place.kept, name))
     return list(found.values())
+
+
+def check_apart(jobs: Sequence[Job], place: Place, dropped: Place | None) -> None:
+    """Raises `LabelError` for an output that is an input, or that another output is, whatever its name."""
+    inputs = {_at(job.given.path): job.given.path for job in jobs if job.given.dataset is None}
+    taken: dict[str, str] = {}
+    sides = [("--dropped", dropped, dropped.file or job.name) for job in jobs] if dropped is not None else []
+    for option, at, name in [*(("--out", place, job.name) for job in jobs), *sides]:
+        target = _at(f"{at.store}/{name}")
+        if target in inputs:
+            raise LabelError(f"{option} {at.store}: {inputs[target]} would be written over; take another folder")
+        if target in taken:
+            raise LabelError(f"{option} {at.store}: {name} is where {taken[target]} goes; take another place")
+        taken[target] = f"{option} {at.store}/{name}"
+
+
+def _at(path: str) -> str:
+    return path if is_url(path) else os.path.realpath(path)
 
 
 def counted(sample: Sample, jobs: Sequence[Job], column: str) -> Sample:

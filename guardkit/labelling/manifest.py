@@ -73,6 +73,7 @@ def agree(store: Store, folder: str, settings: Mapping[str, Any]) -> None:
     """Keep `settings` in the store, or hold them against those that are there. Raises `LabelError` that names each
     difference."""
     name = f"{folder}/{NAME}"
+    store.tidy(name)
     wanted = json.loads(json.dumps({"guardkit": __version__, **settings}))
     data = store.read(name)
     if data is None:

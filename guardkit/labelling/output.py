@@ -27,6 +27,11 @@ def write_output(
     chosen = settings.sample.of(job.name) if settings.sample else None
     labels = job.progress.labels()
     output: dict[str, Any] = {}
+    side: dict[str, Any] | None = None
+    if dropped is not None:
+        side = {"place": str(dropped.store), "name": dropped_name(job, dropped)}
+        job.progress.claim(side, dropped.store)
+        dropped.store.tidy(side["name"])
     with ExitStack() as whole, ExitStack() as files:
         target: Path = whole.enter_context(place.store.writing(job.name))
         kept_path: Path = whole.enter_context(job.progress.writing_all())
@@ -34,9 +39,10 @@ def write_output(
         files.callback(kept.close)
         writer = _writer(files, job, target, job.name, settings, path)
         others: Writer | None = None
-        if dropped is not None:
-            name = dropped.file or job.name
-            others = _writer(files, job, whole.enter_context(dropped.store.writing(name)), name, settings, path)
+        others_path: Path | None = None
+        if dropped is not None and side is not None:
+            others_path = whole.enter_context(dropped.store.writing(side["name"]))
+            others = _writer(files, job, others_path, side["name"], settings, path)
         try:
             for unit in job.given.units(path, settings.column):
                 _write(unit, _labels_of(job, unit, labels, chosen), writer, others, kept, settings.where, tally)
@@ -46,9 +52,15 @@ def write_output(
             raise
         _check_unchanged(job, path, about)
         output = {"name": job.name, "size": target.stat().st_size, "sha256": sha256_of(target)}
+        if side is not None and others_path is not None:
+            side |= {"size": others_path.stat().st_size, "sha256": sha256_of(others_path)}
     mtime = path.stat().st_mtime_ns if job.given.dataset is None else 0
-    job.progress.finish({"counts": tally.to_dict(), "output": output, "mtime_ns": mtime})
+    job.progress.finish({"counts": tally.to_dict(), "output": output, "dropped": side, "mtime_ns": mtime})
     return tally
+
+
+def dropped_name(job: Job, dropped: Place) -> str:
+    return dropped.file or job.name
 
 
 def _check_unchanged(job: Job, path: Path, about: Mapping[str, Any]) -> None:

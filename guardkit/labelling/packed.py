@@ -13,6 +13,7 @@ from guardkit.reading.encodings import UNKNOWN, decoded_odd, is_unknown_encoding
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC |= {bytes((0x50 + i, 0x2A, 0x4D, 0x18)): "zstd" for i in range(16)}  # a frame that is skipped
 BOM = b"\xef\xbb\xbf"
 
 
@@ -55,23 +56,27 @@ def _decompressed(kind: str, raw: IO[bytes]) -> object:
     if kind == "bz2":
         import bz2
 
-        return bz2.BZ2File(raw)
+        return io.BufferedReader(cast(Any, _Members(bz2.BZ2Decompressor, raw)))
     if kind == "xz":
         import lzma
 
-        return lzma.LZMAFile(raw)
+        return io.BufferedReader(cast(Any, _Members(lzma.LZMADecompressor, raw)))
     zstd = _zstd("zstd data")
     if hasattr(zstd, "ZstdFile"):
         return zstd.ZstdFile(raw)
-    return io.BufferedReader(cast(Any, _WholeZstd(zstd, raw)))
+    return io.BufferedReader(cast(Any, _Members(lambda: zstd.ZstdDecompressor().decompressobj(), raw)))
 
 
-class _WholeZstd(io.RawIOBase):
-    """All frames of zstd data; one that breaks off is an error, which the library itself does not tell."""
+class _Members(io.RawIOBase):
+    """All members (frames, streams) of compressed data, one after another, with what may be padding between them. One
+    that breaks off, or is no such data, is an error: Python's own readers end there, and tell nobody.
 
-    def __init__(self, zstd: Any, raw: IO[bytes]):
-        self._zstd, self._raw = zstd, raw
-        self._frame: Any = None
+    begin: makes what takes one member out.
+    """
+
+    def __init__(self, begin: Callable[[], Any], raw: IO[bytes]):
+        self._begin, self._raw = begin, raw
+        self._member: Any = None
         self._out = memoryview(b"")
         self._left = b""
 
@@ -83,17 +88,20 @@ class _WholeZstd(io.RawIOBase):
             data = self._left or self._raw.read(1 << 16)
             self._left = b""
             if not data:
-                if self._frame is not None:
+                if self._member is not None:
                     raise EOFError("it ends too early")
                 return 0
-            if self._frame is None:
-                self._frame = self._zstd.ZstdDecompressor().decompressobj()
-            # a small piece at a time, since the library does not bound its output
+            if self._member is None:
+                data = data.lstrip(b"\0")
+                if not data:
+                    continue
+                self._member = self._begin()
+            # a small piece at a time, since not every library bounds its output
             data, self._left = data[:4096], data[4096:]
-            self._out = memoryview(self._frame.decompress(data))
-            if self._frame.eof:
-                self._left = self._frame.unused_data + self._left
-                self._frame = None
+            self._out = memoryview(self._member.decompress(data))
+            if self._member.eof:
+                self._left = self._member.unused_data + self._left
+                self._member = None
         n = min(len(into), len(self._out))
         into[:n] = self._out[:n]
         self._out = self._out[n:]

@@ -15,6 +15,7 @@ import gzip
 import heapq
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, cast
@@ -52,7 +53,7 @@ class Progress:
     def begin(self, source: dict[str, Any]) -> None:
         """Remember what is labelled. Raises `LabelError` where labels of another input are here already."""
         self.store.tidy(self.name)
-        self.store.tidy(f"{self._folder}/{ALL}")
+        self.store.tidy(f"{self._folder}/*")
         known = self._json("input.json")
         if known is None:
             self.store.write(f"{self._folder}/input.json", _dumped(source))
@@ -62,6 +63,17 @@ class Progress:
                 f"{known['sha256'][:12]}…) and has {source['size']:,} ({source['sha256'][:12]}…); to label it anew, "
                 f"remove {self.store}/{self._folder}"
             )
+
+    def claim(self, place: dict[str, Any], other: Store) -> None:
+        """Remember where dropped rows go, before the first time. Raises `LabelError` for a file that is there already
+        and is not this run's: another one keeps its rows in it."""
+        if self._json("dropped.json") == place:
+            return
+        if other.size(place["name"]) is not None:
+            raise LabelError(
+                f"--dropped {other}: {place['name']} is there already, and not of this run; take another place"
+            )
+        self.store.write(f"{self._folder}/dropped.json", _dumped(place))
 
     @property
     def input(self) -> dict[str, Any] | None:
@@ -141,7 +153,7 @@ class Progress:
                 for line in gzip.GzipFile(fileobj=file):
                     index, form, label = line.rstrip(b"\n").split(b" ", 2)
                     yield int(index), form.decode(), label
-            except (EOFError, gzip.BadGzipFile, ValueError) as error:
+            except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
                 raise LabelError(f"{self.store}/{self._folder}/{name} is damaged ({error}): remove it") from None
 
     def writing_all(self) -> Any:

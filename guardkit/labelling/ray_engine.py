@@ -115,7 +115,9 @@ class RayRun:
         left: dict[str, dict[str, Any]] = {}
         items: list[dict[str, Any]] = []
         size = self.options.split_rows
-        asked = {name: self._remote(_prepare, job, self.settings, size) for name, job in self.jobs.items()}
+        asked = {
+            name: self._remote(_prepare, job, self._dropped, self.settings, size) for name, job in self.jobs.items()
+        }
         for name, ref in asked.items():
             found = self._got(self.jobs[name], ref)
             if isinstance(found, Tally):
@@ -274,10 +276,12 @@ class _Worker:
         return {**about, "kind": "done", "tally": tally.to_dict()}
 
 
-def _prepare(job: Job, settings: Settings, split_rows: int) -> Tally | tuple[dict[str, Any], list[Split]]:
+def _prepare(
+    job: Job, dropped: Place | None, settings: Settings, split_rows: int
+) -> Tally | tuple[dict[str, Any], list[Split]]:
     """What there is to do for an input; what was found in it where it is done already."""
     done = job.progress.done
-    if done is not None and not settings.retry_errors and is_as_written(job, done):
+    if done is not None and not settings.retry_errors and is_as_written(job, done, dropped):
         return Tally.of(done["counts"])
     with naming(job.given), job.given.local() as path:
         about = job.given.about(path)

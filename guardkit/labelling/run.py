@@ -22,7 +22,7 @@ from guardkit.labelling.inputs import Input, sha256_of
 from guardkit.labelling.jobs import Job, Place, Settings
 from guardkit.labelling.judging import Judge
 from guardkit.labelling.labels import Tally
-from guardkit.labelling.output import write_output
+from guardkit.labelling.output import dropped_name, write_output
 from guardkit.labelling.progress import Block, Kept, Ranges
 from guardkit.labelling.rows import WHOLE, Pace, Reading, Row, Split, Unit, batches
 from guardkit.labelling.store import is_url
@@ -71,7 +71,7 @@ class Run:
 
     def _label(self, job: Job) -> Tally:
         done = job.progress.done
-        if done is not None and not self.settings.retry_errors and is_as_written(job, done):
+        if done is not None and not self.settings.retry_errors and is_as_written(job, done, self._dropped):
             return Tally.of(done["counts"])
         with naming(job.given), job.given.local() as path:
             about = job.given.about(path)
@@ -141,10 +141,17 @@ class Run:
         return n
 
 
-def is_as_written(job: Job, done: dict[str, Any]) -> bool:
-    """Whether a finished output is still there, and its input is what it was."""
+def is_as_written(job: Job, done: dict[str, Any], dropped: Place | None) -> bool:
+    """Whether a finished output is still there, with the dropped rows where they are asked for, and its input is what
+    it was."""
     if job.progress.store.size(job.name) != done["output"]["size"]:
         return False
+    if dropped is not None:
+        side, name = done.get("dropped") or {}, dropped_name(job, dropped)
+        if (side.get("place"), side.get("name")) != (str(dropped.store), name):
+            return False
+        if dropped.store.size(name) != side["size"]:
+            return False
     known = job.progress.input
     if known is None:
         return False

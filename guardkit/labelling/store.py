@@ -46,7 +46,7 @@ class Store(ABC):
     def remove(self, name: str) -> None: ...
 
     def tidy(self, name: str) -> None:
-        """Remove what writers of this file that were killed have left."""
+        """Remove what writers of this file that were killed have left; of all files of a folder by ``folder/*``."""
         return
 
     @contextmanager
@@ -118,9 +118,10 @@ class Folder(Store):
 
     def tidy(self, name: str) -> None:
         path = self._path(name)
+        of = ".+" if path.name == "*" else re.escape(path.name)
         if path.parent.is_dir():
             for left in path.parent.iterdir():
-                if re.fullmatch(re.escape(f".{path.name}.") + r"\d+\.tmp", left.name):
+                if re.fullmatch(rf"\.{of}\.\d+\.tmp", left.name):
                     left.unlink(missing_ok=True)
 
     @contextmanager

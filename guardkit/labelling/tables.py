@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,7 +193,7 @@ def n_rows(given: Input, path: Path) -> int:
 
 def _columns(pa: Any, path: Path, schema: Any, column: str, field: str | None, judged: bool) -> list[str]:
     names = list(schema.names)
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    twice = next((name for name, n in Counter(names).items() if n > 1), None)
     if twice is not None:
         raise LabelError(f"{path}: the column '{twice}' is there twice")
     if column in names:
@@ -225,16 +226,28 @@ def table_writer(given: Input, form: str, path: Path, column: str, source: Path)
     else:
         schema, mixed = _inferred(pa, given, source, column)
     labelled = schema.append(pa.field(column, arrow_type()))
-    if form == "parquet":
-        opened = pa.parquet.ParquetWriter(path, labelled, compression="zstd")
-    else:
-        opened = pa.ipc.new_stream(str(path), labelled)
+    with _writable(pa, given, form):
+        if form == "parquet":
+            opened = pa.parquet.ParquetWriter(path, labelled, compression="zstd")
+        else:
+            opened = pa.ipc.new_stream(str(path), labelled)
     writer = _Tables(pa, opened, schema, labelled, mixed, form == "parquet")
+    with _writable(pa, given, form):
+        try:
+            yield writer
+            writer.flush()
+        finally:
+            opened.close()
+
+
+@contextmanager
+def _writable(pa: Any, given: Input, form: str) -> Iterator[None]:
+    """Errors of types that a format has no place for, with the input's name."""
     try:
-        yield writer
-        writer.flush()
-    finally:
-        opened.close()
+        yield
+    except pa.ArrowException as error:
+        other = "arrow or jsonl" if form == "parquet" else "jsonl"
+        raise LabelError(f"{given.path}: cannot be written as {form}: {error}; take --format {other}") from error
 
 
 class _Tables(Writer):

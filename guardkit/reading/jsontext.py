@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 
@@ -14,6 +15,10 @@ def parse(text: str) -> Any:
         raise ValueError(f"not valid JSON: {error.msg} (column {error.pos + 1})") from None
     except RecursionError:
         raise ValueError("not valid JSON: nested too deeply") from None
+    except ValueError as error:
+        if "integer string" not in str(error):  # a key given twice
+            raise
+        return _LONG.decode(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -26,3 +31,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_LONG = json.JSONDecoder(object_pairs_hook=_object, parse_int=Decimal)  # for more digits than Python's integers take

@@ -161,6 +161,52 @@ def test_damaged_compression_is_an_error_and_other_inputs_go_on(label: Label, tm
     assert [p.name for p in (tmp_path / "out").glob("*") if p.is_file()] == ["b.jsonl"]
 
 
+def test_members_are_read_to_the_last_one(label: Label, tmp_path: Path) -> None:
+    """With what may stand between them: padding, frames that are skipped. What is no such data is told."""
+    import bz2
+    import lzma
+
+    import zstandard
+
+    one, two = b'{"text": "fine"}\n', b'{"text": "BAD"}\n'
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    packed = {
+        "a.jsonl.xz": lzma.compress(one) + bytes(8) + lzma.compress(two) + bytes(4),
+        "b.jsonl.bz2": bz2.compress(one) + bz2.compress(two),
+        "c.jsonl.zst": skipped + zstandard.compress(one) + skipped + zstandard.compress(two),
+        "d.jsonl.gz": gzip.compress(one) + gzip.compress(two) + bytes(512),
+    }
+    (tmp_path / "in").mkdir()
+    for name, data in packed.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    assert label(tmp_path / "in", "--out", tmp_path / "out", "--format", "parquet").code == 0
+    import pyarrow.parquet as pq
+
+    for name in "abcd":
+        found = pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()
+        assert [row["guardkit"]["severity"] for row in found] == ["safe", "unsafe"]
+    for name, data in (
+        ("e.jsonl.xz", lzma.compress(one) + b"\xfd7zXX" + lzma.compress(two)),
+        ("f.jsonl.bz2", bz2.compress(one) + b"BZZ" + bz2.compress(two)),
+    ):
+        (tmp_path / name).write_bytes(data)
+        done = label(tmp_path / name, "--out", tmp_path / "out2")
+        assert (done.code, "damaged" in done.err) == (3, True)
+
+
+def test_an_integer_of_any_length_is_one(label: Label, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "BAD", "n": %s}\n' % ("1" * 5000))
+    assert label(source, "--out", tmp_path / "out.jsonl").code == 0
+    line = (tmp_path / "out.jsonl").read_text()
+    assert line.startswith(source.read_text()[:-2])
+    assert '"severity": "unsafe"' in line
+    assert label(source, "--out", tmp_path / "out.parquet").code == 0
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(tmp_path / "out.parquet")["n"].to_pylist() == ['"' + "1" * 5000 + '"']
+
+
 def test_prompt_answer_or_both(label: Label, tmp_path: Path) -> None:
     records = [{"prompt": "BAD", "response": "no"}, {"prompt": "hi", "response": "HMM yes"}, {"prompt": "HMM"}]
     source = write_jsonl(tmp_path / "in.jsonl", records)

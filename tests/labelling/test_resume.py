@@ -222,3 +222,80 @@ def test_the_manifest_says_what_labels_depend_on(label: Label, tmp_path: Path) -
     import hashlib
 
     assert kept["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def _split(tmp_path: Path, out: str, dropped: str) -> list[Any]:
+    return [tmp_path / "in", "--out", tmp_path / out, "--where", "safe", "--dropped", tmp_path / dropped]
+
+
+def test_dropped_rows_are_written_where_they_are_asked_for_later_or_got_lost(label: Label, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": "fine"}, {"text": "BAD"}])
+    label(*_split(tmp_path, "out", "dropped")[:-2])
+    side = tmp_path / "dropped" / "a.jsonl"
+    for _ in range(2):
+        assert label(*_split(tmp_path, "out", "dropped")).code == 0
+        assert [row["text"] for row in read_jsonl(side)] == ["BAD"]
+        side.unlink()
+    assert label(*_split(tmp_path, "out", "elsewhere")).code == 0
+    assert (tmp_path / "elsewhere" / "a.jsonl").exists()
+    n_calls = label.calls
+    assert label(*_split(tmp_path, "out", "elsewhere")).code == 0
+    assert (n_calls, label.calls) == (0, 0), "labels that are known are not made again"
+
+
+def test_dropped_rows_of_another_run_are_not_written_over(label: Label, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": "BAD first"}])
+    assert label(*_split(tmp_path, "out", "dropped")).code == 0
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "BAD second"}\n')
+    done = label(*_split(tmp_path, "out2", "dropped"))
+    assert (done.code, "not of this run" in done.err) == (3, True)
+    assert "BAD first" in (tmp_path / "dropped" / "a.jsonl").read_text()
+    assert label(*_split(tmp_path, "out2", "dropped2")).code == 0
+
+
+@pytest.mark.parametrize("dropped", ["in", "out", "link"])
+def test_dropped_rows_go_over_no_input_and_no_output(label: Label, tmp_path: Path, dropped: str) -> None:
+    source = write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": "fine"}, {"text": "BAD"}])
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    done = label(*_split(tmp_path, "out", dropped))
+    assert (done.code, "--dropped" in done.err) == (2, True)
+    assert source.read_bytes() == before
+
+
+def test_what_writers_that_were_killed_left_is_removed(label: Label, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": "fine"}, {"text": "BAD"}])
+    shard = tmp_path / "out" / ".guardkit" / "shards" / "a.jsonl"
+    left = [
+        tmp_path / "out" / ".a.jsonl.123.tmp",
+        tmp_path / "dropped" / ".a.jsonl.123.tmp",
+        tmp_path / "out" / ".guardkit" / ".manifest.json.123.tmp",
+        shard / ".input.json.123.tmp",
+        shard / ".r0-000000000000-000000000002.labels.123.tmp",
+    ]
+    others = [tmp_path / "out" / ".mine.tmp", tmp_path / "dropped" / ".b.jsonl.123.tmp"]
+    for path in left + others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    assert label(*_split(tmp_path, "out", "dropped")).code == 0
+    assert [path.exists() for path in left] == [False] * len(left)
+    assert all(path.exists() for path in others)
+
+
+def test_damaged_labels_are_told(label: Label, tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", records[:200])
+    label(source, "--out", tmp_path / "out")
+    kept = tmp_path / "out" / ".guardkit" / "shards" / "in.jsonl" / "all.labels"
+    whole = kept.read_bytes()
+    for damaged in (whole[:40], whole[:30] + bytes(255 - byte for byte in whole[30:60]) + whole[60:], b"\0" * 9):
+        kept.write_bytes(damaged)
+        (tmp_path / "out" / "in.jsonl").unlink(missing_ok=True)
+        done = label(source, "--out", tmp_path / "out")
+        assert (done.code, "is damaged" in done.err) == (3, True)
+
+
+def test_standard_output_is_no_place(label: Label, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "a"}])
+    done = label(source, "--out", "-")
+    assert (done.code, "--out -" in done.err) == (2, True)
+    assert not Path("-").exists()

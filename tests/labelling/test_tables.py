@@ -119,6 +119,38 @@ def test_odd_columns_are_an_error_or_rows_that_say_so(
         assert (one["severity"] is None) == (one["error"] is not None)
 
 
+def test_a_type_that_the_output_has_no_place_for_is_told(label: Label, tmp_path: Path) -> None:
+    odd = pa.table({"text": ["fine"], "span": pa.array([(1, 2, 3)], pa.month_day_nano_interval())})
+    with pa.ipc.new_file(str(tmp_path / "in.arrow"), odd.schema) as file:
+        file.write_table(odd)
+    done = label(tmp_path / "in.arrow", "--out", tmp_path / "out", "--format", "parquet")
+    assert (done.code, "in.arrow: cannot be written as parquet" in done.err) == (3, True)
+    assert label(tmp_path / "in.arrow", "--out", tmp_path / "out2").code == 0
+    assert pa.ipc.open_stream(str(tmp_path / "out2" / "in.arrow")).read_all().drop_columns(["guardkit"]).equals(odd)
+
+
+def test_a_file_in_an_archive(label: Label, tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("x/a.jsonl", '{"text": "BAD"}\n')
+        archive.writestr("x/b.jsonl", '{"text": "fine"}\n')
+    assert label(f"zip://x/a.jsonl::{tmp_path}/all.zip", "--out", tmp_path / "a.jsonl").code == 0
+    assert read_jsonl(tmp_path / "a.jsonl")[0]["guardkit"]["severity"] == "unsafe"
+    assert label(f"zip://::{tmp_path}/all.zip", "--out", tmp_path / "out").code == 0
+    assert sorted(p.name for p in (tmp_path / "out" / "x").iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_labeller_maps_a_data_set() -> None:
+    datasets = pytest.importorskip("datasets")
+    from guardkit.labelling import Labeller
+    from guardkit.testing import FakeGuard
+
+    rows = datasets.Dataset.from_dict({"text": ["fine", "BAD", "BOOM"]}).with_format("arrow")
+    found = rows.map(Labeller(FakeGuard({"BAD": "unsafe", "BOOM": RuntimeError("boom")})), batched=True, batch_size=1)
+    assert [one["severity"] for one in found.with_format(None)["guardkit"]] == ["safe", "unsafe", None]
+
+
 def test_a_damaged_table_is_an_error(label: Label, tmp_path: Path) -> None:
     pq.write_table(table(), tmp_path / "in.parquet")
     data = (tmp_path / "in.parquet").read_bytes()
