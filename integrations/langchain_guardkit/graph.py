@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
@@ -19,7 +20,7 @@ from langchain_guardkit.enforcing import (
     ViolationMessage,
 )
 from langchain_guardkit.marks import withheld, withheld_here
-from langchain_guardkit.messages import INPUT_STAGES, MessageGuard
+from langchain_guardkit.messages import INPUT_STAGES, MessageGuard, turn_start
 from langchain_guardkit.streaming import OUTPUT_STAGES
 
 
@@ -36,8 +37,9 @@ def guard_node(
     """A node that judges the messages under `key`: all input that it has not judged before, and a last answer.
 
     Offending messages are replaced, by id, with the violation message. With "end" an answer that says so is added
-    where an input offends, for `guard_route` to follow. Text that a node streams is seen before any node after it
-    runs: give that node a `GuardedChatModel`.
+    where an input offends, for `guard_route` to follow. With "error" the state keeps what was raised, since a node
+    that raises writes nothing, and the next turn replaces it first. Text that a node streams is seen before any node
+    after it runs: give that node a `GuardedChatModel`.
     """
     enforcement = Enforcement(guard, exit_behavior, violation_message, on_violation, policies or {})
     inputs = MessageGuard(enforcement, stages & INPUT_STAGES)
@@ -47,6 +49,8 @@ def guard_node(
         messages = _messages(state, key)
         run = enforcement.for_run(config)
         admitted = inputs.under(run).admit(messages)
+        if run.exit_behavior == "error":  # what was raised stands in the state until here
+            _replace_answers(admitted, outputs.under(replace(run, exit_behavior="replace")))
         if admitted.refusal is not None and run.exit_behavior == "error":
             raise run.violation(admitted.refusal)
         update = [after for before, after in zip(messages, admitted, strict=True) if after is not before]
@@ -62,6 +66,16 @@ def guard_node(
         return await asyncio.to_thread(judge, state, config)
 
     return RunnableLambda(judge, ajudge, name="guard")
+
+
+def _replace_answers(messages: list[BaseMessage], guard: MessageGuard) -> None:
+    """Replace answers of earlier turns that may not stay."""
+    earlier = list(enumerate(messages[: turn_start(messages)]))
+    answers = [(i, m) for i, m in earlier if isinstance(m, AIMessage) and withheld_here(m) is None]
+    judged = guard.judge_answers([], [answer for _, answer in answers])
+    for (i, _), (answer, decision) in zip(answers, judged, strict=True):
+        if decision is not None:
+            messages[i] = answer
 
 
 def guard_route(passed: str, blocked: str = "__end__", *, key: str = "messages") -> Callable[[Any], str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
 
 from guardkit import Action, Decision, Message, MessageError, Stage
 from langchain_guardkit.enforcing import (
@@ -49,18 +49,25 @@ class MessageGuard:
         *,
         asks: bool = False,
         own: bool = False,
+        system: bool = True,
     ):
         self.enforcement, self.stages = enforcement, stages
         self.judged = Judged() if judged is None else judged
         self.asks = asks  # whether a person is asked about what is flagged: then a flag alone is no pass
-        self._key = f"{enforcement.key} {' '.join(sorted(stage.value for stage in stages))}"
+        self._key = " ".join(
+            (enforcement.key, *sorted(stage.value for stage in (stages if own else stages & INPUT_STAGES)))
+        )
         self.own = own  # whether the model's own messages are input too, as where a client brings a history
+        self.system = system  # whether instructions are judged
+        self.again: Judged | None = None  # ids of own marks, where one call admits its messages more than once
 
     def under(self, enforcement: Enforcement) -> MessageGuard:
         """The same under a run's own policy."""
         if enforcement is self.enforcement:
             return self
-        return MessageGuard(enforcement, self.stages, self.judged, asks=self.asks, own=self.own)
+        other = MessageGuard(enforcement, self.stages, self.judged, asks=self.asks, own=self.own, system=self.system)
+        other.again = self.again
+        return other
 
     def key_of(self, message: BaseMessage) -> str | None:
         """What the whole message is remembered by; None where it is not all plain data."""
@@ -91,6 +98,8 @@ class MessageGuard:
             return found
         for i, message in enumerate(messages):
             if message.type == "remove" or (isinstance(message, AIMessage) and not self.own):
+                continue
+            if isinstance(message, SystemMessage) and not self.system:
                 continue
             key = keys[i] if keys is not None else self.key_of(message)
             if key is not None and (key in known or self.judged.has(key)):
@@ -136,11 +145,14 @@ class MessageGuard:
             i, decision = found.index, found.decision
             if not decision.action.stops:
                 continue
-            current = is_current(messages, i, start)
             mark = withheld(messages[i])
+            before = found.settled and not (self.again and mark and self.again.has(str(mark.get("id"))))
+            current = is_current(messages, i, start, settled=before)
             if not found.settled or mark is None:
                 admitted[i] = self.enforcement.scrubbed(messages[i], decision, i)
                 mark = withheld(admitted[i])
+                if self.again is not None and mark is not None:
+                    self.again.add(str(mark.get("id")))
                 if current:
                     self.enforcement.report(decision)
             if current and admitted.refusal is None and self.enforcement.behavior(decision) != "replace":
@@ -197,6 +209,7 @@ def turn_start(messages: Sequence[BaseMessage]) -> int:
     return max((i for i, message in enumerate(messages) if message.type in ("human", "HumanMessageChunk")), default=0)
 
 
-def is_current(messages: Sequence[BaseMessage], index: int, start: int) -> bool:
-    """Whether a message belongs to the current turn. Instructions to the model belong to every turn."""
-    return index >= start or messages[index].type in ("system", "SystemMessageChunk")
+def is_current(messages: Sequence[BaseMessage], index: int, start: int, *, settled: bool = False) -> bool:
+    """Whether a message belongs to the current turn. Instructions to the model belong to every turn, but where a
+    violation message stands in their place: its turn has ended."""
+    return index >= start or (messages[index].type in ("system", "SystemMessageChunk") and not settled)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
@@ -17,7 +16,6 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
 
 from guardkit import Action, Decision, Guard, GuardViolation, Message, Stage
-from langchain_guardkit.asking import admitted, decided_error
 from langchain_guardkit.chat_model import GuardedChatModel
 from langchain_guardkit.enforcing import (
     VIOLATION_MESSAGE,
@@ -35,7 +33,7 @@ from langchain_guardkit.raising import raising
 from langchain_guardkit.reading import call_text, read
 from langchain_guardkit.stating import PASSED, overwriting, without_passes
 from langchain_guardkit.streaming import OUTPUT_STAGES
-from langchain_guardkit.tools import GuardedTool, OutputGuard, is_control_flow
+from langchain_guardkit.tools import GuardedTool, OutputGuard, error_text, is_control_flow
 
 ToolResult = ToolMessage | Command[Any]
 _KEPT = 4096  # digests that a state carries
@@ -165,7 +163,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
             if not decision.action.stops:
                 continue
             stopped.add(i)
-            current = is_current(messages, i, start)
+            current = is_current(messages, i, start, settled=found.settled)
             if not found.settled:
                 scrubbed[i] = enforcement.scrubbed(messages[i], decision, i)
                 if current:
@@ -193,9 +191,6 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage | ExtendedModelResponse[Any]:
         enforcement = self._of_run(request.runtime)
-        request, mark = admitted(request, self._input.under(enforcement), system=self.check_system)
-        if mark is not None:
-            return cast(ModelResponse[Any], self._after(request, enforcement.refusal(mark), enforcement))
         try:
             response: Any = handler(self._with_guarded_model(request, enforcement))
         except Exception as error:
@@ -206,10 +201,6 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | AIMessage | ExtendedModelResponse[Any]:
         enforcement = self._of_run(request.runtime)
-        judge = partial(admitted, request, self._input.under(enforcement), system=self.check_system)
-        request, mark = await asyncio.to_thread(judge)
-        if mark is not None:
-            return cast(ModelResponse[Any], self._after(request, enforcement.refusal(mark), enforcement))
         try:
             response: Any = await handler(self._with_guarded_model(request, enforcement))
         except Exception as error:
@@ -217,10 +208,11 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         return cast(ModelResponse[Any], await asyncio.to_thread(self._after, request, response, enforcement))
 
     def _with_guarded_model(self, request: ModelRequest[Any], enforcement: Enforcement) -> ModelRequest[Any]:
-        output = self.stages & OUTPUT_STAGES
-        guarded = isinstance(request.model, GuardedChatModel) and output <= request.model.stages
-        if not output or guarded:
+        stages = self.stages & (INPUT_STAGES | OUTPUT_STAGES)
+        guarded = isinstance(request.model, GuardedChatModel) and stages <= request.model.stages
+        if not stages or guarded:
             return request
+        state = request.state
         model = GuardedChatModel(
             request.model,
             enforcement.guard,
@@ -232,10 +224,15 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
                 policies={},
                 chosen=True,
             ),
-            stages=output,
+            stages=stages,
             holdback=self.holdback,
             judged=self._judged,
             repair=self.repair,
+            # What is asked is judged where it is asked: messages that middlewares put in beside the state's, and what
+            # a run brings that goes on from an old checkpoint.
+            check_system=self.check_system,
+            passed=frozenset(state.get(PASSED) or ()) if isinstance(state, Mapping) else frozenset(),
+            asks=self.ask_on_flag,
         )
         return request.override(model=model)
 
@@ -249,9 +246,10 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
                 raise error
             return error.ai_message
         seen = is_control_flow(error) or Stage.response not in self.stages
-        decision = None if seen else decided_error(enforcement, error)
-        if decision is None:
-            raise error
+        text = "" if seen else error_text(error)
+        decision = enforcement.guard.decide(text, stage=Stage.response) if text else None
+        if decision is None or not decision.action.stops:
+            raise error  # a retry that gives up puts its text into the conversation
         enforcement.report(decision)
         return enforcement.refusal(enforcement.mark(decision))
 

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelRetryMiddleware, dynamic_prompt, wrap_model_call
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Overwrite, Send
 
 from guardkit import GuardViolation
-from langchain_guardkit import GuardedStore, GuardMiddleware, guard_graph
+from langchain_guardkit import GuardedChatModel, GuardedStore, GuardMiddleware, guard_graph, guard_node, guard_route
 from langchain_guardkit.stating import PASSED, overwriting, without_passes
 from tests.langchain.scripted import ScriptedModel, reply
 from tests.leaks import BAD, SAFE, VIOLATION, check_no_trace, make_guard
@@ -206,6 +207,60 @@ def test_what_takes_the_place_of_a_state_is_judged(form: Any) -> None:
     _, again = overwriting(form)
     found = graph.invoke({"messages": again([HumanMessage("anew")])}, CONFIG)["messages"]
     assert [message.content for message in found] == ["anew", SAFE]
+
+
+def test_instructions_that_were_replaced_end_no_later_turn() -> None:
+    """A client may send instructions, too. Those of the application's own prompt are judged anew each time."""
+    for build in (lambda agent: agent, guard_graph):
+        agent, model, _ = agent_of()
+        graph = build(agent)
+        given = {"messages": [SystemMessage(BAD), HumanMessage("hello")]}
+        assert graph.invoke(given, CONFIG)["messages"][-1].content == VIOLATION
+        assert not model.asked
+        assert graph.invoke(hello(), CONFIG)["messages"][-1].content == SAFE
+        check_no_trace(model.asked, "what the model was asked")
+    wrapped = GuardedChatModel(ScriptedModel(replies=[reply(SAFE)]), make_guard(), exit_behavior="end")
+    for _ in range(2):
+        assert "withheld" in wrapped.invoke([SystemMessage(BAD), HumanMessage("hello")]).content
+        assert "withheld" in "".join(c.content for c in wrapped.stream([SystemMessage(BAD), HumanMessage("x")]))
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_middlewares_behind_the_guard_are_seen_too(last: bool) -> None:
+    """As in deepagents, which lists its memory behind the application's middlewares."""
+
+    @dynamic_prompt
+    def memory(request: Any) -> str:
+        return f"Be kind. The user said before: {BAD}"
+
+    guard = GuardMiddleware(make_guard(), violation_message=VIOLATION, check_system=True)
+    model = ScriptedModel(replies=[reply(SAFE)])
+    middleware: Any = [memory, guard] if last else [guard, memory]
+    agent = create_agent(model, [], middleware=middleware)
+    assert agent.invoke(hello())["messages"][-1].content == VIOLATION
+    assert not model.asked
+
+
+@pytest.mark.parametrize("behavior", ["end", "replace", "error"])
+def test_a_guard_node_asks_no_model_with_what_it_stopped_before(behavior: Any) -> None:
+    model = ScriptedModel(replies=[AIMessage(SAFE), AIMessage(BAD), AIMessage(SAFE)])
+    graph = StateGraph(MessagesState)
+    graph.add_node("before", guard_node(make_guard(), exit_behavior=behavior))
+    graph.add_node("model", lambda state: {"messages": [model.invoke(state["messages"])]})
+    graph.add_node("after", guard_node(make_guard(), exit_behavior=behavior))
+    graph.add_edge(START, "before")
+    graph.add_conditional_edges("before", guard_route("model"))
+    graph.add_edge("model", "after")
+    compiled: Any = graph.compile(checkpointer=InMemorySaver())
+    said = []
+    for text in ("hello", BAD, "and now?", "and then?", "at last?"):
+        try:
+            said.append(compiled.invoke({"messages": [HumanMessage(text)]}, CONFIG)["messages"][-1].content)
+        except GuardViolation:
+            said.append("raised")
+    check_no_trace(model.asked, "what the model was asked")
+    assert (said[0], said[-1]) == (SAFE, SAFE)
+    check_no_trace(compiled.get_state(CONFIG).values, "state")
 
 
 def test_a_store_gives_out_nothing_that_stood_in_it_before() -> None:
