@@ -31,7 +31,7 @@ from langchain_guardkit.marks import summary, withheld, withheld_here
 from langchain_guardkit.messages import INPUT_STAGES, Found, MessageGuard, is_current, turn_start
 from langchain_guardkit.raising import raising
 from langchain_guardkit.reading import call_text, read
-from langchain_guardkit.stating import PASSED, overwriting, without_passes
+from langchain_guardkit.stating import PASSED, messages_in, passed_in, without_passes
 from langchain_guardkit.streaming import OUTPUT_STAGES
 from langchain_guardkit.tools import GuardedTool, OutputGuard, error_text, is_control_flow
 
@@ -212,7 +212,6 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         guarded = isinstance(request.model, GuardedChatModel) and stages <= request.model.stages
         if not stages or guarded:
             return request
-        state = request.state
         model = GuardedChatModel(
             request.model,
             enforcement.guard,
@@ -231,7 +230,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
             # What is asked is judged where it is asked: messages that middlewares put in beside the state's, and what
             # a run brings that goes on from an old checkpoint.
             check_system=self.check_system,
-            passed=frozenset(state.get(PASSED) or ()) if isinstance(state, Mapping) else frozenset(),
+            passed=passed_in(request.state),
             asks=self.ask_on_flag,
         )
         return request.override(model=model)
@@ -331,8 +330,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         if Stage.tool_call not in self.stages:
             return None
         key = _call_key(request.tool_call, enforcement)
-        known = request.state.get(PASSED) if isinstance(request.state, Mapping) else None
-        if self._judged.has(key) or key in (known or ()):
+        if self._judged.has(key) or key in passed_in(request.state):
             return None
         message = Message("assistant", tool_calls=(call_text(request.tool_call["name"], request.tool_call["args"]),))
         decision = enforcement.guard.decide([message])
@@ -381,7 +379,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
             return cast(ToolResult, result)
         settled = output.settle(without_passes(result))
         if isinstance(settled, Command) and self.enforcement.exit_behavior != "replace":
-            mark = next((m for m in map(withheld, _messages_in(settled)) if m is not None), None)
+            mark = next((m for m in map(withheld, messages_in(settled)) if m is not None), None)
             if mark is not None:  # the turn ends here: nothing is handed to another agent
                 call = request.tool_call
                 decision = output.enforcement.violation(mark).decision
@@ -409,13 +407,6 @@ def _withheld_since_the_model(messages: Sequence[AnyMessage]) -> Mapping[str, An
 
 def _call_key(call: Any, enforcement: Enforcement) -> str:
     return digest(Stage.tool_call.value, call_text(call["name"], call["args"]), enforcement.key)
-
-
-def _messages_in(command: Command[Any]) -> list[BaseMessage]:
-    update = command.update
-    values = update.values() if isinstance(update, Mapping) else [v for _, v in update or ()]
-    values = [overwriting(v)[0] for v in values]
-    return [m for v in values for m in (v if isinstance(v, list) else [v]) if isinstance(m, BaseMessage)]
 
 
 def _next_index(state: Any) -> int | None:

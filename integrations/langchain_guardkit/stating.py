@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from langchain_core.messages import BaseMessage
+
 PASSED = "guardkit_passed"
 """The key of an agent's state that holds digests of what passed. Anybody can make a digest of a text: one from outside,
 or from a tool, would let that text pass."""
 
 _OVERWRITE = "__overwrite__"
+
+
+def passed_in(state: Any) -> frozenset[str]:
+    return frozenset(state.get(PASSED) or ()) if isinstance(state, Mapping) else frozenset()
 
 
 def without_passes(written: Any) -> Any:
@@ -52,3 +58,13 @@ def overwriting(given: Any) -> tuple[Any, Callable[[Any], Any]]:
         if given.get("type") == _OVERWRITE and "value" in given:
             return given["value"], lambda value: {**given, "value": value}
     return given, lambda value: value
+
+
+def messages_in(command: Any) -> list[BaseMessage]:
+    """The messages that a command writes to a state."""
+    update = command.update
+    values = update.values() if isinstance(update, Mapping) else [value for _, value in update or ()]
+    written = [overwriting(value)[0] for value in values]
+    return [
+        m for value in written for m in (value if isinstance(value, list) else [value]) if isinstance(m, BaseMessage)
+    ]
