@@ -48,3 +48,10 @@ def _arguments(args: Any) -> str | None:
 async def aiter_of(items: Sequence[Any]) -> AsyncIterator[Any]:
     for item in items:
         yield item
+
+
+def chunk_of(chunk: ChatGenerationChunk) -> AIMessageChunk:
+    message = chunk.message
+    if not isinstance(message, AIMessageChunk):
+        raise TypeError(f"expected AIMessageChunk from the model's stream, got {type(message).__name__}")
+    return message

@@ -29,6 +29,7 @@ from langchain_guardkit.enforcing import (
 from langchain_guardkit.growing import Ask, QueryFlow, Steps, TextFlow, adrive, drive
 from langchain_guardkit.marks import METADATA_KEY, foreign
 from langchain_guardkit.reading import beside, is_empty, is_id, joined_texts
+from langchain_guardkit.results import chunk_of
 
 OUTPUT_STAGES = frozenset((Stage.response, Stage.reasoning, Stage.tool_call))
 _FRAME = frozenset(("type", "index", "id", "signature", "encrypted_content"))
@@ -365,7 +366,7 @@ def guard_chunks(
     """
     try:
         for chunk in source:
-            for out in drive(flow.push(_chunk_of(chunk), chunk.generation_info, chunk)):
+            for out in drive(flow.push(chunk_of(chunk), chunk.generation_info, chunk)):
                 yield _wrapped(*out)
             if flow.decision is not None:
                 break
@@ -390,7 +391,7 @@ async def aguard_chunks(
     """The async twin of `guard_chunks`; a decision that asks for a repair comes last."""
     try:
         async for chunk in source:
-            for out in await adrive(flow.push(_chunk_of(chunk), chunk.generation_info, chunk)):
+            for out in await adrive(flow.push(chunk_of(chunk), chunk.generation_info, chunk)):
                 yield _wrapped(*out)
             if flow.decision is not None:
                 break
@@ -407,13 +408,6 @@ async def aguard_chunks(
         close = getattr(source, "aclose", None)
         if close is not None:
             await close()
-
-
-def _chunk_of(chunk: ChatGenerationChunk) -> AIMessageChunk:
-    message = chunk.message
-    if not isinstance(message, AIMessageChunk):
-        raise TypeError(f"expected AIMessageChunk from the model's stream, got {type(message).__name__}")
-    return message
 
 
 def _wrapped(message: AIMessageChunk, info: dict[str, Any] | None, wrapper: Any) -> ChatGenerationChunk:
