@@ -63,7 +63,7 @@ LAYERS = (
     ("engine.model_runner", "engine.prefixes"),
     ("engine.scheduler",),
     ("engine.engine",),
-    ("engine.setup", "engine.reading", "models.nano.pace", "models.nano.calibration"),
+    ("engine.setup", "engine.reading", "models.nano.pace", "models.nano.calibration", "models.nano.graph"),
     ("models.nano.said", "models.nano.screen", "models.nano.queries"),
     ("models.nano.session",),
     ("models.nano.scheduler",),

@@ -13,15 +13,10 @@ tokens.
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +28,13 @@ from guardkit.loop import Loop, Turn
 from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano.calibration import GROUPS, Calibration
+from guardkit.models.nano.graph import Graph, Pass, shares
 from guardkit.models.nano.queries import Window
 from guardkit.models.nano.said import softmax
 from guardkit.models.nano.scheduler import NanoScheduler
 from guardkit.models.nano.screen import Embeddings, Screen
 from guardkit.models.nano.session import NanoSession
 from guardkit.models.nano.unigram import CLS, SEP, UnigramTokenizer
-from guardkit.ort import ort
 from guardkit.ticket import Pending, Ticket
 from guardkit.verdict import Category, Stage
 
@@ -58,52 +53,6 @@ _CATEGORIES = tuple(
 )  # fmt: skip
 
 
-class Graph:
-    """The ONNX graph of one process."""
-
-    def __init__(self, path: Path, threads: int | None):
-        self._path, self._threads = path, threads
-        self._options = ort.RunOptions()
-        self._session: ort.InferenceSession | None = None
-
-    @property
-    def session(self) -> ort.InferenceSession:
-        if self._session is None:
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = self._threads or _cores()
-            options.inter_op_num_threads = 1
-            options.log_severity_level = 3
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
-        return self._session
-
-    def run(self, outputs: list[str], feed: dict[str, Any]) -> list[Any]:
-        try:
-            return self.session.run(outputs, feed, self._options)  # type: ignore[no-any-return]
-        except Exception:
-            if self._options.terminate:
-                raise RuntimeError("nano was interrupted: the program ends") from None
-            raise
-
-    def interrupt(self) -> None:
-        """End a pass that is under way; there will be no other."""
-        self._options.terminate = True
-
-    def free(self) -> None:
-        self._session = None
-
-    def forked(self) -> None:
-        """ONNX Runtime has threads that stayed in the parent, and a child that ended as usual would wait for them: it
-        loads a session of its own when it needs one, never frees the old one, and leaves by `_exit`, once Python is
-        done and with its own status."""
-        if self._session is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
-            self._session = None
-        with suppress(AttributeError, OSError, TypeError):  # glibc only
-            libc = ctypes.CDLL(None)
-            libc.on_exit(libc._exit, None)
-
-
 class Nano(StreamModel):
     name = "nano"
     query_categories = _CATEGORIES
@@ -115,7 +64,6 @@ class Nano(StreamModel):
         """threads: for one forward pass (default: all cores of this process)."""
         try:
             self._graph = Graph(folder / "nano.onnx", threads)
-            meta = self._graph.session.get_modelmeta().custom_metadata_map
             self._calibration = Calibration.read(folder / "calibration.json")
             self.coverage = Coverage.read(folder / "coverage.json")
             self.tokenizer = UnigramTokenizer(folder / "pieces.txt", folder / "scores.npy")
@@ -125,12 +73,11 @@ class Nano(StreamModel):
             self._groups = np.load(folder / "groups.npy")  # by token: an index into GROUPS, or more for none
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
-        self.window = int(meta["positions"])
-        self._cache_shape = tuple(json.loads(meta["cache_shape"]))  # per token: layers x (keys and values)
+        self.window, self.cache_shape = self._graph.window, self._graph.cache_shape
         self._seen: OrderedDict[bytes, Scores] = OrderedDict()
         self._settled: OrderedDict[bytes, Scores | None] = OrderedDict()  # None: by nano itself only
         self._hits = 0  # windows that were in it
-        self._loop = Loop("guardkit-nano", NanoScheduler(self))
+        self._loop = Loop("guardkit-nano", NanoScheduler(self, self._graph.threads))
 
     # -- one verb, one owner (`loop.py`); the rest is called by the owner alone
 
@@ -234,8 +181,9 @@ class Nano(StreamModel):
         return len(self._seen), WINDOW_CACHE, self._hits
 
     def judge_windows(self, windows: Sequence[list[int]]) -> list[Scores]:
-        """The query heads' scores of each window, in one pass; they are remembered."""
-        logits, _ = self.read(windows)
+        """The query heads' scores of each window; they are remembered."""
+        parts = [windows[share] for share in shares([len(ids) for ids in windows], self._graph.threads)]
+        logits = np.concatenate([logits for logits, _ in self._forward([_read(part) for part in parts])])
         scores = self._query_scores(logits[:, 12:], self._groups_of(windows))
         found = []
         for row, ids in enumerate(windows):
@@ -249,11 +197,7 @@ class Nano(StreamModel):
     def read(self, windows: Sequence[list[int]]) -> tuple[Floats, NDArray[np.int8]]:
         """One pass over windows of queries: logits at the end of each [N, 24], keys and values [N, T, *cache_shape] of
         its tokens and of the padding behind them."""
-        ends = np.array([len(ids) - 1 for ids in windows], np.int64)
-        padded = np.zeros((len(windows), int(ends.max()) + 1), np.int64)
-        for row, ids in enumerate(windows):
-            padded[row, : len(ids)] = ids
-        return self.forward(padded, None, np.arange(len(windows)) * padded.shape[1] + ends, frames=ends)
+        return self._forward([_read(windows)])[0]
 
     def weigh(
         self, best: dict[object, tuple[float, QueryScores]], query: Query, scores: Scores, window: Window
@@ -309,21 +253,17 @@ class Nano(StreamModel):
         return [CLS, *ids, SEP], cut
 
     def judge_pieces(self, work: Sequence[tuple[NanoSession, list[int]]]) -> list[Scores]:
-        """One forward pass for sessions with equally long caches; scores of the response tokens among the new ones."""
+        """One step of sessions with equally long caches; scores of the response tokens among the new ones."""
         width = max(len(ids) for _, ids in work)
-        ids = np.zeros((len(work), width), np.int64)
-        rows = []
-        for row, (session, new) in enumerate(work):
-            ids[row, : len(new)] = new
-            rows.append(row * width + np.arange(session.unjudged, len(new)))
-        past = np.stack([s.cache() for s, _ in work]) if len(work) > 1 else work[0][0].cache()[None]
-        frames = None if work[0][0].cached else np.array([len(s.frame) for s, _ in work])
-        logits, new_cache = self.forward(ids, past, np.concatenate(rows), frames)
-        for row, (session, new) in enumerate(work):
-            session.keep(new, new_cache[row, : len(new)])
-        split = np.cumsum([len(r) for r in rows])[:-1]
-        parts = zip(work, np.split(logits[:, :12], split), strict=True)
-        return [self._response_scores(part, new[session.unjudged :], session) for (session, new), part in parts]
+        parts = [work[share] for share in shares([width] * len(work), self._graph.threads)]
+        found: list[Scores] = []
+        for part, (logits, new_cache) in zip(parts, self._forward([_go_on(part) for part in parts]), strict=True):
+            for row, (session, new) in enumerate(part):
+                n = len(new) - session.unjudged
+                own, logits = logits[:n, :12], logits[n:]
+                session.keep(new, new_cache[row, : len(new)])
+                found.append(self._response_scores(own, new[session.unjudged :], session))
+        return found
 
     def _response_scores(self, logits: Floats, ids: list[int], session: NanoSession) -> Scores:
         session.said, said, mean, groups = session.said.more(logits, self._groups[ids])
@@ -337,26 +277,31 @@ class Nano(StreamModel):
     def limits(self, stage: Stage) -> Limits:
         return super().limits(stage) or self._calibration.limits[stage]
 
-    def forward(
-        self, ids: Ints, past: NDArray[np.int8] | None, rows: Ints, frames: Ints | None = None
-    ) -> tuple[Floats, NDArray[np.int8]]:
-        """The graph itself. ids [B, T]; past [B, P, *cache_shape]: keys and values of the P positions before (None:
-        none); rows [N]: which of the B*T positions are read; frames [B]: how many of a row's first positions see each
-        other (None: none, a position sees what is before it). Returns logits [N, 24] (response: 3 severity, 8
-        category, 1 refusal; query: 3 severity, 9 category) and the new keys and values [B, T, *cache_shape]."""
-        batch, length = ids.shape
-        telemetry.batch(self.name, batch)
-        if past is None:
-            past = np.zeros((batch, 0, *self._cache_shape), np.int8)
-        before = past.shape[1]
-        positions = np.broadcast_to(before + np.arange(length), (batch, length))
-        visible = np.arange(before + length)[None, :] <= before + np.arange(length)[:, None]
-        if frames is not None:
-            visible = visible | (np.arange(before + length) < frames[:, None, None])
-        mask = np.where(visible, np.float32(0), np.float32(-1e9)).reshape(-1, 1, length, before + length)
-        feed = {"ids": ids, "positions": np.ascontiguousarray(positions), "past": past, "mask": mask, "rows": rows}
-        logits, new = self._graph.run(["logits", "new"], feed)
-        return logits, new
+    def _forward(self, passes: Sequence[Pass]) -> list[tuple[Floats, NDArray[np.int8]]]:
+        telemetry.batch(self.name, sum(len(one.ids) for one in passes))
+        return self._graph.forward(passes)
+
+
+def _read(windows: Sequence[list[int]]) -> Pass:
+    """Windows of queries, each read at its end."""
+    ends = np.array([len(ids) - 1 for ids in windows], np.int64)
+    padded = np.zeros((len(windows), int(ends.max()) + 1), np.int64)
+    for row, ids in enumerate(windows):
+        padded[row, : len(ids)] = ids
+    return Pass(padded, None, np.arange(len(windows)) * padded.shape[1] + ends, frames=ends)
+
+
+def _go_on(work: Sequence[tuple[NanoSession, list[int]]]) -> Pass:
+    """The next tokens of responses, read at those that are to be judged."""
+    width = max(len(ids) for _, ids in work)
+    ids = np.zeros((len(work), width), np.int64)
+    rows = []
+    for row, (session, new) in enumerate(work):
+        ids[row, : len(new)] = new
+        rows.append(row * width + np.arange(session.unjudged, len(new)))
+    past = np.stack([s.cache() for s, _ in work]) if len(work) > 1 else work[0][0].cache()[None]
+    frames = None if work[0][0].cached else np.array([len(s.frame) for s, _ in work])
+    return Pass(ids, past, np.concatenate(rows), frames)
 
 
 def _next_begin(text: str, starts: Sequence[int], latest: int) -> int:
@@ -368,8 +313,3 @@ def _next_begin(text: str, starts: Sequence[int], latest: int) -> int:
         if text[at] == "{" or "\n" in between or (between[-1:].isspace() and between.rstrip()[-1:] in SENTENCE_ENDS):
             return i
     return latest
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

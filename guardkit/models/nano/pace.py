@@ -10,7 +10,7 @@ from guardkit.errors import Overloaded
 from guardkit.models.base import Work
 from guardkit.ticket import Ticket
 
-BATCH_TOKENS = 512  # padded, in one forward pass: more at once are no faster a token, and the first ones wait longer
+BATCH_TOKENS = 512  # padded, in a pass of one thread: more at once are no faster a token, the first ones wait longer
 BATCH_POSITIONS = 4096  # in the caches of a pass: what is laid out for it is some 25 MB
 WAVE_TOKENS = 12 * BATCH_TOKENS  # sorted by length together, at most
 PASS_S = 0.1  # how long a pass should take where the machine is slow, or busy with other work
@@ -21,9 +21,11 @@ _T = TypeVar("_T")
 
 
 class Pace:
-    """tokens: that are known to wait. per_s: tokens that are judged a second, as a moving mean; 0: not known yet."""
+    """threads: that compute. tokens: that are known to wait. per_s: tokens that are judged a second, as a moving mean;
+    0: not known yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self._most = threads * BATCH_TOKENS
         self.tokens = 0
         self.per_s = 0.0
 
@@ -40,8 +42,8 @@ class Pace:
 
     @property
     def batch_tokens(self) -> int:
-        """How many tokens a pass has room for, padding counted."""
-        return min(BATCH_TOKENS, max(int(PASS_S * self.per_s), LEAST_TOKENS)) if self.per_s else BATCH_TOKENS
+        """How many tokens are judged at once, padding counted."""
+        return min(self._most, max(int(PASS_S * self.per_s), LEAST_TOKENS)) if self.per_s else self._most
 
     @property
     def wave_tokens(self) -> int:

@@ -40,9 +40,10 @@ class _Fed:
 
 
 class NanoScheduler:
-    def __init__(self, model: Nano):
+    def __init__(self, model: Nano, threads: int = 1):
+        """threads: that the model computes with."""
         self._model = model
-        self._pace = Pace()
+        self._pace = Pace(threads)
         self._queries = Queries(model, self._pace, self._end)
         self._clear()
 

@@ -110,7 +110,7 @@ class Embeddings:
     def __init__(self, path: Path, n_tokens: int):
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        found = dict(_tensors(data))
+        found = dict(tensors(data))
         (at, size), (scale_at, scale_size) = found[b"words"], found[b"word_scale"]
         self._packed = np.frombuffer(data, np.uint8, size, at).reshape(n_tokens, -1)
         self._scale = np.frombuffer(data, np.float16, scale_size // 2, scale_at).reshape(n_tokens, -1)
@@ -126,7 +126,7 @@ class Embeddings:
         return values * np.repeat(scale, values.shape[1] // scale.shape[1], axis=1)
 
 
-def _tensors(data: mmap.mmap) -> Iterator[tuple[bytes, tuple[int, int]]]:
+def tensors(data: mmap.mmap | bytes) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """The tensors of an ONNX file: the name, and where the raw data lie (offset, bytes)."""
     for number, at, size in _fields(data, 0, len(data)):
         if number == 7:  # of a model, the graph
@@ -137,7 +137,7 @@ def _tensors(data: mmap.mmap) -> Iterator[tuple[bytes, tuple[int, int]]]:
                         yield data[parts[8][0] : sum(parts[8])], parts[9]
 
 
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: mmap.mmap | bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The fields of a protocol buffer that have a length: number, offset, bytes."""
     while at < end:
         key, at = _varint(data, at)
@@ -156,7 +156,7 @@ def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]
                 raise ValueError(f"no ONNX file: a field of type {kind}")
 
 
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+def _varint(data: mmap.mmap | bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]

@@ -69,7 +69,7 @@ class NanoSession(Session):
         """Pages of its own, which take memory as they are written, and are the system's again once nobody holds them:
         in a heap, hundreds of streams that grow and end would leave gaps that never close."""
         if self._cache is None:
-            shape = self._model.window, *self._model._cache_shape
+            shape = self._model.window, *self._model.cache_shape
             pages = mmap.mmap(-1, math.prod(shape), **_PRIVATE)
             self._cache = np.frombuffer(pages, np.int8).reshape(shape)
         return self._cache

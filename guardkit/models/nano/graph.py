@@ -1,0 +1,145 @@
+"""nano's ONNX graph: passes over batches of rows, a few of them side by side.
+
+The threads of one pass wait for each other at every product; two passes of half the rows, each on a core of its own,
+do not. Since sums are whole numbers, a row's scores are the same in any pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guardkit.models.base import Floats, Ints
+from guardkit.ort import ort
+
+SHARE_TOKENS = 64  # padded, of a pass beside others at least: of fewer a token costs more
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one pass reads.
+
+    ids [B, T]; past [B, P, *cache_shape]: keys and values of the P positions before (None: none); rows [N]: which of
+    the B*T positions are read; frames [B]: how many of a row's first positions see each other (None: none, a position
+    sees what is before it).
+    """
+
+    ids: Ints
+    past: NDArray[np.int8] | None
+    rows: Ints
+    frames: Ints | None = None
+
+
+class Graph:
+    """The graph in one process. threads: that it computes with, all together (default: all cores of the process)."""
+
+    def __init__(self, path: Path, threads: int | None = None):
+        self.threads = threads or _cores()
+        self._path = path
+        self._options = ort.RunOptions()
+        self._session: ort.InferenceSession | None = None
+        self._helpers: ThreadPoolExecutor | None = None
+        meta = self._load().get_modelmeta().custom_metadata_map
+        self.window = int(meta["positions"])
+        self.cache_shape: tuple[int, ...] = tuple(json.loads(meta["cache_shape"]))  # a token's: layers x (keys, values)
+
+    def forward(self, passes: Sequence[Pass]) -> list[tuple[Floats, NDArray[np.int8]]]:
+        """Of each pass the logits [N, 24] (response: 3 severity, 8 category, 1 refusal; query: 3 severity, 9 category)
+        and the new keys and values [B, T, *cache_shape]. They run side by side, each in a thread."""
+        feeds = [self._feed(one) for one in passes]
+        session = self._load()
+        if len(feeds) == 1:
+            return [self._run(session, feeds[0])]
+        if self._helpers is None:
+            self._helpers = ThreadPoolExecutor(max(self.threads - 1, 1), "guardkit-nano-pass")
+        helpers = self._helpers
+        try:
+            others = [helpers.submit(self._run, session, feed) for feed in feeds[1:]]
+        except RuntimeError:  # closed meanwhile, or the program is ending: nothing is handed to other threads any more
+            return [self._run(session, feed) for feed in feeds]
+        try:
+            first = self._run(session, feeds[0])
+        finally:
+            wait(others)
+        return [first, *(other.result() for other in others)]
+
+    def _feed(self, one: Pass) -> dict[str, Any]:
+        batch, length = one.ids.shape
+        past = np.zeros((batch, 0, *self.cache_shape), np.int8) if one.past is None else one.past
+        before = past.shape[1]
+        positions = np.broadcast_to(before + np.arange(length), (batch, length))
+        visible = np.arange(before + length)[None, :] <= before + np.arange(length)[:, None]
+        if one.frames is not None:
+            visible = visible | (np.arange(before + length) < one.frames[:, None, None])
+        mask = np.where(visible, np.float32(0), np.float32(-1e9)).reshape(-1, 1, length, before + length)
+        return {
+            "ids": one.ids, "positions": np.ascontiguousarray(positions), "past": past, "mask": mask, "rows": one.rows,
+        }  # fmt: skip
+
+    def _run(self, session: ort.InferenceSession, feed: dict[str, Any]) -> tuple[Floats, NDArray[np.int8]]:
+        try:
+            logits, new = session.run(["logits", "new"], feed, self._options)
+        except Exception:
+            if self._options.terminate:
+                raise RuntimeError("nano was interrupted: the program ends") from None
+            raise
+        return logits, new
+
+    def _load(self) -> ort.InferenceSession:
+        if self._session is None:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = self.threads
+            options.inter_op_num_threads = 1
+            options.log_severity_level = 3
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        return self._session
+
+    def interrupt(self) -> None:
+        """End the passes that are under way; there will be no other."""
+        self._options.terminate = True
+
+    def free(self) -> None:
+        self._session = None
+        helpers, self._helpers = self._helpers, None
+        if helpers is not None:
+            helpers.shutdown()
+
+    def forked(self) -> None:
+        """ONNX Runtime has threads that stayed in the parent, and a child that ended as usual would wait for them: it
+        loads a session of its own when it needs one, never frees the old one, and leaves by `_exit`, once Python is
+        done and with its own status."""
+        self._helpers = None  # their threads stayed there too
+        if self._session is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            self._session = None
+        with suppress(AttributeError, OSError, TypeError):  # glibc only
+            libc = ctypes.CDLL(None)
+            libc.on_exit(libc._exit, None)
+
+
+def shares(lengths: Sequence[int], most: int) -> list[slice]:
+    """Rows of these lengths, in their order, cut into at most `most` passes of about as many tokens."""
+    if most < 2 or len(lengths) < 2:
+        return [slice(0, len(lengths))]
+    ends = np.cumsum(lengths)
+    total = int(ends[-1])
+    n = max(1, min(most, len(lengths), total // SHARE_TOKENS))
+    cuts = [0, *(int(np.searchsorted(ends, total * i / n)) + 1 for i in range(1, n)), len(lengths)]
+    return [slice(a, b) for a, b in pairwise(cuts) if a < b]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
