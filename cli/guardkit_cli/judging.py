@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 from guardkit_cli.output import Row
 from guardkit_cli.records import Item, Record
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from guardkit import Decision, Guard, Stage
 
 MAX_CACHED = 16_384
@@ -82,8 +84,30 @@ class Tally:
         return 1 if self.blocked else 0
 
 
+@dataclass(eq=False)
+class _Batch:
+    """Records that are judged together. waiting: each with its decision, where it is known already, or the batch that
+    its text is judged in; texts: to judge, once each, in order; found: what became of them, in the end."""
+
+    waiting: list[tuple[Record, Decision | _Batch | None]] = field(default_factory=list)
+    texts: dict[str, None] = field(default_factory=dict)
+    chats: list[Record] = field(default_factory=list)
+    n_chars: int = 0
+    decisions: Callable[[], list[Decision]] = list
+    found: dict[str, Decision] = field(default_factory=dict)
+
+    @property
+    def items(self) -> list[Item]:
+        return [*self.texts, *(item for record in self.chats for item in items_of(record))]
+
+
 class Judge:
-    """Takes records, gives rows to `emit`. `flush` when no more input is at hand, or at the end."""
+    """Takes records, gives rows to `emit`, in order. `flush` when no more input is at hand, or at the end.
+
+    Where the model wants more pieces of work under way than a batch has, further batches are read, and rows of earlier
+    ones written, while one is judged: Python and the model then share the cores. With a timeout batches are judged one
+    at a time, so that none waits for another.
+    """
 
     def __init__(
         self,
@@ -99,54 +123,77 @@ class Judge:
         self._batch_size, self._allow_errors = batch_size, allow_errors
         self._cache = DecisionCache()
         self._shown: dict[tuple[str, Stage], str] = {}  # texts that were redacted
-        self._waiting: list[Record] = []
-        self._new: dict[str, None] = {}  # texts to judge, once each, in order
-        self._chats: list[Record] = []
-        self._n_chars = 0
+        self._next = _Batch()
+        self._under_way: deque[_Batch] = deque()
+        self._asked: dict[str, _Batch] = {}  # texts that are judged, or will be, and where
+        self._most = max(guard.model.in_flight // batch_size, 1) if guard.timeout is None else 1
+        self._threads: ThreadPoolExecutor | None = None
 
     def add(self, records: Sequence[Record]) -> None:
-        cache, new = self._cache, self._new
+        cache, asked, batch = self._cache, self._asked, self._next
         for record in records:
             item = record.item
-            self._waiting.append(record)
-            self._n_chars += len(record.text)
+            known: Decision | _Batch | None = None
             if isinstance(item, str) and not record.more:
-                if item not in new and cache.get(item) is None:
-                    new[item] = None
+                known = cache.get(item) or asked.get(item)
+                if known is None:
+                    known = asked[item] = batch
+                    batch.texts[item] = None
             elif item is not None:
-                self._chats.append(record)
+                batch.chats.append(record)
+            batch.waiting.append((record, known))
+            batch.n_chars += len(record.text)
             if (
-                len(new) + len(self._chats) >= self._batch_size
-                or len(self._waiting) >= 16 * self._batch_size
-                or self._n_chars >= MAX_WAITING_CHARS
+                len(batch.texts) + len(batch.chats) >= self._batch_size
+                or len(batch.waiting) >= 16 * self._batch_size
+                or batch.n_chars >= MAX_WAITING_CHARS
             ):
-                self.flush()
+                self._hand_over()
+                batch = self._next
 
     def flush(self) -> None:
         """Judge what waits and emit its rows."""
-        if not self._waiting:
+        self._hand_over()
+        while self._under_way:
+            self._finish(self._under_way.popleft())
+
+    def _hand_over(self) -> None:
+        """Have the next batch judged; emit the rows of those that are, or of which there are enough."""
+        batch, self._next = self._next, _Batch()
+        if not batch.waiting:
             return
-        texts = list(self._new)
-        decisions = self._decide([*texts, *(item for record in self._chats for item in items_of(record))])
-        fresh = dict(zip(texts, decisions, strict=False))
-        chats = iter(decisions[len(texts) :])
-        rows = [self._row(record, fresh, chats.__next__) for record in self._waiting]
-        for text, decision in fresh.items():
+        if self._most > 1 and (items := batch.items):
+            if self._threads is None:
+                from concurrent.futures import ThreadPoolExecutor
+
+                self._threads = ThreadPoolExecutor(self._most, "guard-check")
+            batch.decisions = self._threads.submit(self._decide, items).result
+        else:
+            decisions = self._decide(batch.items)
+            batch.decisions = lambda: decisions
+        self._under_way.append(batch)
+        while len(self._under_way) >= self._most or sum(b.n_chars for b in self._under_way) > MAX_WAITING_CHARS:
+            self._finish(self._under_way.popleft())
+
+    def _finish(self, batch: _Batch) -> None:
+        """Wait for a batch's decisions and emit its rows."""
+        decisions = batch.decisions()
+        batch.found = dict(zip(batch.texts, decisions, strict=False))
+        chats = iter(decisions[len(batch.texts) :])
+        rows = [self._row(record, known, chats.__next__) for record, known in batch.waiting]
+        for text, decision in batch.found.items():
+            del self._asked[text]
             if decision.judged:  # a fault may pass; the next such text is tried again
                 self._cache.put(text, decision)
-        self._waiting.clear()
-        self._new.clear()
-        self._chats.clear()
-        self._n_chars = 0
         self._emit(rows)
 
-    def _row(self, record: Record, fresh: dict[str, Decision], next_chat: Callable[[], Decision]) -> Row:
+    def _row(self, record: Record, known: Decision | _Batch | None, next_chat: Callable[[], Decision]) -> Row:
         item = record.item
         decision: Decision | None
-        if item is None:
-            decision = None
-        elif isinstance(item, str) and not record.more:
-            decision = fresh.get(item) or self._cache.get(item)
+        if isinstance(known, _Batch):
+            decision = known.found[cast(str, item)]
+        elif known is not None or item is None:
+            decision = known
         else:
             from guardkit.policy import worst_of
 

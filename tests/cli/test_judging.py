@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from guardkit import Decision
 from guardkit.testing import FakeGuard
@@ -117,3 +120,63 @@ def test_what_waits_is_bounded():
     assert max(emitted) <= 1024
     judge.add(records(*["x" * 1_000_000 + str(i) for i in range(10)]))
     assert emitted[-2:] == [4, 4]
+
+
+class Wide(Recorder):
+    """Over a model that wants many pieces of work under way."""
+
+    def __init__(self, script: dict[str, Any] | None = None, **settings: Any):
+        super().__init__(script)
+        self.model.in_flight = 16
+        self.timeout = settings.get("timeout")
+
+
+def test_a_batch_is_read_while_another_is_judged_and_rows_keep_their_order():
+    second = threading.Event()
+
+    class Patient(Wide):
+        def decide_batch(self, items: Sequence[Any], **options: Any) -> list[Decision]:
+            if items[0] == "0":
+                assert second.wait(30)  # else the batches wait for each other
+            second.set()
+            return super().decide_batch(items, **options)
+
+    _, rows = judge_all(Patient(), [str(i) for i in range(40)], batch_size=4)
+    assert [row.record.text for row in rows] == [str(i) for i in range(40)]
+    assert all(row.judged for row in rows)
+
+
+def test_with_a_timeout_no_batch_waits_for_another():
+    running: list[int] = []
+
+    class Alone(Wide):
+        def decide_batch(self, items: Sequence[Any], **options: Any) -> list[Decision]:
+            running.append(1)
+            assert len(running) == 1
+            found = super().decide_batch(items, **options)
+            running.pop()
+            return found
+
+    guard = Alone(timeout=5.0)
+    _, rows = judge_all(guard, [str(i) for i in range(40)], batch_size=4)
+    assert all(row.judged for row in rows)
+    assert [text for batch in guard.batches for text in batch] == [str(i) for i in range(40)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "BAD", "BOOM", None, "chat", "bad chat"]), max_size=12)),
+    st.integers(1, 5),
+)
+def test_rows_are_the_same_however_many_batches_are_under_way(reads: list[list[str | None]], batch_size: int):
+    def rows_of(guard: Recorder) -> list[tuple[Any, ...]]:
+        rows: list[Row] = []
+        judge = Judge(guard, rows.extend, batch_size=batch_size)
+        for read in reads:
+            items = [[{"role": "user", "content": s[:3].upper()}] if s and "chat" in s else s for s in read]
+            judge.add(records(*items))
+        judge.flush()
+        assert judge.tally.records == len(rows)
+        return [(row.index, row.record.line, row.action, row.judged, row.error) for row in rows]
+
+    assert rows_of(Wide()) == rows_of(Recorder())
