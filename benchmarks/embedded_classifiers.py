@@ -2,10 +2,11 @@
 
     python benchmarks/embedded_classifiers.py [--bench DIR] [--only SET ...] [--limit N] [--runs 5]
 
-The others are alt-profanity-check and better-profanity (a word list), where they are installed. A further one is a row
-in `OTHERS`. `DIR` holds labelled *.jsonl.gz files: `kind` ("prompt" or "response"), `prompt`, `response`, `severity`.
-Strict counts "controversial" as harmful, loose as harmless, in labels and in verdicts alike. nano sees the prompt that
-a response answers; the others have no notion of one and are given the response alone.
+The others, where they are installed, are what PyPI has with its weights inside the wheel: alt-profanity-check
+(profanity), securevector-guardian-model and prompt-guardrail (attacks in prompts), and better-profanity, a word list. A
+further one is a row in `OTHERS`. `DIR` holds labelled *.jsonl.gz files: `kind` ("prompt" or "response"), `prompt`,
+`response`, `severity`. Strict counts "controversial" as harmful, loose as harmless, in labels and in verdicts alike.
+nano sees the prompt that a response answers; the others have no notion of one and are given the response alone.
 """
 
 from __future__ import annotations
@@ -78,9 +79,38 @@ def _better_profanity() -> Classifier:
     return Classifier("better-profanity", judge, code)
 
 
+def _securevector_guardian() -> Classifier:
+    from svguardian import resolve_runtime
+    from svguardian.model.pure_infer import PureGuardian
+    from svguardian.serve import analyze
+
+    guardian = PureGuardian.load(resolve_runtime(download=False))
+
+    def judge(rows: Sequence[Row]) -> list[int]:
+        return [2 * analyze(_judged(row), guardian)["is_threat"] for row in rows]
+
+    code = (
+        "from svguardian import resolve_runtime; from svguardian.model.pure_infer import PureGuardian; "
+        "from svguardian.serve import analyze; g = PureGuardian.load(resolve_runtime(download=False)); "
+        "[analyze(t, g) for t in TEXTS]"
+    )
+    return Classifier("securevector-guardian-model", judge, code)
+
+
+def _prompt_guardrail() -> Classifier:
+    from guardify import detect
+
+    def judge(rows: Sequence[Row]) -> list[int]:
+        return [2 * (detect(_judged(row))["label"] != "safe") for row in rows]
+
+    return Classifier("prompt-guardrail", judge, "from guardify import detect; [detect(t) for t in TEXTS]")
+
+
 OTHERS = {  # module -> (what pip installs, maker)
     "profanity_check": ("alt-profanity-check scikit-learn", _alt_profanity_check),
     "better_profanity": ("better-profanity", _better_profanity),
+    "svguardian": ("securevector-guardian-model", _securevector_guardian),
+    "guardify": ("prompt-guardrail", _prompt_guardrail),
 }
 
 
@@ -227,7 +257,14 @@ def main() -> None:
     if args.bench and not args.bench.is_dir():
         sys.exit(f"--bench {args.bench}: no such folder")
 
-    header("Embedded classifiers", "alt-profanity-check", "scikit-learn", "better-profanity")
+    header(
+        "Embedded classifiers",
+        "alt-profanity-check",
+        "scikit-learn",
+        "better-profanity",
+        "securevector-guardian-model",
+        "prompt-guardrail",
+    )
     classifiers = load(args.without)
     speed(classifiers, args.texts, args.singles, args.runs)
     print(f"Medians of {args.runs} interleaved runs. A cold start is a whole process that loads and judges one text.\n")
