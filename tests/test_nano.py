@@ -148,7 +148,7 @@ def test_a_session_holds_one_window_at_most(nano: Nano) -> None:
     for _ in range(20):
         append(nano, session, cut(ids))
         sizes.add(session.cache().nbytes)
-    assert max(sizes) <= nano.window * np.prod(nano._cache_shape)
+    assert max(sizes) <= nano.window * np.prod(nano.cache_shape)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of memory")
@@ -156,12 +156,12 @@ def test_responses_that_have_ended_leave_no_memory_behind(nano: Nano) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    per_token = int(np.prod(nano._cache_shape))
+    per_token = int(np.prod(nano.cache_shape))
     sessions = [nano.open([Message("user", "hello")]) for _ in range(60)]
     before = resident()
     for n in (40, 120):  # as they grow, not in one go
         for session in sessions:
-            session.keep([1] * n, np.ones((n, *nano._cache_shape), np.int8))
+            session.keep([1] * n, np.ones((n, *nano.cache_shape), np.int8))
     grown = resident() - before
     assert 0.8 * 60 * 160 * per_token < grown < 1.2 * 60 * 160 * per_token  # what is used, and no more
     for session in sessions[::2]:  # others stay between them
@@ -220,7 +220,7 @@ def test_weights_stay_within_the_packages_bound() -> None:
 
 def test_a_group_of_languages_has_a_shift_of_its_own(nano: Nano, tmp_path: Path) -> None:
     """What calibrate.py writes for a multilingual model: the logit of "safe" is less by the shift."""
-    for name in ("nano.onnx", "pieces.txt", "scores.npy", "coverage.json"):
+    for name in ("graph.onnx", "nano.onnx", "pieces.txt", "scores.npy", "coverage.json"):
         (tmp_path / name).symlink_to(weights_path().parent / name)
     calibration = json.loads((weights_path().parent / "calibration.json").read_text())
     for shifts in calibration["shifts"].values():

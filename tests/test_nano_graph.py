@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +65,7 @@ def test_streams_side_by_side_score_as_alone(nano: Nano) -> None:
 
 
 def test_of_passes_side_by_side_one_that_fails_fails_after_the_others_ended() -> None:
-    graph = Graph(weights_path(), threads=2)
+    graph = Graph(weights_path().parent, threads=2)
     ids = np.array([[0, 300, 301, 2]], np.int64)
     good = Pass(ids, None, np.array([3]), np.array([3]))
     bad = Pass(ids, None, np.array([99]), np.array([3]))  # no such position
@@ -72,6 +74,34 @@ def test_of_passes_side_by_side_one_that_fails_fails_after_the_others_ended() ->
             graph.forward(passes)
     (logits, _), (same, _) = graph.forward([good, good])
     assert np.array_equal(logits, same)
+
+
+def test_the_graph_finds_its_tensors_where_they_lie_in_the_weights() -> None:
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(weights_path().with_name("graph.onnx"), load_external_data=False).graph
+    data = weights_path().read_bytes()
+    lies = {name.decode(): place for name, place in tensors(data)}
+    outside = 0
+    for tensor in graph.initializer:
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        at, size = lies.get(tensor.name, (0, 0))
+        if told:
+            assert (told["location"], int(told["offset"]), int(told["length"])) == ("nano.onnx", at, size)
+            outside += size
+        elif tensor.raw_data:
+            assert tensor.raw_data == data[at : at + size]
+    assert outside > 45_000_000
+
+
+def test_a_graph_beside_other_weights_is_refused(tmp_path: Path) -> None:
+    folder = weights_path().parent
+    shutil.copy(folder / "graph.onnx", tmp_path)
+    shutil.copy(folder / "nano.onnx", tmp_path)
+    assert Graph(tmp_path).window == Graph(folder).window
+    with (tmp_path / "nano.onnx").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match="is not the file"):
+        Graph(tmp_path)
 
 
 def test_no_product_of_bytes_can_overflow_where_pairs_are_added_in_16_bits() -> None:

@@ -44,6 +44,7 @@ def main() -> None:
         "answers": [python, f"{here}/train.py", *work, "--start", str(args.work / "nano.pt"), "--prompts", "0.25",
                     "--minutes", str(args.minutes / 5), "--lr", "6e-5", "--seed", "1"],
         "export": [python, f"{here}/export.py", *work, "--out", str(MODEL)],
+        "graph": [python, f"{here}/graph.py", *model],
         "groups": [python, f"{here}/groups.py", *work, *model],
         "calibrate": [python, f"{here}/calibrate.py", *work, *model],
         "screen": [python, f"{here}/screen.py", *work, *model],

@@ -2,6 +2,8 @@
 
 The threads of one pass wait for each other at every product; two passes of half the rows, each on a core of its own,
 do not. Since sums are whole numbers, a row's scores are the same in any pass.
+
+graph.onnx holds the graph, nano.onnx beside it the tensors, which are mapped from there (training/nano/graph.py).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from guardkit.models.base import Floats, Ints
 from guardkit.ort import ort
 
+FUSED = ["SkipLayerNormFusion"]  # its kernel takes six times as long as those of the two nodes
 SHARE_TOKENS = 64  # padded, of a pass beside others at least: of fewer a token costs more
 
 
@@ -42,15 +45,19 @@ class Pass:
 
 
 class Graph:
-    """The graph in one process. threads: that it computes with, all together (default: all cores of the process)."""
+    """The graph in one process. folder: that holds it; threads: that it computes with, all together (default: all cores
+    of the process)."""
 
-    def __init__(self, path: Path, threads: int | None = None):
+    def __init__(self, folder: Path, threads: int | None = None):
         self.threads = threads or _cores()
-        self._path = path
+        self._path = (folder / "graph.onnx").resolve()  # tensors may only lie beside the file itself
         self._options = ort.RunOptions()
         self._session: ort.InferenceSession | None = None
         self._helpers: ThreadPoolExecutor | None = None
         meta = self._load().get_modelmeta().custom_metadata_map
+        weights = self._path.with_name("nano.onnx")
+        if weights.stat().st_size != int(meta["weights_bytes"]):
+            raise ValueError(f"{weights} is not the file that {self._path.name} belongs to")
         self.window = int(meta["positions"])
         self.cache_shape: tuple[int, ...] = tuple(json.loads(meta["cache_shape"]))  # a token's: layers x (keys, values)
 
@@ -103,7 +110,9 @@ class Graph:
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                str(self._path), options, providers=["CPUExecutionProvider"], disabled_optimizers=FUSED
+            )
         return self._session
 
     def interrupt(self) -> None:

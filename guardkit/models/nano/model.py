@@ -63,7 +63,7 @@ class Nano(StreamModel):
     def __init__(self, folder: Path, threads: int | None = None):
         """threads: for one forward pass (default: all cores of this process)."""
         try:
-            self._graph = Graph(folder / "nano.onnx", threads)
+            self._graph = Graph(folder, threads)
             self._calibration = Calibration.read(folder / "calibration.json")
             self.coverage = Coverage.read(folder / "coverage.json")
             self.tokenizer = UnigramTokenizer(folder / "pieces.txt", folder / "scores.npy")
