@@ -5,6 +5,7 @@ Run as a script it prints the header alone.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -14,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +28,12 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
+
+# An installer compiles modules. Where the environment keeps Python from writing that down, every process that is
+# measured would compile guardkit's anew, and those of no other package.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ["PYTHONPYCACHEPREFIX"] = os.path.join(tempfile.gettempdir(), f"guardkit-bytecode-{os.getpid()}")
+    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 # ------------------------------------------------------------------------------------------------------ header
 
