@@ -1,7 +1,8 @@
 """nano's ONNX graph: passes over batches of rows, a few of them side by side.
 
 The threads of one pass wait for each other at every product; two passes of half the rows, each on a core of its own,
-do not. Since sums are whole numbers, a row's scores are the same in any pass.
+do not. So many rows run in passes side by side, a few tokens in their caller's thread, and only a large pass that is
+alone in several threads. Since sums are whole numbers, a row's scores are the same in any pass.
 
 graph.onnx holds the graph, nano.onnx beside it the tensors, which are mapped from there (training/nano/graph.py).
 """
@@ -27,6 +28,7 @@ from guardkit.ort import ort
 
 FUSED = ["SkipLayerNormFusion"]  # its kernel takes six times as long as those of the two nodes
 SHARE_TOKENS = 64  # padded, of a pass beside others at least: of fewer a token costs more
+WIDE_TOKENS = 32  # from which on a pass that is alone is worth more than one thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +54,9 @@ class Graph:
         self.threads = threads or _cores()
         self._path = (folder / "graph.onnx").resolve()  # tensors may only lie beside the file itself
         self._options = ort.RunOptions()
-        self._session: ort.InferenceSession | None = None
+        self._sessions: dict[int, ort.InferenceSession] = {}  # by threads
         self._helpers: ThreadPoolExecutor | None = None
-        meta = self._load().get_modelmeta().custom_metadata_map
+        meta = self._session(1).get_modelmeta().custom_metadata_map
         weights = self._path.with_name("nano.onnx")
         if weights.stat().st_size != int(meta["weights_bytes"]):
             raise ValueError(f"{weights} is not the file that {self._path.name} belongs to")
@@ -65,9 +67,10 @@ class Graph:
         """Of each pass the logits [N, 24] (response: 3 severity, 8 category, 1 refusal; query: 3 severity, 9 category)
         and the new keys and values [B, T, *cache_shape]. They run side by side, each in a thread."""
         feeds = [self._feed(one) for one in passes]
-        session = self._load()
         if len(feeds) == 1:
-            return [self._run(session, feeds[0])]
+            threads = self.threads if feeds[0]["ids"].size >= WIDE_TOKENS else 1
+            return [self._run(self._session(threads), feeds[0])]
+        session = self._session(1)
         if self._helpers is None:
             self._helpers = ThreadPoolExecutor(max(self.threads - 1, 1), "guardkit-nano-pass")
         helpers = self._helpers
@@ -103,36 +106,37 @@ class Graph:
             raise
         return logits, new
 
-    def _load(self) -> ort.InferenceSession:
-        if self._session is None:
+    def _session(self, threads: int) -> ort.InferenceSession:
+        session = self._sessions.get(threads)
+        if session is None:
             options = ort.SessionOptions()
-            options.intra_op_num_threads = self.threads
+            options.intra_op_num_threads = threads
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            self._session = ort.InferenceSession(
+            session = self._sessions[threads] = ort.InferenceSession(
                 str(self._path), options, providers=["CPUExecutionProvider"], disabled_optimizers=FUSED
             )
-        return self._session
+        return session
 
     def interrupt(self) -> None:
         """End the passes that are under way; there will be no other."""
         self._options.terminate = True
 
     def free(self) -> None:
-        self._session = None
+        self._sessions = {}
         helpers, self._helpers = self._helpers, None
         if helpers is not None:
             helpers.shutdown()
 
     def forked(self) -> None:
         """ONNX Runtime has threads that stayed in the parent, and a child that ended as usual would wait for them: it
-        loads a session of its own when it needs one, never frees the old one, and leaves by `_exit`, once Python is
+        loads a session of its own when it needs one, never frees an old one, and leaves by `_exit`, once Python is
         done and with its own status."""
         self._helpers = None  # their threads stayed there too
-        if self._session is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
-            self._session = None
+        for session in self._sessions.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+        self._sessions = {}
         with suppress(AttributeError, OSError, TypeError):  # glibc only
             libc = ctypes.CDLL(None)
             libc.on_exit(libc._exit, None)
