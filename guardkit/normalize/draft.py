@@ -33,6 +33,8 @@ class Draft:
 
     def rewrite(self, pattern: re.Pattern[str], replace: Callable[[re.Match[str]], Pieces | None]) -> bool:
         """Replace what `pattern` matches by the pieces that `replace` gives (None: leave it); True if any changed."""
+        if pattern.search(self.text) is None:  # so it is nearly always
+            return False
         found = ((match, replace(match)) for match in pattern.finditer(self.text))
         return self.replace((m.start(), m.end(), pieces) for m, pieces in found if pieces is not None)
 

@@ -136,6 +136,8 @@ def _nothing(match: re.Match[str]) -> Pieces:
 
 def _cut_out(draft: Draft, inside: re.Pattern[str], anywhere: re.Pattern[str]) -> bool:
     """Take out what stands inside words; where it does so often, take it out everywhere."""
+    if inside.search(draft.text) is None:
+        return False
     found = (match for match in inside.finditer(draft.text) if LETTER.match(draft.text, match.end()))
     often = sum(1 for _ in islice(found, OFTEN)) == OFTEN
     return draft.rewrite(anywhere, _nothing) if often else draft.rewrite(inside, _inside_a_word)

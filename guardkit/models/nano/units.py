@@ -25,7 +25,7 @@ Word = tuple[tuple[int, ...], tuple[int, ...]]
 
 # A character's class decides the units: "w" joins to words, "c" to runs of a script that writes without blanks, "m"
 # (marks, invisible characters) belongs to the unit around it, "p" stands alone, "s" separates.
-_UNIT = re.compile(rf"[wm]{{1,{MAX_WORD_CHARS}}}|c[cm]{{0,{MAX_RUN_CHARS - 1}}}|bx*|p")
+_UNITS_AND_GAPS = re.compile(rf"[wm]{{1,{MAX_WORD_CHARS}}}|c[cm]{{0,{MAX_RUN_CHARS - 1}}}|bx*|p|s+")
 
 # What a number may be, once folded; with `_JOINERS` between them numbers are one.
 _UNITS = "ms|us|ns|s|m|h|d|k|kb|mb|gb|tb|kib|mib|gib|b|px|pt|em|rem|x|st|nd|rd|th"
@@ -111,17 +111,22 @@ def scan(text: str, table: Classes, word: Callable[[str], Word], number: int) ->
     first = 0  # length of the number's first part
     kept = 0  # how many tokens stand before what the next part would replace
     open_at = -1  # where what the last unit could still become part of starts
-    begin = end = 0
+    begin = end = at = 0  # of the last unit; of what comes next
     alone: tuple[int, ...] = (number,)
     classes = _classes(text, table)
-    for match in _UNIT.finditer(classes):
-        before = end
-        begin, end = match.span()
+    for piece in _UNITS_AND_GAPS.findall(classes):
+        kind = piece[0]
+        if kind == "s":
+            at += len(piece)
+            head = -1
+            continue
+        begin, end = at, at + len(piece)
+        at = end
         unit = text[begin:end]
-        if begin != before or end - head > MAX_FOLDED_CHARS:
+        if end - head > MAX_FOLDED_CHARS:
             head = -1
         open_at = head
-        if classes[begin] == "b":
+        if kind == "b":
             head, new_ids, new_starts = -1, alone, _AT_START
         else:
             new_ids, new_starts = word(unit)
@@ -140,12 +145,15 @@ def scan(text: str, table: Classes, word: Callable[[str], Word], number: int) ->
                 starts.append(begin)
                 continue
         head = -1
-        if new_ids == alone and classes[begin] != "b":
+        if new_ids == alone and kind != "b":
             head, product, joins, first = begin, False, False, end - begin
         elif unit.lower() in _PRODUCTS:
             head, product, joins, kept = begin, True, False, len(ids)
         ids += new_ids
-        starts += [begin + s for s in new_starts]
+        if len(new_starts) == 1:
+            starts.append(begin + new_starts[0])
+        else:
+            starts += [begin + s for s in new_starts]
     return ids, starts, _stable(text, classes, begin, end, head if head >= 0 else open_at)
 
 
