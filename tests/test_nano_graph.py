@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +33,22 @@ def nano() -> Nano:
 
 
 @given(lengths=st.lists(st.integers(1, 192), min_size=1, max_size=80), most=st.integers(1, 9))
-def test_shares_are_all_rows_in_order_and_about_alike(lengths: list[int], most: int) -> None:
+def test_shares_are_all_rows_in_order(lengths: list[int], most: int) -> None:
     found = shares(lengths, most)
     assert [at for share in found for at in range(share.start, share.stop)] == list(range(len(lengths)))
-    assert len(found) <= most
-    each = [sum(lengths[share]) for share in found]
-    assert all(each)
-    if len(found) > 1:
-        assert sum(lengths) >= len(found) * SHARE_TOKENS
-        assert max(each) <= sum(lengths) / len(found) + max(lengths) + 1
+    assert all(lengths[share] for share in found)
+    assert len(found) <= max(1, min(most, sum(lengths) // SHARE_TOKENS))
+
+
+@given(lengths=st.lists(st.integers(20, 192), min_size=7, max_size=9), most=st.integers(2, 4))
+def test_no_other_shares_have_a_cheaper_costliest_pass(lengths: list[int], most: int) -> None:
+    def cost(cuts: Sequence[int]) -> int:
+        ends = [0, *cuts, len(lengths)]
+        return max((b - a) * max(lengths[a:b]) for a, b in itertools.pairwise(ends))
+
+    n = min(most, sum(lengths) // SHARE_TOKENS)
+    others = (cuts for k in range(n) for cuts in itertools.combinations(range(1, len(lengths)), k))
+    assert cost([share.start for share in shares(lengths, most)][1:]) == min(map(cost, others))
 
 
 def test_windows_side_by_side_score_as_alone(nano: Nano) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +142,29 @@ class Graph:
 
 
 def shares(lengths: Sequence[int], most: int) -> list[slice]:
-    """Rows of these lengths, in their order, cut into at most `most` passes of about as many tokens."""
-    if most < 2 or len(lengths) < 2:
+    """Rows of these lengths, in their order, cut into at most `most` passes, of which the costliest costs as little as
+    can be: its rows times the longest of them."""
+    total = sum(lengths)
+    n = min(most, len(lengths), total // SHARE_TOKENS)
+    if n < 2:
         return [slice(0, len(lengths))]
-    ends = np.cumsum(lengths)
-    total = int(ends[-1])
-    n = max(1, min(most, len(lengths), total // SHARE_TOKENS))
-    cuts = [0, *(int(np.searchsorted(ends, total * i / n)) + 1 for i in range(1, n)), len(lengths)]
-    return [slice(a, b) for a, b in pairwise(cuts) if a < b]
+
+    def cut(bound: int) -> list[slice]:
+        found: list[slice] = []
+        begin = longest = 0
+        for at, length in enumerate(lengths):
+            longest = max(longest, length)
+            if (at + 1 - begin) * longest > bound:
+                found.append(slice(begin, at))
+                begin, longest = at, length
+        return [*found, slice(begin, len(lengths))]
+
+    longest = max(lengths)
+    low, high = max(longest, -(-total // n)), -(-len(lengths) // n) * longest
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= n else (middle + 1, high)
+    return cut(low)
 
 
 def _cores() -> int:
