@@ -130,7 +130,8 @@ async def metrics(request: Request) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """A path or a method that there is not."""
     assert isinstance(error, HTTPException)
-    said = {404: "no such path here", 405: "not by this method"}.get(error.status_code, str(error.detail))
+    found = {404: "no such path here: what is not judged is not passed on", 405: "not by this method"}
+    said = found.get(error.status_code, str(error.detail))
     return HttpError(error.status_code, said, headers=error.headers).response(request.url.path)
 
 

@@ -49,17 +49,19 @@ async def judge_request(
     decisions = await _decide(guard, passed, [one.item for one in asked], observer, seconds)
     action = max((a for a, _ in decisions), default=Action.allow)
     texts: dict[Path, str] = {}
+    is_stopped = False
     for one, (found, decision) in zip(asked, decisions, strict=True):
         if found.stops:
             assert decision is not None
+            is_stopped = True
             if found is Action.block and not one.earlier:
                 raise Violation(decision, "request")
             texts |= await redactions(guard, protocol.body, one.path, decision)
-    if not texts:
+    if not is_stopped:
         protocol.remember()
         return protocol.body, action
     protocol.body = replaced(protocol.body, texts)
-    again = protocol.asked()
+    again = protocol.asked()  # what cannot be replaced, as a file that is named by its id, is stopped once more
     for _, decision in await _decide(guard, passed, [one.item for one in again], observer, seconds):
         if decision is not None and decision.action.stops:
             raise Violation(decision, "request")

@@ -77,6 +77,8 @@ class Gate:
             is_own = given in (f"http://{headers.get('host')}", f"https://{headers.get('host')}")
             if not is_own and not settings.is_told(_host(given)):
                 raise _not_for("origin", given)
+        if "websocket" in headers.get("upgrade", "").lower():
+            raise HttpError(501, "no WebSockets here: nothing passes that is not judged", "websocket_not_supported")
         path = scope["path"]
         if settings.keys and path not in PUBLIC and not path.startswith("/assets/"):
             call.key = settings.key_of(key_in(headers))

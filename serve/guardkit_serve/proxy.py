@@ -21,7 +21,7 @@ from guardkit_serve.protocols.chat import Chat
 from guardkit_serve.rolling import Refused, Rolling, can_roll_back
 from guardkit_serve.settings import RollbackSettings, Upstream
 from guardkit_serve.streamed import SSE, STREAM_HEADERS, Streamed
-from guardkit_serve.upstream import failure, headers_back, headers_for
+from guardkit_serve.upstream import failure, headers_back, headers_for, query_of
 from guardkit_serve.whole import judge_answer
 
 
@@ -52,7 +52,7 @@ class _Exchange:
         if found is None:
             raise HttpError(404, "no upstream: this server only judges (guard serve --upstream URL)", "no_upstream")
         self.upstream: Upstream = found
-        self.raw, self.headers, self.query = raw, request.headers, request.scope.get("query_string", b"")
+        self.raw, self.headers, self.query = raw, request.headers, query_of(request)
         self.protocol = kind(body, self.settings.message)
         self.guard: Guard = self.call.pick(
             request.headers.get("x-guardkit-model"), request.headers.get("x-guardkit-policy")
@@ -74,7 +74,7 @@ class _Exchange:
             await self._refused(violation)(scope, receive, send)
             return
         try:
-            if response.status_code >= 300:
+            if not 200 <= response.status_code < 300:
                 answer = await self._error(response)
             elif self._is_stream(response):
                 await self._streamed.send(self._streamed.guarded(response), headers_back(response), send)
@@ -232,9 +232,7 @@ async def models(request: Request) -> Response:
     if upstream is None:
         raise HttpError(404, "no upstream: this server only judges (guard serve --upstream URL)", "no_upstream")
     headers = headers_for(upstream, "/v1/models", request.headers, bool(call.serving.settings.keys))
-    response = await call.serving.upstreams.send(
-        upstream, "GET", "/v1/models", request.scope.get("query_string", b""), headers, b""
-    )
+    response = await call.serving.upstreams.send(upstream, "GET", "/v1/models", query_of(request), headers, b"")
     try:
         raw = await response.aread()
     except httpx.HTTPError as problem:

@@ -189,10 +189,10 @@ class _Upstream:
             sent["stream_options"] = {"include_usage": True}
         response = await self._ask(json.dumps(sent, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         self._n_asked += 1
-        if response.status_code >= 300 and self._n_asked == 1:
+        if not 200 <= response.status_code < 300 and self._n_asked == 1:
             raise Refused(response)
         try:
-            if response.status_code >= 300:
+            if not 200 <= response.status_code < 300:
                 raise ServerError(f"status {response.status_code}", response.status_code)
             async with aclosing(self._read(response)) as deltas:
                 async for delta in deltas:

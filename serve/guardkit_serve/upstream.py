@@ -10,9 +10,11 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from functools import cache
 from http.cookiejar import DefaultCookiePolicy
+from urllib.parse import unquote_plus
 
 import httpx
 from starlette.datastructures import Headers
+from starlette.requests import Request
 
 from guardkit.reading.values import is_name
 from guardkit_serve.errors import HttpError
@@ -115,6 +117,15 @@ def url_of(upstream: Upstream, path: str) -> str:
     if path == "/v1/messages" or not _url(base).path.strip("/"):
         return base + path
     return base + path.removeprefix("/v1")
+
+
+def query_of(request: Request) -> bytes:
+    """What stands behind the path, which nobody judges: names and numbers (``api-version=2026-01-01``), no text. Raises
+    `HttpError` (400)."""
+    query: bytes = request.scope.get("query_string", b"")
+    if query and not all(is_name(unquote_plus(text), 6) for text in re.split("[&=]", query.decode("latin-1"))):
+        raise HttpError(400, "what stands behind the '?' is text, which is not passed on", "query_not_allowed")
+    return query
 
 
 def headers_for(upstream: Upstream, path: str, given: Headers, keys: bool) -> dict[str, str]:

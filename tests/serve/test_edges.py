@@ -356,6 +356,65 @@ BAD_REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "an image": ("chat", {"messages": [says("user", IMAGE)]}),
     "token ids": ("completions", {"prompt": [1, 2, 3]}),
 }
+UNREADABLE: dict[str, tuple[str, dict[str, Any]]] = {
+    "a prompt and token ids": ("completions", {"prompt": ["fine", [1, 2]]}),
+    "embeddings": ("completions", {"prompt_embeds": "UEsDBAAACAgAAAAA"}),
+    "token ids elsewhere": ("chat", {"prompt_token_ids": [[1, 2], [3]]}),
+    "a context of ids": ("completions", {"context": [1, 2, 3]}),
+    "a message of ids": ("chat", {"messages": [{"role": "user", "content": [1, 2, 3]}]}),
+    "ids beside a message": ("chat", {"messages": [{**USER, "token_ids": [1, 2, 3]}]}),
+    "an embedded image": ("chat", {"messages": [says("user", {"type": "image_embeds", "image_embeds": "UEsDBA"})]}),
+    "embedded words": ("chat", {"messages": [says("user", {"type": "prompt_embeds", "data": "UEsDBA"})]}),
+    "audio": ("chat", {"messages": [says("user", {"type": "input_audio", "input_audio": {"data": "UklGRg=="}})]}),
+    "a file": ("responses", {"input": [says("user", {"type": "input_file", "file_id": "file-abc"})]}),
+    "an uploaded file": ("messages", {"messages": [says("user", {"type": "container_upload", "file_id": "f_1"})]}),
+}
+EARLIER: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "a file": ("chat", "messages", says("user", {"type": "file", "file": {"file_id": "file-abc"}})),
+    "an answer's audio": ("chat", "messages", {"role": "assistant", "audio": {"id": "audio_abc"}}),
+    "an image": ("chat", "messages", says("user", IMAGE)),
+    "a file of Responses": ("responses", "input", says("user", {"type": "input_file", "file_id": "file-abc"})),
+    "a screenshot": (
+        "responses",
+        "input",
+        {"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot", "file_id": "f-1"}},
+    ),
+    "a document of Anthropic's": (
+        "messages",
+        "messages",
+        says("user", {"type": "document", "source": {"type": "file", "file_id": "file_1"}}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_only_a_model_can_read_is_not_passed_on(name: str) -> None:
+    protocol, body = UNREADABLE[name]
+    script = Script.json(scripted.whole(protocol, SAFE))
+    reply = run(ask(make_app(make_guard(), script, on_violation="error"), PATHS[protocol], {**ASKS[protocol], **body}))
+    assert (reply.status, reply.json["error"]["code"]) == (400, "content_filter")
+    assert script.requests == []
+    open_guard = make_guard(policy=Policy("open", on_error="allow"))
+    reply = run(ask(make_app(open_guard, script), PATHS[protocol], {**ASKS[protocol], **body}))
+    assert reply.status == 200
+    assert script.bodies == [{**ASKS[protocol], **body}]
+
+
+def test_numbers_of_tokens_that_are_settings_pass() -> None:
+    script = Script.json(scripted.whole("chat", SAFE))
+    body = {**ASKS["chat"], "stop_token_ids": [1, 2], "logit_bias": {"50256": -100}, "seed": 7}
+    assert run(ask(make_app(make_guard(), script), PATHS["chat"], body)).status == 200
+    assert script.bodies == [body]
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_what_cannot_be_judged_does_not_pass_as_part_of_an_earlier_turn(name: str) -> None:
+    protocol, key, earlier = EARLIER[name]
+    script = Script.json(scripted.whole(protocol, SAFE))
+    body = {**ASKS[protocol], key: [USER, earlier, {"role": "assistant", "content": "fine"}, USER]}
+    reply = run(ask(make_app(make_guard(), script, on_violation="error"), PATHS[protocol], body))
+    assert (reply.status, reply.json["error"]["code"]) == (400, "content_filter")
+    assert script.requests == []
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)

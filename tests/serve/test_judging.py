@@ -212,7 +212,7 @@ def test_ready_is_said_after_the_warm_up() -> None:
     assert http.get("/ready").status_code == 503
     with http:
         assert http.get("/ready").json() == {"status": "ready"}
-    assert http.get("/nothing").json()["error"]["message"] == "no such path here"
+    assert http.get("/nothing").json()["error"]["message"].startswith("no such path here")
     assert http.get("/v1/check").status_code == 405
 
 

@@ -5,9 +5,10 @@ One object is one exchange: it reads the request first, and then its answer, who
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 from guardkit import Decision, Message, MessageError, Stage
@@ -19,6 +20,11 @@ from guardkit_serve.errors import HttpError
 from guardkit_serve.sse import Frame
 from guardkit_serve.walking import SETTINGS, Seen, part_of, schema_text, without_opaque
 
+_EMBEDDED = re.compile(r"(\w+_)?embed(s|ding|dings)")
+"""Keys of a request, and types of its blocks, whose values a model reads and nobody else."""
+_IDS = re.compile(r"(\w+_)?(token|input)_ids")
+TOKEN_SETTINGS = frozenset(("stop_token_ids", "allowed_token_ids", "logprob_token_ids"))
+"""Keys of a request whose numbers of tokens are no text."""
 Key = tuple[Hashable, ...]
 """Which text of an answer: the first element is what it belongs to (a choice, a block, an item), the rest its kind."""
 
@@ -183,7 +189,8 @@ def asked_messages(raw: Any, key: str, first: list[Message]) -> tuple[list[Asked
     read: list[Message] = []
     for i, one in enumerate(raw):
         try:
-            read.append(read_message(without_opaque(one), i))
+            message = read_message(without_opaque(one), i)
+            read.append(replace(message, unjudgeable=(*message.unjudgeable, *_unreadable(one))))
         except (MessageError, RecursionError) as error:
             raise HttpError(400, f"{key}: {error or 'nested too deeply'}", param=key) from None
     turn = _turn(read)
@@ -232,10 +239,32 @@ def asked_rest(body: Mapping[str, Any], read: frozenset[str], seen: Seen) -> lis
     out = []
     for key, value in body.items():
         if key not in read:
+            if _EMBEDDED.fullmatch(key) or (_is_ids(value) and key not in TOKEN_SETTINGS):
+                out.append(Asked((key,), [Message("user", unjudgeable=(key,))]))
             for found in seen.new(key, value, Stage.prompt, SETTINGS):
                 part = Part(Stage.prompt, found.text, found.what)
                 out.append(Asked(found.path, [Message("user", attached=(part,))]))
     return out
+
+
+def _unreadable(message: Any) -> list[str]:
+    """What in a message is text that only a model reads: numbers of tokens, embeddings."""
+    found = [key for key, value in message.items() if _EMBEDDED.fullmatch(key) or (_IDS.fullmatch(key) and value)]
+    content = message.get("content")
+    for block in content if isinstance(content, list) else ():
+        if isinstance(block, Mapping):
+            named = [str(block.get("type")), *block]
+            found += [name for name in named if _EMBEDDED.fullmatch(name) or _IDS.fullmatch(name)][:1]
+        elif not isinstance(block, str):
+            found.append("token ids")
+    return found
+
+
+def _is_ids(value: Any) -> bool:
+    """Whether a value may be a text as the numbers of its tokens."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all((isinstance(each, int) and not isinstance(each, bool)) or _is_ids(each) for each in value)
 
 
 def parts_of(seen: Seen, data: Mapping[str, Any], read: frozenset[str], stage: Stage = Stage.response) -> list[Part]:

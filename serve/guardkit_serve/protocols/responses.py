@@ -54,6 +54,9 @@ class Responses(Protocol):
         self._shown = Shown(body, message)
 
     def asked(self) -> list[Asked]:
+        if self.body.get("background") is True and self.body.get("stream") is not True:
+            said = "a background response could not be fetched here: ask for it without 'background', or streamed"
+            raise HttpError(400, said, "background_not_supported", param="background")
         asked, system = asked_system(self.body.get("instructions"), "instructions")
         given = self.body.get("input")
         if given is None or isinstance(given, str):
