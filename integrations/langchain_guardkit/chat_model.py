@@ -18,7 +18,7 @@ from guardkit import Decision, Guard, Stage
 from langchain_guardkit.binding import SHARED, BoundParts, is_dynamic, repair_request, resolved
 from langchain_guardkit.caching import Answers, holding, uses_cache, with_held_cache
 from langchain_guardkit.enforcing import VIOLATION_MESSAGE, Enforcement, ExitBehavior, Judged, counts
-from langchain_guardkit.messages import MessageGuard
+from langchain_guardkit.messages import Agent, MessageGuard
 from langchain_guardkit.results import aiter_of, as_chunk, as_chunks, result_of
 from langchain_guardkit.streaming import OUTPUT_STAGES, ChunkFlow, aguard_chunks, guard_chunks
 from langchain_guardkit.unobserved import Unobserved, asteps_unobserved, steps_unobserved, without_own_callbacks
@@ -39,8 +39,7 @@ class GuardedChatModel(BoundParts, BaseChatModel):
     are replaced in each case. A blocked message's ``response_metadata["guardkit"]`` says why. violation_message,
     on_violation, policies: see `Enforcement`. repair: how often the model is asked again, with the reason, after a
     blocked answer, before that is refused; a stream is repaired while none of it was shown. check_system: whether
-    system messages are judged. judged: a memory of what passed, to share between models; passed, asks: of an agent's
-    middleware.
+    system messages are judged. judged: a memory of what passed, to share between models; agent: of its middleware.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -57,8 +56,7 @@ class GuardedChatModel(BoundParts, BaseChatModel):
     enforcement: Any = None
     judged: Any = None
     check_system: bool = True
-    passed: frozenset[str] = frozenset()
-    asks: bool = False
+    agent: Agent = Agent()
     operations: tuple[Any, ...] = ()
     _messages: MessageGuard = PrivateAttr()
     _runs: dict[str, GuardedChatModel] = PrivateAttr(default_factory=dict)
@@ -85,7 +83,7 @@ class GuardedChatModel(BoundParts, BaseChatModel):
                 self.guard, self.exit_behavior, self.violation_message, self.on_violation, self.policies or {}
             )
         self._messages = MessageGuard(
-            self.enforcement, self.stages, self.judged, asks=self.asks, system=self.check_system
+            self.enforcement, self.stages, self.judged, agent=self.agent, system=self.check_system
         )
         self._messages.again = Judged(256)
 
@@ -181,23 +179,23 @@ class GuardedChatModel(BoundParts, BaseChatModel):
         run = self._of_run()
         if run is not self:
             return cast(LLMResult, run.generate(messages, *args, **kwargs))
-        return super().generate([self._messages.admit(m, self.passed) for m in messages], *args, **kwargs)
+        return super().generate([self._messages.admit(m) for m in messages], *args, **kwargs)
 
     async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
         run = self._of_run()
         if run is not self:
             return cast(LLMResult, await run.agenerate(messages, *args, **kwargs))
-        admitted = [await asyncio.to_thread(self._messages.admit, m, self.passed) for m in messages]
+        admitted = [await asyncio.to_thread(self._messages.admit, m) for m in messages]
         return await super().agenerate(cast(Any, admitted), *args, **kwargs)
 
     def _seen(self, input: LanguageModelInput) -> Any:
         """The input as a run may show it."""
-        return self._messages.admit(self._convert_input(input).to_messages(), self.passed)
+        return self._messages.admit(self._convert_input(input).to_messages())
 
     def shown(self, input: LanguageModelInput, config: RunnableConfig | None) -> Any:
         """The same for a run under a config of its own."""
         messages = self._messages.under(self.enforcement.for_run(config))
-        return messages.admit(self._convert_input(input).to_messages(), self.passed)
+        return messages.admit(self._convert_input(input).to_messages())
 
     # -- generating
 
@@ -208,7 +206,7 @@ class GuardedChatModel(BoundParts, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        admitted = self._messages.admit(messages, self.passed)
+        admitted = self._messages.admit(messages)
         if admitted.refusal is not None:
             return result_of(self._refused(admitted.refusal))
         asked: list[BaseMessage] = admitted
@@ -230,7 +228,7 @@ class GuardedChatModel(BoundParts, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        admitted = await asyncio.to_thread(self._messages.admit, messages, self.passed)
+        admitted = await asyncio.to_thread(self._messages.admit, messages)
         if admitted.refusal is not None:
             return result_of(self._refused(admitted.refusal))
         asked: list[BaseMessage] = admitted
@@ -295,7 +293,7 @@ class GuardedChatModel(BoundParts, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        admitted = self._messages.admit(messages, self.passed)
+        admitted = self._messages.admit(messages)
         if admitted.refusal is not None:
             yield ChatGenerationChunk(message=as_chunk(self._refused(admitted.refusal)))
             return
@@ -325,7 +323,7 @@ class GuardedChatModel(BoundParts, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        admitted = await asyncio.to_thread(self._messages.admit, messages, self.passed)
+        admitted = await asyncio.to_thread(self._messages.admit, messages)
         if admitted.refusal is not None:
             yield ChatGenerationChunk(message=as_chunk(self._refused(admitted.refusal)))
             return

@@ -102,8 +102,10 @@ class Enforcement:
         for name, source in self.policies.items():
             runs[name] = replace(self, guard=_under(self.guard, source), policies={}, chosen=True)
         object.__setattr__(self, "_runs", runs)
-        policy = self.guard.policy
-        key = repr((self.guard.model.name, policy.name, policy.extends, policy.on_error, policy.rules))
+        guard, policy = self.guard, self.guard.policy
+        models = [(type(m).__qualname__, m.name) for m in (guard.model, guard.then) if m is not None]
+        settings = (guard.when, guard.normalize, guard.exact, guard.categories)
+        key = repr((models, settings, policy.name, policy.extends, policy.on_error, policy.rules))
         object.__setattr__(self, "key", hashlib.sha256(key.encode()).hexdigest()[:16])
 
     marked: Judged = field(default_factory=lambda: Judged(4096), compare=False, repr=False)  # ids of its marks

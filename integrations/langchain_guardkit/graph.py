@@ -19,7 +19,7 @@ from langchain_guardkit.enforcing import (
     Policies,
     ViolationMessage,
 )
-from langchain_guardkit.marks import withheld, withheld_here
+from langchain_guardkit.marks import withheld
 from langchain_guardkit.messages import INPUT_STAGES, MessageGuard, turn_start
 from langchain_guardkit.streaming import OUTPUT_STAGES
 
@@ -56,7 +56,7 @@ def guard_node(
         update = [after for before, after in zip(messages, admitted, strict=True) if after is not before]
         if admitted.refusal is not None:
             return {key: [*update, run.refusal(admitted.refusal)]}
-        if messages and isinstance(messages[-1], AIMessage) and withheld_here(messages[-1]) is None:
+        if messages and isinstance(messages[-1], AIMessage):
             ((answer, decision),) = outputs.under(run).judge_answers(messages[:-1], messages[-1:])
             if decision is not None:
                 update.append(answer)
@@ -71,7 +71,7 @@ def guard_node(
 def _replace_answers(messages: list[BaseMessage], guard: MessageGuard) -> None:
     """Replace answers of earlier turns that may not stay."""
     earlier = list(enumerate(messages[: turn_start(messages)]))
-    answers = [(i, m) for i, m in earlier if isinstance(m, AIMessage) and withheld_here(m) is None]
+    answers = [(i, m) for i, m in earlier if isinstance(m, AIMessage)]
     judged = guard.judge_answers([], [answer for _, answer in answers])
     for (i, _), (answer, decision) in zip(answers, judged, strict=True):
         if decision is not None:

@@ -26,19 +26,32 @@ class Recent:
 
     def __init__(self, size: int = 4096):
         self._size = size
-        self._known: OrderedDict[str, Decision] = OrderedDict()
+        self._known: OrderedDict[str, tuple[Decision, str]] = OrderedDict()
         self._words: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
 
     def keep(self, decision: Decision, message: str) -> str:
         key = uuid.uuid4().hex
-        self._known[key] = decision
+        self._known[key] = decision, message
         self.said(message)
         while len(self._known) > self._size:
             self._known.popitem(last=False)
         return key
 
     def get(self, mark: Mapping[str, Any]) -> Decision | None:
-        return self._known.get(str(mark.get("id")))
+        """The decision behind a mark; None where it was not written here, or says another message than it did then: a
+        mark is there to be seen, and whoever saw it can put it on a text of his own."""
+        decision, message = self._known.get(str(mark.get("id")), (None, None))
+        return decision if message == mark.get("message") else None
+
+    def ended(self, mark: Mapping[str, Any]) -> bool:
+        """Remember that a turn ends for this mark; whether it did before."""
+        key = str(mark.get("id"))
+        known = key in self._ended
+        self._ended[key] = None
+        while len(self._ended) > self._size:
+            self._ended.popitem(last=False)
+        return known
 
     def said(self, words: str) -> None:
         """A rule or a violation message stands in a mark of this process."""
@@ -94,6 +107,11 @@ def withheld_here(message: BaseMessage) -> dict[str, Any] | None:
     """The same, where this process wrote it."""
     found = withheld(message)
     return None if found is None or RECENT.get(found) is None else found
+
+
+def ends_first(message: BaseMessage) -> bool:
+    """Whether no other guard of an agent ends the turn for this message: one step takes one jump."""
+    return not RECENT.ended(withheld(message) or {})
 
 
 def _value_of(*kinds: type) -> Callable[[Any], bool]:

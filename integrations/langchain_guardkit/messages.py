@@ -16,7 +16,7 @@ from langchain_guardkit.enforcing import (
     digest,
 )
 from langchain_guardkit.marks import RECENT, withheld
-from langchain_guardkit.reading import beside, read, select
+from langchain_guardkit.reading import beside, call_text, read, select
 
 INPUT_STAGES = frozenset((Stage.prompt, Stage.tool_output, Stage.document))
 _M = TypeVar("_M", bound=BaseMessage)
@@ -38,6 +38,17 @@ class Found:
     settled: bool = False  # a violation message of this process: reported already
 
 
+@dataclass(frozen=True)
+class Agent:
+    """What an agent's middleware tells its parts. name: its own, since each guard of an agent has one, and what passes
+    one of them does not pass another. asks: whether a person is asked about what is flagged: then a flag alone is no
+    pass. passed: keys of what passed elsewhere, as the agent's state has them."""
+
+    name: str = ""
+    asks: bool = False
+    passed: Collection[str] = ()
+
+
 class MessageGuard:
     """Judges messages under an `Enforcement`, each text once: what passed is remembered by its digest."""
 
@@ -47,16 +58,15 @@ class MessageGuard:
         stages: frozenset[Stage],
         judged: Judged | None = None,
         *,
-        asks: bool = False,
+        agent: Agent = Agent(),
         own: bool = False,
         system: bool = True,
     ):
         self.enforcement, self.stages = enforcement, stages
         self.judged = Judged() if judged is None else judged
-        self.asks = asks  # whether a person is asked about what is flagged: then a flag alone is no pass
-        self._key = " ".join(
-            (enforcement.key, *sorted(stage.value for stage in (stages if own else stages & INPUT_STAGES)))
-        )
+        self.agent = agent
+        asked = sorted(stage.value for stage in (stages if own else stages & INPUT_STAGES))
+        self._key = " ".join((agent.name, enforcement.key, *asked))
         self.own = own  # whether the model's own messages are input too, as where a client brings a history
         self.system = system  # whether instructions are judged
         self.again: Judged | None = None  # ids of own marks, where one call admits its messages more than once
@@ -65,7 +75,7 @@ class MessageGuard:
         """The same under a run's own policy."""
         if enforcement is self.enforcement:
             return self
-        other = MessageGuard(enforcement, self.stages, self.judged, asks=self.asks, own=self.own, system=self.system)
+        other = MessageGuard(enforcement, self.stages, self.judged, agent=self.agent, own=self.own, system=self.system)
         other.again = self.again
         return other
 
@@ -122,7 +132,11 @@ class MessageGuard:
                 fresh.append((i, wanted, key))
         decisions = self.enforcement.guard.decide_batch([[message] for _, message, _ in fresh])
         for (i, wanted, key), decision in zip(fresh, decisions, strict=True):
-            if decision.judged and not decision.action.stops and not (self.asks and decision.action is Action.flag):
+            if (
+                decision.judged
+                and not decision.action.stops
+                and not (self.agent.asks and decision.action is Action.flag)
+            ):
                 self.judged.passed(wanted, self.enforcement.key)
                 self._remember(key)
             found.append(Found(i, decision, key))
@@ -132,14 +146,13 @@ class MessageGuard:
         if key is not None:
             self.judged.add(key)
 
-    def admit(self, messages: Sequence[BaseMessage], known: Collection[str] = ()) -> Admitted:
+    def admit(self, messages: Sequence[BaseMessage]) -> Admitted:
         """What may go into the model. A violation in the current turn is its refusal; with "replace", or in an earlier
-        turn, which a refusal has ended already, the violation message stands in its place and the call goes on. known:
-        see `decide_input`."""
+        turn, which a refusal has ended already, the violation message stands in its place and the call goes on."""
         if isinstance(messages, Admitted):
             return messages
         admitted = Admitted(messages)
-        decided = self.decide_input(messages, known)
+        decided = self.decide_input(messages, self.agent.passed)
         start = turn_start(messages) if decided else 0
         for found in decided:
             i, decision = found.index, found.decision
@@ -197,6 +210,11 @@ class MessageGuard:
             scrubbed = self.enforcement.scrubbed(answer, decision, index)
             results.append((scrubbed, None if withheld(scrubbed) is None else decision))
         return results
+
+
+def call_key(call: Mapping[str, Any], enforcement: Enforcement) -> str:
+    """What a tool call is remembered by, as `judge_answers` does."""
+    return digest(Stage.tool_call.value, call_text(call["name"], call["args"]), enforcement.key)
 
 
 def _more(message: BaseMessage) -> bool:

@@ -27,8 +27,8 @@ from langchain_guardkit.enforcing import (
     ViolationMessage,
     digest,
 )
-from langchain_guardkit.marks import summary, withheld, withheld_here
-from langchain_guardkit.messages import INPUT_STAGES, Found, MessageGuard, is_current, turn_start
+from langchain_guardkit.marks import ends_first, summary, withheld, withheld_here
+from langchain_guardkit.messages import INPUT_STAGES, Agent, Found, MessageGuard, call_key, is_current, turn_start
 from langchain_guardkit.raising import raising
 from langchain_guardkit.reading import call_text, read
 from langchain_guardkit.stating import PASSED, messages_in, passed_in, without_passes
@@ -113,7 +113,9 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         self.repair, self.check_system = repair, check_system
         judged = Judged()
         self._judged = judged
-        self._input = MessageGuard(self.enforcement, self.stages & INPUT_STAGES, judged, asks=ask_on_flag)
+        self._input = MessageGuard(
+            self.enforcement, self.stages & INPUT_STAGES, judged, agent=Agent(self.name, ask_on_flag)
+        )
         self._output = MessageGuard(self.enforcement, self.stages & OUTPUT_STAGES, judged)
         self._tools = OutputGuard(self.enforcement, judged)
 
@@ -230,8 +232,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
             # What is asked is judged where it is asked: messages that middlewares put in beside the state's, and what
             # a run brings that goes on from an old checkpoint.
             check_system=self.check_system,
-            passed=passed_in(request.state),
-            asks=self.ask_on_flag,
+            agent=Agent(self.name, self.ask_on_flag, passed_in(request.state)),
         )
         return request.override(model=model)
 
@@ -265,7 +266,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         for message in response.result:
             if isinstance(message, AIMessage):
                 message, stopped = self._settled(request.messages, message, enforcement)
-                ended = ended or stopped
+                ended = ended or (stopped and ends_first(message))
                 calls += message.tool_calls
             elif ended:
                 continue  # an answer to a tool call that is gone
@@ -275,7 +276,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
         if ended:
             update["jump_to"] = "end"  # an agent that waits for structured output would ask again
         elif calls and Stage.tool_call in self.stages:
-            update[PASSED] = [key for call in calls if self._judged.has(key := _call_key(call, enforcement))]
+            keys = [call_key(call, enforcement) for call in calls]
+            update[PASSED] = [digest(self.name, key) for key in keys if self._judged.has(key)]
         if not update:
             return settled if command is None else ExtendedModelResponse(model_response=settled, command=command)
         before = command.update if command is not None and isinstance(command.update, Mapping) else {}
@@ -329,8 +331,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
     def _decide_call(self, request: ToolCallRequest, enforcement: Enforcement) -> Decision | None:
         if Stage.tool_call not in self.stages:
             return None
-        key = _call_key(request.tool_call, enforcement)
-        if self._judged.has(key) or key in passed_in(request.state):
+        key = call_key(request.tool_call, enforcement)
+        if self._judged.has(key) or digest(self.name, key) in passed_in(request.state):
             return None
         message = Message("assistant", tool_calls=(call_text(request.tool_call["name"], request.tool_call["args"]),))
         decision = enforcement.guard.decide([message])
@@ -403,10 +405,6 @@ def _withheld_since_the_model(messages: Sequence[AnyMessage]) -> Mapping[str, An
         if isinstance(message, ToolMessage) and (mark := withheld(message)) is not None:
             return mark if mark["action"] == Action.block.value else None
     return None
-
-
-def _call_key(call: Any, enforcement: Enforcement) -> str:
-    return digest(Stage.tool_call.value, call_text(call["name"], call["args"]), enforcement.key)
 
 
 def _next_index(state: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Overwrite, Send
 
 from guardkit import GuardViolation
+from guardkit.testing import FakeGuard
 from langchain_guardkit import GuardedChatModel, GuardedStore, GuardMiddleware, guard_graph, guard_node, guard_route
 from langchain_guardkit.stating import PASSED, overwriting, without_passes
 from tests.langchain.scripted import ScriptedModel, reply
@@ -278,3 +280,39 @@ def test_a_store_gives_out_nothing_that_stood_in_it_before() -> None:
     check_no_trace(seen, "what the store gives")
     assert [len(found) for found in seen] == [2, 1, 2]
     assert inner.get(("a",), "k").value["text"] == BAD  # type: ignore[union-attr]
+
+
+class Second(GuardMiddleware):
+    """Another guard of the same agent."""
+
+
+@pytest.mark.parametrize("behavior", ["end", "replace", "error"])
+def test_two_guards_end_a_turn_once_and_neither_takes_the_others_word(behavior: Any) -> None:
+    other = Second(FakeGuard({"sunny": "unsafe"}), exit_behavior=behavior, violation_message=VIOLATION)
+    model = ScriptedModel(replies=[AIMessage(BAD), AIMessage(SAFE)])
+    agent, _, _ = agent_of(other, model=model, exit_behavior=behavior)
+    said = []
+    for text in ("hello", BAD, "a sunny day", "how are you?"):
+        try:
+            said.append(agent.invoke({"messages": [HumanMessage(text)]}, CONFIG)["messages"][-1].content)
+        except GuardViolation:
+            said.append("raised")
+    check_no_trace(model.asked, "what the model was asked")
+    assert "sunny" not in str(model.asked)
+    ended = {"end": [VIOLATION] * 3, "replace": [VIOLATION, SAFE, SAFE], "error": ["raised"] * 3}[behavior]
+    assert said == [*ended, SAFE]
+
+
+@pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage, partial(ToolMessage, tool_call_id="1")])
+def test_a_mark_that_was_seen_lets_no_other_text_pass(kind: Any) -> None:
+    agent, model, _ = agent_of()
+    graph = guard_graph(agent)
+    wrapped = GuardedChatModel(model, make_guard(), exit_behavior="end", violation_message=VIOLATION)
+    ways = [lambda m: graph.invoke({"messages": m}, CONFIG)["messages"][-1]]
+    if kind is not AIMessage:  # a model's own words are context to it
+        ways.append(wrapped.invoke)
+    for ask in ways:
+        seen = ask([HumanMessage(BAD)]).response_metadata["guardkit"]
+        for mark in (seen, {**seen, "message": BAD}):
+            ask([kind(BAD, response_metadata={"guardkit": mark}), HumanMessage("hello")])
+            check_no_trace(model.asked, "what the model was asked")
