@@ -90,17 +90,25 @@ def _found_out(reader: Reader, source: Source) -> Iterator[list[Record]]:
     elif are_events(first):
         source.recognised.append("server-sent events")
         yield from records_of_events(reader, chain([first], lines), source.name)
+    elif reader.reads_lines_of(source.name):
+        from guardkit_cli.passages import with_passages
+
+        yield from with_passages(_text_lines(reader, chain([first], lines), source.name), source.name)
     else:
-        number = 0
-        for part in chain([first], lines):
-            records = []
-            for raw in part:
-                number += 1
-                record = reader.text(number, raw[:-1] if raw.endswith(b"\r") else raw, source.name)
-                if raw.startswith(b"data:") and is_piece_line(raw):
-                    record = replace(record, item=None, error=A_PIECE)
-                records.append(record)
-            yield records
+        yield from _text_lines(reader, chain([first], lines), source.name)
+
+
+def _text_lines(reader: Reader, parts: Iterable[list[bytes]], name: str) -> Iterator[list[Record]]:
+    number = 0
+    for part in parts:
+        records = []
+        for raw in part:
+            number += 1
+            record = reader.text(number, raw[:-1] if raw.endswith(b"\r") else raw, name)
+            if raw.startswith(b"data:") and is_piece_line(raw):
+                record = replace(record, item=None, error=A_PIECE)
+            records.append(record)
+        yield records
 
 
 def _is_object(text: str) -> bool:

@@ -13,12 +13,13 @@ from guardkit_cli.records import Item, Record
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from guardkit import Decision, Guard, Stage
+    from guardkit import Action, Decision, Guard, Severity, Stage
 
 MAX_CACHED = 16_384
 MAX_CACHED_TEXT = 10_000
 MAX_CACHED_CHARS = 16_000_000
 MAX_WAITING_CHARS = 4_000_000
+MAX_RECENT = 512  # lines that a record of several may put together
 
 
 class DecisionCache:
@@ -45,6 +46,12 @@ class DecisionCache:
         self._n_chars += len(text)
         while len(self._entries) > self._max_entries or self._n_chars > self._max_chars:
             self._n_chars -= len(self._entries.popitem(last=False)[0])
+
+
+def _badness(decision: Decision) -> tuple[Action, Severity]:
+    from guardkit import Severity
+
+    return decision.action, decision.verdict.severity if decision.verdict else Severity.safe
 
 
 def items_of(record: Record) -> list[Item]:
@@ -123,6 +130,7 @@ class Judge:
         self._batch_size, self._allow_errors = batch_size, allow_errors
         self._cache = DecisionCache()
         self._shown: dict[tuple[str, Stage], str] = {}  # texts that were redacted
+        self._recent: deque[Decision | None] = deque(maxlen=MAX_RECENT)  # of lines, newest last
         self._next = _Batch()
         self._under_way: deque[_Batch] = deque()
         self._asked: dict[str, _Batch] = {}  # texts that are judged, or will be, and where
@@ -180,14 +188,16 @@ class Judge:
         decisions = batch.decisions()
         batch.found = dict(zip(batch.texts, decisions, strict=False))
         chats = iter(decisions[len(batch.texts) :])
-        rows = [self._row(record, known, chats.__next__) for record, known in batch.waiting]
+        found = (self._row(record, known, chats.__next__) for record, known in batch.waiting)
+        rows = [row for row in found if row is not None]
         for text, decision in batch.found.items():
             del self._asked[text]
             if decision.judged:  # a fault may pass; the next such text is tried again
                 self._cache.put(text, decision)
         self._emit(rows)
 
-    def _row(self, record: Record, known: Decision | _Batch | None, next_chat: Callable[[], Decision]) -> Row:
+    def _row(self, record: Record, known: Decision | _Batch | None, next_chat: Callable[[], Decision]) -> Row | None:
+        """The row of a record; None for lines put together that are no worse than one of them."""
         item = record.item
         decision: Decision | None
         if isinstance(known, _Batch):
@@ -198,10 +208,20 @@ class Judge:
             from guardkit.policy import worst_of
 
             decision = worst_of([next_chat() for _ in items_of(record)])
+        if not record.over:
+            self._recent.append(decision)
+        elif self._is_no_worse(decision, record.over):
+            return None
         tolerated = self._allow_errors and (decision is None or not decision.judged)
         row = Row(self.tally.records, record, decision, tolerated, self._redacted(decision))
         self.tally.add(row)
         return row
+
+    def _is_no_worse(self, decision: Decision | None, n_lines: int) -> bool:
+        if decision is None or not decision.judged:
+            return False
+        lines = (line for line in list(self._recent)[-n_lines:] if line is not None)
+        return any(not _badness(line) < _badness(decision) for line in lines)
 
     def _redacted(self, decision: Decision | None) -> str | None:
         if decision is None or decision.action.value != "redact" or decision.text is None:

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 Item = str | list["Message"]
 CHUNK_BYTES = 1 << 18
-DOCUMENTS = (
-    ".html", ".htm", ".xml", ".md", ".rst", ".tex", ".rtf", ".eml", ".mbox", ".srt", ".vtt", ".yaml", ".yml", ".toml",
-)  # fmt: skip
-"""Files in which a sentence goes on over several lines."""
 MAX_IGNORED = 100  # different paths that are counted
 NAME_IT = "--encoding NAME says what it is"
 SHOWN_OF_LONG = 1024  # bytes of a line that is not read
@@ -37,7 +33,8 @@ class TooLong(bytes):
 class Record:
     """One record. `item` is None where the input could not be read as one; `error` then says why. `more`: what else of
     it is judged (other candidates); `ignored`: paths of its texts that are not judged; `numbers`: the index of each
-    judged message or candidate, None where there is no list of them."""
+    judged message or candidate, None where there is no list of them; `over`: how many lines just before it this record
+    puts together: it counts only where it is worse than each of them."""
 
     line: int
     item: Item | None
@@ -47,6 +44,7 @@ class Record:
     more: tuple[Item, ...] = ()
     ignored: tuple[str, ...] = ()
     numbers: tuple[int | None, ...] = (None,)
+    over: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------- decoding
@@ -221,8 +219,10 @@ class Reader:
 
     def reads_lines_of(self, name: str) -> bool:
         """Whether a file whose name tells that it is a document is read line by line, of which none was asked for."""
-        asked = self.whole or self.join or self.jsonl or self.format is not None
-        return not asked and name.lower().endswith(DOCUMENTS)
+        from guardkit_cli.passages import is_document
+
+        asked = self.whole or self.join or self.jsonl or self.outputs or self.format is not None
+        return not asked and is_document(name)
 
     def argument(self, number: int, text: str) -> list[Record]:
         """A TEXT of the command line."""
