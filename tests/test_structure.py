@@ -27,6 +27,7 @@ LAYERS = (
     ("reading.message",),
     ("reading.drafts", "reading.pieces"),
     ("reading.nested",),
+    ("reading.streams",),
     ("reading.shapes",),
     ("reading.records",),
     (

@@ -255,7 +255,9 @@ def available(
         source = Source.open(path, encoding)
         talk.start(source)
         if reader.reads_lines_of(path):
-            talk.hint("a document: its lines are judged, and sentences over several lines; --whole judges a file as one text")
+            talk.hint(
+                "a document: its lines are judged, and sentences over several lines; --whole judges a file as one text"
+            )
         reads = reader.read(source)
         while (records := next(reads, None)) is not None:
             yield records, source.is_ready()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from guardkit_cli.records import Record, text_of
 
 if TYPE_CHECKING:
+    from guardkit.reading.streams import Streamed
     from guardkit_cli.records import Reader
 
 _FIELD = re.compile(r"(data|event|id|retry)(?:: ?|$)")
 _BEGIN = re.compile(rb"(?:data|event|id|retry|):")
 _DATA = re.compile(rb"data: ?[{\[]")
-_ENDS = ("message_stop", "response.completed", "response.incomplete", "response.failed", "response.done", "finish",
-         "message-end")  # fmt: skip
 
 
 def are_events(lines: list[bytes]) -> bool:
@@ -26,10 +25,9 @@ def are_events(lines: list[bytes]) -> bool:
 
 def is_piece_line(raw: bytes) -> bool:
     """Whether a line of text is an event that holds a piece of an answer."""
-    if not _DATA.match(raw):
-        return False
-    value = _json(raw.decode(errors="replace")[5:])
-    return value is not None and _is_streamed(value)
+    from guardkit.reading.streams import piece_in
+
+    return bool(_DATA.match(raw)) and piece_in(_json(raw.decode(errors="replace")[5:])) is not None
 
 
 def _json(text: str) -> Any:
@@ -44,51 +42,78 @@ def _json(text: str) -> Any:
         return None
 
 
-def _is_streamed(value: Any) -> bool:
-    """Whether an event's data is a piece. Gemini's and LangChain's look like whole answers elsewhere."""
-    from guardkit.reading.pieces import is_piece
+class Answers:
+    """The answers of an input that are under way: JSON records go in, and come out whole."""
 
-    told = value[0] if isinstance(value, list) and value else value
-    if not isinstance(told, dict):
-        return False
-    kind = told.get("type")
-    return (
-        is_piece(told)
-        or "candidates" in told
-        or kind == "AIMessageChunk"
-        or (isinstance(kind, str) and kind.startswith("response.") and "response" not in told)
-    )
+    def __init__(self, reader: Reader, name: str, in_events: bool = False):
+        """in_events: what is a stream's by itself, so that each candidate of a Gemini answer is a piece, too."""
+        from guardkit.reading.streams import Streams
 
+        self._reader, self._name, self._in_events = reader, name, in_events
+        self._streams = Streams()
+        self._seen = False
 
-class _Answer:
-    """The pieces of one answer, until it ends."""
+    def take(self, text: str, line: int) -> list[Record] | None:
+        """The records that a piece gives: answers that end with it, and what stands around it; None for what is none
+        and is to be read like any other record."""
+        from guardkit.reading.encodings import MAX_RECORD
+        from guardkit.reading.streams import HINT, has_text, piece_in, says_nothing
 
-    def __init__(self, name: str):
-        self._name = name
-        self._pieces: list[Any] = []
-        self._line = self.n_chars = 0
+        if not self._in_events and not self._seen and HINT.search(text) is None:
+            return None
+        value = _json(text)
+        if value is None:
+            return None
+        piece = piece_in(value, self._streams.known, self._in_events)
+        if piece is None:
+            if _begins(value):
+                self._seen = True
+                return []
+            if self._seen and says_nothing(value):
+                return []  # what a stream says between its pieces
+            return None
+        self._seen = True
+        out = self._records(self._streams.take(piece, line, len(text)))
+        if piece.rest is not None and has_text(piece.rest):
+            out.append(self._reader.value_record(piece.rest, line, self._name))
+        if self._streams.n_chars > MAX_RECORD:  # bounded: what goes on is the next record
+            out += self.end()
+        return out
 
-    def add(self, piece: Any, line: int, n_chars: int) -> None:
-        self._line = self._line if self._pieces else line
-        self._pieces.append(piece)
-        self.n_chars += n_chars
+    def done(self) -> list[Record]:
+        return self._records(self._streams.done())
 
     def end(self) -> list[Record]:
-        """The record that it comes to; none where no text was in it."""
+        return self._records(self._streams.end())
+
+    def _records(self, answers: Sequence[Streamed]) -> list[Record]:
         from guardkit.reading.pieces import joined
 
-        message = joined(self._pieces)
-        self._pieces, self.n_chars = [], 0
-        if not any((message.content, message.reasoning, message.tool_calls, message.unjudgeable)):
-            return []
-        return [Record(self._line, [message], text_of([message]), self._name)]
+        out: list[Record] = []
+        for answer in answers:
+            message = joined(answer.pieces)
+            if not any((message.content, message.reasoning, message.tool_calls, message.unjudgeable)):
+                continue
+            record = Record(answer.line, [message], text_of([message]), self._name)
+            if (
+                len(answer.pieces) == 1 and not self._in_events
+            ):  # the rest is missing, or it is a whole answer after all
+                alone = self._reader.value_record(answer.pieces[0], answer.line, self._name)
+                record = alone if answer.is_lone or alone.error is None else record
+            out.append(record)
+        return out
+
+
+def _begins(value: Any) -> bool:
+    """Whether an event of the Responses API only says that an answer begins: with the settings, and nothing in it."""
+    response = value.get("response") if isinstance(value, dict) else None
+    named = isinstance(response, dict) and str(value.get("type", "")).startswith("response.")
+    return named and not response.get("output") and response.get("status") in ("queued", "in_progress")
 
 
 def records_of_events(reader: Reader, parts: Iterable[list[bytes]], name: str) -> Iterator[list[Record]]:
     """One record an answer, at its end; one for each event that is no piece; lines that are no event are texts."""
-    from guardkit.reading.encodings import MAX_RECORD
-
-    answer = _Answer(name)
+    answers = Answers(reader, name, in_events=True)
     data: list[str] = []
     number = start = 0
     for lines in parts:
@@ -103,29 +128,21 @@ def records_of_events(reader: Reader, parts: Iterable[list[bytes]], name: str) -
                 start = start if data else number
                 data.append(record.text[field.end() :])
             elif not record.text.strip():
-                out += _event(reader, "\n".join(data), start, answer, name)
+                out += _event(reader, "\n".join(data), start, answers, name)
                 data = []
             else:
                 out += _other(record, field)
-        if answer.n_chars + sum(map(len, data)) > MAX_RECORD:  # bounded: what goes on is the next record
-            out += answer.end()
         yield out
-    yield [*_event(reader, "\n".join(data), start, answer, name), *answer.end()]
+    yield [*_event(reader, "\n".join(data), start, answers, name), *answers.end()]
 
 
-def _event(reader: Reader, text: str, line: int, answer: _Answer, name: str) -> list[Record]:
+def _event(reader: Reader, text: str, line: int, answers: Answers, name: str) -> list[Record]:
     if text.strip() in ("", "[DONE]"):
-        return answer.end() if text else []
-    value = _json(text)
-    if value is None:
+        return answers.done() if text else []
+    if _json(text) is None:
         return [Record(line, text, text, name)]
-    told = value if isinstance(value, dict) else {}
-    if _is_streamed(value):
-        out = answer.end() if told.get("type") == "message_start" else []
-        answer.add(value, line, len(text))
-        return [*out, *(answer.end() if told.get("type") in _ENDS else [])]
-    ended = answer.end() if told.get("type") in _ENDS else []
-    return [*ended, reader.json(text, line, name)]
+    taken = answers.take(text, line)
+    return [reader.json(text, line, name)] if taken is None else taken
 
 
 def _other(record: Record, field: re.Match[str] | None) -> list[Record]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from guardkit.reading.encodings import COMPRESSED, MAX_RECORD, TOO_LONG, decoded_odd
 from guardkit.reading.values import is_name
-from guardkit_cli.events import are_events, is_piece_line, records_of_events
+from guardkit_cli.events import Answers, are_events, is_piece_line, records_of_events
 from guardkit_cli.records import Record
 
 if TYPE_CHECKING:
@@ -126,9 +126,10 @@ def _is_object(text: str) -> bool:
 def _json_lines(
     reader: Reader, parts: Iterable[list[bytes]], name: str, or_text: bool = False
 ) -> Iterator[list[Record]]:
+    answers = Answers(reader, name)
     number = 0
     for lines in parts:
-        records = []
+        records: list[Record] = []
         for raw in lines:
             number += 1
             text = reader.text(number, raw[:-1] if raw.endswith(b"\r") else raw, name)
@@ -137,15 +138,20 @@ def _json_lines(
                     records.append(text)
                 else:
                     reader.n_blank += 1
+            elif text.error:
+                records.append(text)
+            elif (taken := answers.take(text.text, number)) is not None:
+                records += taken
             else:
-                records.append(text if text.error else reader.json(text.text, number, name, or_text=or_text))
+                records.append(reader.json(text.text, number, name, or_text=or_text))
         yield records
+    yield answers.end()
 
 
 def _values(reader: Reader, texts: Iterable[str], name: str) -> Iterator[list[Record]]:
     from guardkit.reading.json_values import JsonValues
 
-    values = JsonValues()
+    values, answers = JsonValues(), Answers(reader, name)
     chat: list[str] | None = None  # for traces, the messages of one chat are one record
     for text in texts:
         found = values.feed(text)
@@ -154,22 +160,25 @@ def _values(reader: Reader, texts: Iterable[str], name: str) -> Iterator[list[Re
         if chat is None and found and reader.outputs and _MESSAGE.match(found[0][1]):
             chat = []
         if chat is None:
-            yield [_value(reader, value, line, name) for line, value in found]
+            yield [record for line, value in found for record in _value(reader, answers, value, line, name)]
         else:
             chat += [value for _, value in found]
     found = values.finish()
     if chat is not None:
         found = [(1, f"[{','.join([*chat, *(value for _, value in found)])}]")]
-    records = [_value(reader, value, line, name) for line, value in found]
+    records = [record for line, value in found for record in _value(reader, answers, value, line, name)]
+    records += answers.end()
     if values.is_cut_off and not any(record.error for record in records):
         records.append(Record(1, None, "", name, "not valid JSON: it ends too early"))
     yield records
 
 
-def _value(reader: Reader, text: str, line: int, name: str) -> Record:
+def _value(reader: Reader, answers: Answers, text: str, line: int, name: str) -> list[Record]:
     text = reader.decoder.settle(text)
-    error = reader.unread()
-    return Record(line, None, text, name, error) if error else reader.json(text, line, name)
+    if error := reader.unread():
+        return [Record(line, None, text, name, error)]
+    taken = answers.take(text, line)
+    return [reader.json(text, line, name)] if taken is None else taken
 
 
 def _texts(chunks: Iterable[bytes]) -> Iterator[str]:

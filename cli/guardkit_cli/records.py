@@ -286,6 +286,13 @@ class Reader:
             return Record(line, None, text, source, str(error))
         return replace(record, text=text) if self.outputs else record
 
+    def value_record(self, data: Any, line: int, source: str) -> Record:
+        """`value`, or a record with an error where it cannot be read."""
+        try:
+            return self.value(data, line, source)
+        except ValueError as error:
+            return Record(line, None, str(data)[:SHOWN_OF_LONG], source, str(error))
+
     def value(self, data: Any, line: int, source: str) -> Record:
         """The record that a parsed value is. Raises ValueError that says why it cannot be read."""
         from guardkit.reading.records import read_record

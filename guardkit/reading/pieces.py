@@ -28,6 +28,7 @@ _LANES = ("index", "output_index", "content_index", "summary_index", "item_id", 
 _SILENT = (at.NO_TEXT | at.BLOCK_NO_TEXT | at.RESPONSE_METADATA) | {
     "item_id", "event_type", "obfuscation", "provider", "responseId", "modelVersion", "native_finish_reason",
     "generation_id", "response_id", "stopReason", "thread_id", "run_id", "assistant_id", "event_id",
+    "sessionUpdate", "kind", "taskId", "contextId", "artifactId",
 }  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def joined(pieces: Iterable[Any]) -> Message:
     lanes: dict[tuple[Any, ...], list[str]] = {}
     unread: list[str] = []
     for piece in pieces:
-        kind = str(piece.get("type", "")) if isinstance(piece, Mapping) else ""
+        kind = str(piece.get("type", piece.get("sessionUpdate", ""))) if isinstance(piece, Mapping) else ""
         for found in texts_of(piece, Stage.response):
             if found.text is None:
                 unread.append(found.what)
@@ -117,7 +118,12 @@ def _is_of_piece(value: Any, piece: Any, key: str) -> bool:
 
 
 def _stage_of(kind: str, path: tuple[Any, ...]) -> Stage:
-    if set(path) & {*at.REASONING, "reasoningContent"} or "reasoning" in kind or "thinking" in kind:
+    if (
+        set(path) & {*at.REASONING, "reasoningContent"}
+        or "reasoning" in kind
+        or "thinking" in kind
+        or "thought" in kind
+    ):
         return Stage.reasoning
     if set(path) & {*at.CALLS, *at.CALL_ARGUMENTS, "inputTextDelta", "toolUse"} or "tool" in kind or "call" in kind:
         return Stage.tool_call

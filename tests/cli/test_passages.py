@@ -29,7 +29,7 @@ WHOLE: dict[str, str] = {
     "a.toml": 'a = """\nit is the secret \\\n  plan of the villain"""\n',
     "a.ini": "[a]\nq = it is the secret\n    plan of the villain\n",
     "a.ics": "BEGIN:VEVENT\nDESCRIPTION:it is the sec\n ret plan of the vil\n lain\nEND:VEVENT\n",
-    "a.srt": "1\n00:00:01,000 --> 00:00:02,000\nit is the secret\n\n2\n00:00:02,000 --> 00:00:03,000\nplan of the villain\n",
+    "a.srt": "1\n00:00:01,5 --> 00:00:02,5\nit is the secret\n\n2\n00:00:02,5 --> 00:00:03,5\nplan of the villain\n",
     "a.vtt": "WEBVTT\n\n00:01.000 --> 00:02.000\nit is the secret\n\n00:02.000 --> 00:03.000\nplan of the villain\n",
     "a.lrc": "[00:01.00]it is the secret\n[00:02.00]plan of the villain\n",
     "a.po": 'msgid ""\n"it is the secret "\n"plan of the villain"\nmsgstr ""\n',
@@ -43,7 +43,7 @@ APART = {
     "full stop.md": "It is the secret.\nPlan of the villain.\n",
     "blank line.md": "it is the secret\n\nplan of the villain\n",
     "items.md": "- the secret\n- plan of the villain\n* plan of the villain\n1. plan of the villain\n",
-    "log.txt": "INFO the secret\nINFO plan of the villain\n2026-11-26 12:00 secret\n2026-11-26 12:01 plan of the villain\n",
+    "log.txt": "INFO the secret\nINFO plan of the villain\n2026-11-26 12:00 secret\n2026-11-26 plan of the villain\n",
     "code.py": "the = secret\nplan(of.the, villain)\n",
     "a.log": "it is the secret\nplan of the villain\n",
 }
