@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import bz2
 import codecs
+import gzip
 import html
 import json
+import lzma
 import quopri
 import time
 import urllib.parse
@@ -29,6 +32,9 @@ TEXTS = {
     "Chinese": "请告诉我如何修理地下室里的旧自行车好吗谢谢",
     "emoji": "please water 🌻 the garden 🏡 tomorrow",
 }
+
+
+HOW = "how do you do this and that with it"
 
 
 def b64(text: str) -> str:
@@ -121,6 +127,18 @@ def test_a_wrapping_comes_off(wrapping: str, language: str) -> None:
         ("String.fromCharCode(116,104,101,32,114,101,100,32,97,112,112,108,101)", "String.fromCharCode(the red apple)"),
         ("- .... . / .-. . -.. / .- .--. .--. .-.. .", "the red apple"),
         ("xn--mnchen-3ya.de", "münchen.de"),
+        (r"the r\e[31med and the\x1b[0m r\033[1med ap\u001b[0mple ^[[1mm", "the red and the\\x1b[0m red apple ^[[1mm"),
+        ("a^[[1mp^[[0mple", "apple"),
+        ("[(the re)-12(d ap)3.5(ple)] TJ", "[(the red apple)] TJ"),
+        (f"'\\x{b'the red apple'.hex()}'", "'\\xthe red apple'"),
+        (
+            json.dumps([{"t": f" {w}", "p": 0.5} for w in HOW.split()]),
+            '[{"t": " how do you do this and that with it", "p": 0.5}]',
+        ),
+        (
+            json.dumps(dict(enumerate(HOW.split()))),
+            '{"0": "how do you do this and that with it "}',
+        ),
     ],
     ids=ascii,
 )
@@ -134,6 +152,9 @@ def test_a_single_disguise_comes_off(text: str, reads: str) -> None:
     [
         r"path C:\users\x64\data and \\server\share\file",
         r're.compile("[^\\w\\d]+\s*\.\d{2}")',
+        '[{"tag": "python"}, {"tag": "kill"}, {"tag": "bomb"}, {"tag": "disposal"}, {"tag": "web"}, {"tag": "is"}]',
+        '[{"d": "in"}, {"d": "out"}, {"d": "in"}, {"d": "out"}, {"d": "in"}, {"d": "out"}, {"d": "in"}, {"d": "up"}]',
+        "rm -rf build[0] && echo ^[a-z] and x[33[1]] in a[1b[",
         r'{"html": "\u003cp\u003e5 \u0026 6\u003c/p\u003e", "q": "say \"hi\""}',
         "<p>Tom &amp; Jerry &lt;tom@example.com&gt; &quot;hi&quot; &#39;s</p><td>a</td><td>b</td>",
         "GET /a%2Fb?x=1&copy=2&lang=de&region=eu&order=3 HTTP/1.1",
@@ -155,6 +176,34 @@ def test_a_single_disguise_comes_off(text: str, reads: str) -> None:
 )
 def test_ordinary_notation_has_no_view(line: str) -> None:
     assert normalized_view(line) is None
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "zlib": zlib.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "deflate": lambda raw: zlib.compress(raw)[2:-4],
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_compressed_text_comes_out(kind: str) -> None:
+    packed = PACKED[kind](SENTENCE.encode())
+    wrappings = [base64.b64encode(packed).decode(), b64(base64.b64encode(packed).decode())]
+    if kind != "deflate":
+        wrappings += [packed.hex(), base64.encodebytes(packed).decode(), f"'\\x{packed.hex()}'"]
+    for wrapped in wrappings:
+        for around in ("{}", "data: {} end"):
+            view = normalized_view(around.format(wrapped))
+            assert view is not None
+            assert SENTENCE in view.text, wrapped
+    half = base64.b64encode(packed[: len(packed) // 2]).decode()  # what there is of it, or nothing
+    view = normalized_view(half)
+    assert view is None or SENTENCE.startswith(view.text.strip()[:20]) or view.text in half
+    bomb = base64.b64encode(PACKED[kind](b"a b " * 1_000_000)).decode()
+    view = normalized_view(bomb)
+    assert view is None or len(view.text) <= 8 * len(bomb)
 
 
 SENTENCE = "How do I repair the old red bike in our cellar?"
@@ -489,6 +538,7 @@ ADVERSARIAL = [
     ),
     *("a|", "a, ", '"a", ', '"the" ', "aabb", "x\b", "\\text{a}", "chr(99)+", "_x0061_", "1 ", "7 / ", "alfa ", "⠁"),
     *("aGVs ", "=AAAA", "begin 644 a\n", "#0V%T\n", "<~", "+AGEA-", "101 ", "0000 00 00\n", "E96 2?5 J@F "),
+    *('"a": "the", ', '{"1":" of"}', "a) 1 (TJ", "\\e[1", "a^[[1m", "\\x6161", "H4sIAAAA"),
     *('a="b "; ', '"a ", ', "'", "a·", "~!#", "\\u99?", "\u200b\u200c", "0xab 0xabab ", "a 🌻 ", "Alfa-", "\x1b[1"),
     *("aGVsbG8gd29ybGQgYWdhaW4=\n", "68656c6c6f20776f726c64 ", "gur naq ", "Aa", "q=a+b+c", "eht dna "),
     "a" * 63 + "\n",

@@ -7,6 +7,7 @@ import base64
 import binascii
 import re
 from collections import Counter
+from itertools import islice
 
 from guardkit.normalize.draft import Draft, Pieces
 from guardkit.normalize.encodings import UNPRINTABLE, reads_as_text
@@ -29,6 +30,9 @@ BRAILLE_RUN = re.compile("[\u2800-\u28ff](?:[ \n]?[\u2800-\u28ff]){4,}+")
 NUMBER = "(?:2[0-7]|1[0-9]|[0-9])"
 NUMBERED = re.compile(rf"(?<![\w.,:/-]){NUMBER}(?:(?: ?[/|] ?|, | {{1,4}}|[,.-]){NUMBER}(?![\w])){{11,}}+")
 NUMBERED_PART = re.compile(r"(\d+)(\D*)")
+KEYED = re.compile(r"[\"']([\w. -]{0,24})[\"'] ?: ?([\"'])([^\"'\\\n]{1,24})\2")
+DIGITS = re.compile(r"\d+")
+ENOUGH, LOOKED_AT = 6, 64  # pieces that may be a text; values that are looked at first
 _NAMES = """
 alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo sierra
 tango uniform victor whiskey xray yankee zulu alpha juliet x-ray
@@ -52,6 +56,8 @@ def read_codes(draft: Draft) -> bool:
         changed |= draft.rewrite(ASCII85, _ascii85)
     if text.encode("utf-8", "replace").translate(SIGNS85).count(b"!") * 12 > len(text):
         changed |= draft.rewrite(BASE85, _base85)
+    if "': " in text or '":' in text:
+        changed |= _keyed(draft)
     if not text.isascii():
         changed |= draft.rewrite(BRAILLE_RUN, _braille)
     elif 3 * len(text.encode().translate(None, b"0123456789")) < 2 * len(text):
@@ -133,6 +139,36 @@ def _numbered(match: re.Match[str]) -> Pieces | None:
     words = "".join(char for char, _ in pieces).split() if pieces else []
     common = {word for word in words if word in COMMON and len(word) > 1}
     return pieces if len(common) > 2 and 3 * sum(map(len, common)) > sum(map(len, words)) / 2 else None
+
+
+def _keyed(draft: Draft) -> bool:
+    """A text in tokens or words that are values of one key, or of numbers: [{"token": " the"}, {"token": " red"}]."""
+    if not _are_pieces([m[3] for m in islice(KEYED.finditer(draft.text), LOOKED_AT)]):
+        return False
+    groups: dict[str, list[re.Match[str]]] = {}
+    for match in KEYED.finditer(draft.text):
+        groups.setdefault(DIGITS.sub("#", match[1]), []).append(match)
+    for found in groups.values():
+        pieces = [m[3] for m in found]
+        if not _are_pieces(pieces):
+            continue
+        blank = "" if _have_blanks(pieces) else " "
+        letters = [(char, m.start(3) + i) for m in found for i, char in enumerate(m[3] + blank)]
+        return draft.replace([(found[0].start(3), found[-1].end(3), letters)])
+    return False
+
+
+def _have_blanks(pieces: list[str]) -> bool:
+    return sum(piece[0] == " " or piece[-1] == " " for piece in pieces) >= max(2, len(pieces) / 6)
+
+
+def _are_pieces(pieces: list[str]) -> bool:
+    if len(pieces) < ENOUGH or sum(" " in piece.strip() for piece in pieces) > len(pieces) / 2:
+        return False
+    words = [piece.strip().lower() for piece in pieces[:LOOKED_AT]]
+    common = {word for word in words if word in COMMON and len(word) > 1}
+    is_list = len(set(words)) < 0.5 * len(words)  # of states, directions
+    return len(common) > 3 and not is_list and (_have_blanks(pieces) or 4 * len(common) >= len(words))
 
 
 def _span(match: re.Match[str]) -> tuple[str, int, int]:

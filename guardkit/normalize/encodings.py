@@ -40,12 +40,16 @@ BASE32 = re.compile(
     r"(?<![A-Z2-7a-z])(?:[A-Z2-7]{16,}+|(?=[a-z]{0,80}[2-7][a-z]{0,80}[2-7])[a-z2-7]{24,}+)={0,6}(?![A-Za-z0-9])"
 )
 HEX_RUN = re.compile(
-    r"(?<!\w)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w)(?:(?:[ ,;:]{1,2}|-|\r?\n)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w))*+"
+    r"(?:(?<!\w)|(?<=\\x))(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w)"
+    r"(?:(?:[ ,;:]{1,2}|-|\r?\n)(?:0[xX])?(?:[0-9a-fA-F]{2})++(?!\w))*+"
 )
 NUMBER = 8  # bytes of what may be a number: by chance some read as letters and signs
 PLAIN = re.compile(r"(?:[^\W\d_]{2,}|[aAI])(?:[ ,.']{1,2}(?:[^\W\d_]{2,}|[aAI]))*+[.!?]?")
 HEX_WORD = re.compile(r"[0-9a-fA-F]{2,}")
 HEX_GROUP = re.compile(r"(?:0[xX](?=[0-9a-fA-F]))?([0-9a-fA-F]{2}|[^0-9a-fA-F]++)")
+PACKED = (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda", b"BZh", b"\xfd7zXZ\0")
+"""What compressed bytes begin with: gzip, zlib, bzip2, xz."""
+MAX_PACKED = 4096  # bytes that are decompressed, and at most eight times as many come out
 BITS = re.compile(r"(?<!\w)[01]{8}(?![^\W01])(?:[ ,]{0,2}[01]{8}(?![^\W01])){3,}+")
 BYTE = re.compile("[01]{8}")
 BITS7 = re.compile(r"(?<!\w)[01]{7}(?:[ ,]{1,2}[01]{7}(?!\w)){5,}+")
@@ -142,14 +146,38 @@ def reads_as_text(text: str) -> bool:
 
 def _settle(raw: bytes, at: Callable[[int], int], unwrapped: Unwrapped, *, word: int = 0) -> Pieces | None:
     """The text that bytes hold, its characters at `at(byte)`; `word`: the letters of which a lone word is enough."""
-    read = _as_text(raw)
+    packed = raw.startswith(PACKED)
+    read = _as_text(_inflated(raw) if packed else raw)
     if read is None or UNPRINTABLE.search(read[0]):
         return None
     text, offsets = read
     inner = unwrapped(text)
     if not (reads_as_text(inner.text) or (word and len(text) >= word and text.isascii() and text.isalpha())):
         return None
+    if packed:  # its characters have no places of their own
+        return [(inner.text, at(0))]
     return [(char, at(offsets[index])) for char, index in zip(inner.text, inner.origin, strict=True)]
+
+
+def _inflated(raw: bytes) -> bytes:
+    """What compressed bytes hold, or its beginning; nothing where they are none."""
+    if len(raw) > MAX_PACKED:
+        return b""
+    most = 8 * len(raw)
+    try:
+        if raw.startswith(b"BZh"):
+            import bz2
+
+            return bz2.BZ2Decompressor().decompress(raw, most)
+        if raw.startswith(b"\xfd7z"):
+            import lzma
+
+            return lzma.LZMADecompressor(memlimit=1 << 25).decompress(raw, most)
+        import zlib
+
+        return zlib.decompressobj(47).decompress(raw, most)
+    except Exception:  # each module has an error of its own
+        return b""
 
 
 def _as_text(raw: bytes) -> tuple[str, Sequence[int]] | None:
@@ -250,18 +278,15 @@ def _from64(run: str) -> bytes:
 
 
 def _otherwise64(run: str, at: int, unwrapped: Unwrapped) -> Pieces | None:
-    """Base64 in rot13, from its end, compressed, or of UTF-16 as UTF-7 has it."""
+    """Base64 in rot13, from its end, deflated without a head, or of UTF-16 as UTF-7 has it."""
     if len(run) < 24 or len(run) > 4000:
         return None
     found = _from64(run)
-    if found[:2] in (b"\x1f\x8b", b"\x78\x9c", b"\x78\xda", b"\x78\x01"):
-        import zlib
-
-        try:
-            raw = zlib.decompressobj(47).decompress(found, 8 * len(run))
-        except zlib.error:
-            return None
-    elif run[0] == "+":
+    if found.startswith(PACKED):
+        return None
+    if read := _deflated(found, at, unwrapped):
+        return read
+    if run[0] == "+":
         try:
             raw = _from64(run[1:].rstrip("-")).decode("utf-16-be").encode("ascii")
         except UnicodeError:
@@ -271,6 +296,18 @@ def _otherwise64(run: str, at: int, unwrapped: Unwrapped) -> Pieces | None:
         if len(run) % 4 == 0 and (read := _settle(_from64(run[::-1]), lambda _: at, unwrapped)):
             return read
     return _settle(raw, lambda _: at, unwrapped)
+
+
+def _deflated(raw: bytes, at: int, unwrapped: Unwrapped) -> Pieces | None:
+    """As single sign-on sends its messages."""
+    import zlib
+
+    codec = zlib.decompressobj(-15)
+    try:
+        text = codec.decompress(raw, 8 * len(raw))
+    except zlib.error:
+        return None
+    return _settle(text, lambda _: at, unwrapped) if codec.eof and len(text) > MIN_BYTES else None
 
 
 def _base32(match: re.Match[str], unwrapped: Unwrapped) -> Pieces | None:

@@ -46,11 +46,14 @@ SET_APART = re.compile(r"(?:\\(?:text|math|rm|bf|it)[a-z]{0,4}\{[^{}\\]{1,3}\}(?
 SET_LETTERS = re.compile(r"\{([^{}]{1,3})\}|\\? |~")
 INLINE = r"(?!/?(?:p|div|td|th|tr|li|ul|ol|dl|dt|dd|br|hr|h[1-6]|table|tbody|thead|section|article|pre|option|title)\b)"
 ATTRIBUTES = r"(?:\s++[\w:@.-]++(?:\s*+=\s*+(?:\"[^\"<]*+\"|'[^'<]*+'|[^\s\"'<>=]++))?)*+"
+TERMINAL = r"(?:\x1b|\\{1,4}(?:e|x1[bB]|0?33|u001[bB])|\^\[|\u241b)"  # the sign, or how it is written
 # Behind a letter. Whether one follows is looked at afterwards: a run that none follows would be read again and again.
 TAGS = re.compile(
-    rf"(?<=[^\W\d_])(?:<{INLINE}(?:/?[A-Za-z][\w:-]*+{ATTRIBUTES}\s*+/?)>|<!--(?:[^<>-]|-(?!->))*+-->|\x1b\[[0-9;?]*+[@-~]"
+    rf"(?<=[^\W\d_])(?:<{INLINE}(?:/?[A-Za-z][\w:-]*+{ATTRIBUTES}\s*+/?)>|<!--(?:[^<>-]|-(?!->))*+-->|{TERMINAL}\[[0-9;?]*+[@-~]"
     r"|\[/?(?:b|i|u|s|color|size|font|url)(?:=[^\[\]\s]{0,40}+)?\]|\]\]><!\[CDATA\[)++"
 )
+TAG_HINTS = ("[/", "e[", "^[[", "1b[", "1B[", "33[", "\u241b[")
+SHIFTED = re.compile(r"(?<=[\w ,.])\) ?-?[0-9]{1,5}(?:\.[0-9]{1,3})? ?\((?=[\w ,.])")  # by PDF, within a word
 ANY_TAG = re.compile(TAGS.pattern.removeprefix(r"(?<=[^\W\d_])"))
 LETTER = re.compile(r"[^\W\d_]")
 STARS = re.compile(r"(?<=[^\W\d_])(?:\*\*|__|~~)(?=[^\W\d_]{1,30}+(?:\*\*|__|~~))|(?<=[^\W\d_])(?:\*\*|~~)(?=[^\W\d_])")
@@ -84,8 +87,10 @@ def unescape(draft: Draft) -> bool:
         changed |= _percents(draft)
     if "=" in text and QUOTED_LETTER.search(draft.text):
         changed |= draft.rewrite(QUOTED, _quoted)
-    if "<" in text or "\x1b" in text or "[/" in text:
+    if "<" in text or "\x1b" in text or ("[" in text and any(hint in text for hint in TAG_HINTS)):
         changed |= _cut_out(draft, TAGS, ANY_TAG)
+    if "TJ" in text:
+        changed |= draft.rewrite(SHIFTED, _nothing)
     if "**" in text or "~~" in text:
         changed |= draft.rewrite(STARS, _nothing)
     if "\n" in text:
