@@ -8,7 +8,7 @@ from typing import Any
 
 from guardkit.messages import Message, Part
 from guardkit.reading import positions as at
-from guardkit.reading.message import read_message
+from guardkit.reading.message import read_message, spoken
 from guardkit.reading.values import as_sequence, is_name, texts_of
 from guardkit.verdict import Stage
 
@@ -57,6 +57,7 @@ def holds_text(key: Any, value: Any) -> bool:
 
 
 def is_message(data: Mapping[Any, Any]) -> bool:
+    data = spoken(data)
     kind = data.get("type")
     if kind == "message" and "content" not in data and data.get("role") is None:
         return False  # of people: Slack's, a bot framework's
@@ -118,11 +119,30 @@ def is_chat(value: Any) -> bool:
     return (
         isinstance(value, list)
         and all(isinstance(m, Mapping) for m in value)
-        and any((is_message(m) and m.keys() & _SPEAKERS) or ("parts" in m and "kind" not in m) for m in value)
+        and any(
+            (is_message(m) and m.keys() & _SPEAKERS) or ("parts" in m and ("kind" not in m or spoken(m) is not m))
+            for m in value
+        )
     )
 
 
-_SPEAKERS = frozenset(("role", "value", "lc", "content", "data", "summary", "call_id", "arguments", "output"))
+_SPEAKERS = frozenset(
+    (
+        "role",
+        "author",
+        "sender",
+        "source",
+        "parts",
+        "value",
+        "lc",
+        "content",
+        "data",
+        "summary",
+        "call_id",
+        "arguments",
+        "output",
+    )
+)
 
 
 def answer_in(value: Any, key: str, beside: Mapping[str, Any]) -> list[Message]:

@@ -31,24 +31,25 @@ def read_message(source: Any, index: int = 0, role: str | None = None) -> Messag
             f"message {index}: expected a mapping with 'role' and 'content', got {type(source).__name__}"
         )
     source = unwrapped(source)
+    source = spoken(source)
     kind = source.get("type")
     named = source.get("role", source.get("from"))
     if named is None and isinstance(kind, str):
         named = at.ROLE_OF_TYPE.get(kind) or (
-            "tool" if kind in at.RESULT_BLOCKS else "assistant" if kind in at.CALL_BLOCKS else None
+            "tool" if at.is_result(kind) else "assistant" if at.is_call(kind) else None
         )
-        is_block = kind in at.ITEMS
+        is_block = kind in at.ITEMS or at.is_result(kind) or at.is_call(kind)
     else:
         is_block = False
     named = _enum_value(named) if named is not None else role
-    named = named.lower() if isinstance(named, str) else named
-    if isinstance(named, str) and named in at.CALL_ROLES:
+    if isinstance(named, str) and named.lower() in at.CALL_ROLES:
         return read_message(_as_call(source), index)
     if not isinstance(named, str):
         raise MessageError(f"message {index}: 'role' is missing or no string; known: {', '.join(at.ROLES)}")
-    if named not in at.ROLES:
+    known = at.role_of(named)
+    if known is None:
         raise MessageError(f"message {index}: unknown role '{named}'; known: {', '.join(at.ROLES)}")
-    reader = MessageReader(named, index)
+    reader = MessageReader(known, index)
     if is_block:
         reader.content(source)
     else:
@@ -69,6 +70,47 @@ def unwrapped(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
         rest = {k: v for k, v in source.items() if k != "data"}
         return rest | _untyped(inner)
     return source
+
+
+def spoken(source: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """A message that says elsewhere who speaks, with a role: exports of chats (`author`, `sender`), AutoGen's `source`,
+    Pydantic AI's `kind`; any other mapping as it is."""
+    if source.get("role") is not None or "from" in source:
+        return source
+    author, content, kind, parts = (source.get(key) for key in ("author", "content", "type", "parts"))
+    if isinstance(author, Mapping) and (role := at.role_of(author.get("role"))) and content is not None:
+        if isinstance(content, Mapping) and "content_type" in content:
+            content = _exported(content)
+        return _but_names(source, "author") | {"role": role, "content": content}
+    role = at.role_of(source.get("sender"))
+    if role and any(isinstance(source.get(key), str | list) for key in ("text", "content")):
+        return _but_names(source, "sender") | {"role": role}
+    if isinstance(kind, str) and kind.endswith(("Message", "Event")) and isinstance(source.get("source"), str):
+        told = _but_names(source, "source", "type")
+        if kind == "ToolCallRequestEvent" and isinstance(content, list):
+            return told | {"role": "assistant", "content": None, "tool_calls": content}
+        return told | {"role": "tool" if "Execution" in kind else at.role_of(source["source"]) or "assistant"}
+    if isinstance(parts, list) and any(isinstance(part, Mapping) and "part_kind" in part for part in parts):
+        return _but_names(source, "kind") | {"role": at.ROLE_OF_KIND.get(str(source.get("kind")), "assistant")}
+    return source
+
+
+def _but_names(source: Mapping[Any, Any], *keys: str) -> dict[Any, Any]:
+    """A mapping without those of `keys` that hold nothing but names."""
+
+    def is_named(value: Any) -> bool:
+        return all(found.text is not None and is_name(found.text, 6) for found in texts_of(value, Stage.prompt))
+
+    return {key: value for key, value in source.items() if key not in keys or not is_named(value)}
+
+
+def _exported(content: Mapping[Any, Any]) -> list[Any]:
+    """The content of a message of ChatGPT's export."""
+    kind = content["content_type"]
+    told = {key: value for key, value in content.items() if key != "content_type"}
+    if kind == "thoughts":
+        return [{"type": "reasoning", "content": list(told.values())}]
+    return [{"type": "tool_call", "input": told}] if kind == "code" else list(told.values())
 
 
 def _untyped(inner: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -202,9 +244,10 @@ class MessageReader:
             self._nested -= 1
 
     def block(self, block: Mapping[Any, Any]) -> None:
-        kind = _enum_value(block.get("type", block.get("block_type", block.get("kind"))))  # the last is A2A's
+        named = next((block[key] for key in ("type", "block_type", "kind", "part_kind") if key in block), None)
+        kind = _enum_value(named)
         if isinstance(kind, str):
-            if kind.startswith("tool-") and "toolCallId" in block and kind not in at.RESULT_BLOCKS:
+            if kind.startswith("tool-") and "toolCallId" in block and not at.is_result(kind):
                 kind = "tool-call"
             if not self.known(kind, block):
                 self.plain(block, kind)
@@ -234,15 +277,15 @@ class MessageReader:
     def known(self, kind: str, block: Mapping[Any, Any]) -> bool:
         """Read a block of a known kind; whether it is one."""
         if kind in at.TEXT:
-            given = [key for key in ("text", "refusal") if block.get(key) is not None]
+            given = [key for key in ("text", "refusal", "content") if block.get(key) is not None]
             for key in given:
                 self.content(block[key])
             self.rest(block, given)
         elif kind in at.REASONING_BLOCKS:
             self.reasoning(block, kind)
-        elif kind in at.CALL_BLOCKS:
+        elif at.is_call(kind):
             self.call(block, kind)
-        elif kind in at.RESULT_BLOCKS:
+        elif at.is_result(kind):
             with self.at(Stage.tool_output, kind):
                 self.inside(block, at.BLOCK_NO_TEXT | at.NAMED)
         elif kind in at.DOCUMENT_BLOCKS:

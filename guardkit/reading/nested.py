@@ -11,8 +11,10 @@ from typing import Any
 
 from guardkit.errors import MessageError
 from guardkit.messages import Message, Part
+from guardkit.reading import positions as at
 from guardkit.reading.drafts import Draft
 from guardkit.reading.jsontext import parse
+from guardkit.reading.message import read_message
 from guardkit.reading.pieces import is_piece, joined
 from guardkit.reading.values import Found, Key, Path, texts_of, written
 from guardkit.verdict import Stage
@@ -91,7 +93,7 @@ def _find(value: Any, path: Path, known: Known, said: list[Said], taken: _Taken)
     """Read what is a chat in `value`, and look for others in the rest of it."""
     if not isinstance(value, Mapping | list) or not value or len(path) > DEEPEST:
         return
-    used: tuple[str, ...] = ()
+    used: Sequence[Any] = ()
     if path or isinstance(value, list):
         if isinstance(value, list) and len(value) > 1 and all(is_piece(item) for item in value):
             said.append((written(path), [joined(value)]))
@@ -104,10 +106,41 @@ def _find(value: Any, path: Path, known: Known, said: list[Said], taken: _Taken)
             if isinstance(value, list):
                 taken[path] = None
                 return
-            taken[path] = used = draft.used
+            used = draft.used
+    if isinstance(value, Mapping):
+        for key in [key for key in value if key in at.TOLD_BY_KEY and key not in used]:
+            if (message := _told(key, value[key])) is not None:
+                said.append((written((*path, key)), [message]))
+                used = (*used, key)
+    if used:
+        taken[path] = tuple(used)
     for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
         if key not in used:
             _find(child, (*path, key), known, said, taken)
+
+
+def _told(key: str, value: Any) -> Message | None:
+    """What stands at a key that tells its stage; None where that does not look the part, or holds chats itself."""
+    stage = at.TOLD_BY_KEY[key]
+    try:
+        if stage is Stage.tool_call:
+            listed = [value] if isinstance(value, Mapping) else value
+            if not isinstance(listed, list) or not all(isinstance(call, Mapping) for call in listed):
+                return None
+            message = read_message({"role": "assistant", "content": None, "tool_calls": listed})
+            return None if message.unjudgeable or not message.tool_calls else message
+    except MessageError:
+        return None
+    found = texts_of(value, stage, names=True)
+    flat = isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    if not found or any(f.text is None for f in found) or not (flat or stage in (Stage.tool_output, Stage.document)):
+        return None
+    if not flat and any(f.is_key and f.text in _CHATS for f in found):
+        return None
+    return Message("user", attached=(Part(stage, "\n".join(f.text for f in found if f.text), key),))
+
+
+_CHATS = frozenset(("role", "messages", "choices", "lc", *at.TOLD_BY_KEY))
 
 
 def _draft(value: Any, known: Known) -> Draft | None:

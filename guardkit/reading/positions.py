@@ -7,6 +7,7 @@ text, for one whose stage is not that of its surroundings, and for media.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from guardkit.verdict import Stage
 
@@ -35,19 +36,41 @@ ROLE_OF_TYPE = {  # messages without a role: LangChain's types, and items of the
     **dict.fromkeys(("tool", "ToolMessage", "ToolMessageChunk"), "tool"),
     **dict.fromkeys(("function", "FunctionMessage", "FunctionMessageChunk"), "tool"),
     **dict.fromkeys(("input_text", "input_image", "input_file", "mcp_approval_response", "item_reference"), "user"),
-    **dict.fromkeys(("reasoning", "output_text", "refusal", "message", "compaction"), "assistant"),
+    **dict.fromkeys(("reasoning", "output_text", "refusal", "message", "compaction", "message.output"), "assistant"),
     **dict.fromkeys(("configuration_update", "compaction_trigger", "additional_tools"), "system"),
 }
+
+ROLE_OF_KIND = {"request": "user", "response": "assistant"}
+"""Pydantic AI's messages, whose parts are `part_kind`."""
+
+
+def role_of(value: Any) -> str | None:
+    """The role, one of `ROLES`, that is written so: in any case, or with an agent's name behind it ("agent/writer")."""
+    value = getattr(value, "value", value)
+    if not isinstance(value, str):
+        return None
+    name = value.lower()
+    name = name if name in ROLES else name.partition("/")[0]
+    return name if name in ROLES else None
+
 
 # ------------------------------------------------------------------------------------------------------- messages
 
 CONTENT = ("content", "parts", "blocks", "value", "text")
 """Where a message's own content stands. `value` is ShareGPT's, `blocks` LlamaIndex's, `parts` Gemini's and AI SDK's."""
 REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_delta")
-CALLS = ("tool_calls", "function_call", "invalid_tool_calls", "tool_call_chunks", "toolInvocations")
+CALLS = ("tool_calls", "function_call", "invalid_tool_calls", "tool_call_chunks", "toolInvocations", "executed_tools")
 ASIDE = ("annotations", "citations", "groundingMetadata", "grounding_metadata", "citationMetadata", "search_results")
 """What an answer cites: other people's words, judged as documents."""
 RESULTS = ("artifact", "toolUseResult")
+TOLD_BY_KEY = {
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thought", "thoughts"), Stage.reasoning),
+    **dict.fromkeys(("tool_calls", "function_call"), Stage.tool_call),
+    **dict.fromkeys(("observation", "observations", "tool_output", "tool_outputs", "tool_result"), Stage.tool_output),
+    **dict.fromkeys(("tool_results", "tool_response", "toolUseResult", "structuredContent"), Stage.tool_output),
+    **dict.fromkeys(("documents", "source_documents", "retrieved_documents", "retrieved_contexts"), Stage.document),
+}
+"""Keys of values of no known shape that tell the stage of what stands there."""
 NO_TEXT = frozenset((
     "role", "from", "name", "id", "tool_call_id", "toolCallId", "call_id", "type", "status", "index", "usage",
     "usage_metadata", "finish_reason", "stop_reason", "model", "created_at", "createdAt", "timestamp", "phase",
@@ -70,7 +93,7 @@ RESPONSE_METADATA = frozenset((
 TEXT = frozenset(("text", "input_text", "output_text", "refusal", "summary_text", "text_delta"))
 REASONING_BLOCKS = frozenset((
     "thinking", "reasoning", "reasoning_text", "reasoning.text", "reasoning.summary", "reasoning.encrypted",
-    "redacted_thinking", "reasoningContent", "compaction",
+    "redacted_thinking", "reasoningContent", "compaction", "thought",
 ))  # fmt: skip
 CALL_BLOCKS = frozenset((
     "tool_use", "tool_call", "function_call", "server_tool_use", "custom_tool_call", "mcp_tool_use", "tool_call_chunk",
@@ -78,7 +101,7 @@ CALL_BLOCKS = frozenset((
     "dynamic-tool", "tool-invocation", "mcp_call", "mcp_approval_request", "web_search_call", "file_search_call",
     "code_interpreter_call", "computer_call", "local_shell_call", "shell_call", "apply_patch_call",
     "image_generation_call", "toolUse", "functionCall", "function_call_part", "executableCode", "executable_code",
-    "constructor_call", "tool_search_call", "program", "toolCall", "tool-approval-request",
+    "constructor_call", "tool_search_call", "program", "toolCall", "tool-approval-request", "tool.execution",
 ))  # fmt: skip
 RESULT_BLOCKS = frozenset((
     "tool_result", "mcp_tool_result", "web_search_tool_result", "web_fetch_tool_result", "tool-result", "tool-error",
@@ -87,8 +110,11 @@ RESULT_BLOCKS = frozenset((
     "bash_code_execution_tool_result", "text_editor_code_execution_tool_result", "tool_search_tool_result",
     "server_tool_result", "toolResult", "functionResponse", "function_response", "codeExecutionResult",
     "code_execution_result", "tool_search_output", "program_output", "advisor_tool_result", "mcp_tool_listing",
-    "toolResponse", "tool_response", "tool_call_response",
+    "toolResponse", "tool_response", "tool_call_response", "tool-return", "retry-prompt",
 ))  # fmt: skip
+CALL_ENDINGS = ("_call", "-call", ".call")
+RESULT_ENDINGS = ("_result", "-result", ".result", "_call_output")
+"""Of the kinds of blocks that no table knows yet."""
 DOCUMENT_BLOCKS = frozenset((
     "document", "search_result", "web_search_result", "web_fetch_result", "text-plain", "citable", "citation",
     "source-url", "source-document", "searchResult", "citationsContent_citation", "search_result_location",
@@ -100,6 +126,16 @@ MEDIA_BLOCKS = frozenset((
     "file-url", "file-id", "file-reference", "image-data", "image-url", "image-file-id", "image-file-reference",
     "reasoning-file",
 ))  # fmt: skip
+
+
+def is_call(kind: str) -> bool:
+    return kind in CALL_BLOCKS or (kind.endswith(CALL_ENDINGS) and not is_result(kind))
+
+
+def is_result(kind: str) -> bool:
+    return kind in RESULT_BLOCKS or (kind.endswith(RESULT_ENDINGS) and kind not in DOCUMENT_BLOCKS)
+
+
 ITEMS = TEXT | REASONING_BLOCKS | CALL_BLOCKS | RESULT_BLOCKS | MEDIA_BLOCKS
 ITEMS |= {"configuration_update", "compaction_trigger"}
 """Blocks that can stand as messages of their own (the Responses API's items)."""

@@ -140,7 +140,7 @@ def _preference(data: Any, outputs: bool) -> Draft | None:
     given = [(key, data[key]) for key in keys if data[key]]
     if len(keys) < 2:
         listed = first_of(data, CANDIDATES)
-        if listed is None or not isinstance(data[listed], list):
+        if listed is None or not isinstance(data[listed], list) or _is_turn(data[listed]):
             return None
         keys, texts = (listed,), [_candidate(item) for item in data[listed]]
         given = [(f"{listed}[{i}]", text) for i, text in enumerate(texts) if text is not None]
@@ -179,24 +179,30 @@ def _items(data: Any, outputs: bool) -> Draft | None:
     """The Responses API's ``output`` or ``input``, a turn of several items; Bedrock's ``output``."""
     if not isinstance(data, Mapping):
         return None
-    output, asked = data.get("output"), data.get("input")
+    key = "output" if data.get("output") is not None or not _is_turn(data.get("outputs")) else "outputs"
+    output, asked = data.get(key), data.get("input")
     if isinstance(output, Mapping) and isinstance(output.get("message"), Mapping):
         context, used = context_of(data)
         told = read_message(output["message"], 0, "assistant")
         beside = tuple(f"output.{k}" for k, v in output.items() if k != "message" and holds_text(k, v))
         return Draft(context, [("output.message", None, [told])], ("output", *used), ignored=beside)
     if isinstance(output, list) and output and all(isinstance(item, Mapping) for item in output):
-        one_output(data, "output", outputs)
+        one_output(data, key, outputs)
         context, used = context_of(data)
         turn = one_turn([read_message(item, i, "assistant") for i, item in enumerate(output)])
         settings = [
             key for key in ("text", "reasoning") if isinstance(data.get(key), Mapping) and _are_names(data[key])
         ]
-        return Draft(context, [("output", None, turn)], ("output", *settings, *used))
+        return Draft(context, [(key, None, turn)], (key, *settings, *used))
     if isinstance(asked, list) and asked and all(isinstance(m, Mapping) for m in asked) and output is None:
         context, used = context_of({k: v for k, v in data.items() if k != "input"})
         return Draft([*context, *messages_in(asked, "input")], [], ("input", *used))
     return None
+
+
+def _is_turn(value: Any) -> bool:
+    """Whether a list holds the typed items of one turn: of Gemini's interactions, of Mistral's conversations."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) and "type" in v for v in value)
 
 
 def _are_names(value: Any) -> bool:
@@ -207,6 +213,8 @@ def _message(data: Any, outputs: bool) -> Draft | None:
     """One message, alone or in ``message``."""
     if not isinstance(data, Mapping):
         return None
+    if (protocol := _protocol(data)) is not None:
+        return protocol
     inner = data.get("message")
     if isinstance(inner, Mapping) and "role" not in data and (outputs or (is_message(inner) and _is_to_a_model(inner))):
         one_output(data, "message", outputs)
@@ -218,10 +226,32 @@ def _message(data: Any, outputs: bool) -> Draft | None:
     return Draft([], [("", 0 if "role" in data else None, [read_message(data)])], tuple(data))
 
 
+def _protocol(data: Mapping[Any, Any]) -> Draft | None:
+    """A tool's call or result as the Model Context Protocol has them, in JSON-RPC or bare."""
+    is_rpc = "jsonrpc" in data
+    asked, result = data.get("params"), data.get("result") if is_rpc else data
+    if is_rpc and data.get("method") == "tools/call" and isinstance(asked, Mapping):
+        told = read_message({"role": "assistant", "content": None, "tool_calls": [asked]})
+        return Draft([("params", None, told)], [], ("params", *_RPC))
+    if not isinstance(result, Mapping):
+        return None
+    content = result.get("content", result.get("contents"))
+    is_list = isinstance(content, list) and all(isinstance(block, Mapping) for block in content)
+    signs = "structuredContent" in result or (is_list and (is_rpc or isinstance(result.get("isError"), bool)))
+    if not signs or "role" in result or "messages" in result:
+        return None
+    told = read_message({"role": "tool", "content": None, **result})
+    rest = read_message({"role": "tool", "content": content}) if "contents" in result else told
+    return Draft([("result" if is_rpc else "", None, rest)], [], ("result", *_RPC) if is_rpc else tuple(data))
+
+
+_RPC = ("jsonrpc", "id", "method")
+
+
 def _is_to_a_model(message: Mapping[Any, Any]) -> bool:
     """Whether a message is one to or from a model; of people it names who wrote it where a role would stand."""
     role = message.get("role", message.get("from"))
-    return role is None or (isinstance(role, str) and role.lower() in at.ROLES.keys() | at.CALL_ROLES)
+    return role is None or at.role_of(role) is not None or (isinstance(role, str) and role.lower() in at.CALL_ROLES)
 
 
 def _answered(data: Any, outputs: bool) -> Draft | None:
@@ -230,6 +260,8 @@ def _answered(data: Any, outputs: bool) -> Draft | None:
     key = first_of(data, keys)
     if not outputs and key and isinstance(data[key], Mapping) and _wraps_a_chat(data[key]):
         return None
+    if not outputs and key == "answer" and type(data[key]) is int and any(k in data for k in ("choices", "options")):
+        return None  # which of the choices of a quiz it is
     if not isinstance(data, Mapping) or (key is None and not (outputs and any(data.get(k) for k in BESIDE))):
         null = next((k for k in ANSWERS if k in data), None) if isinstance(data, Mapping) and not outputs else None
         if null is not None and any(k in data for k in QUESTIONS if k != null):
@@ -350,10 +382,11 @@ SHAPES: dict[str, Callable[[Any, bool], Draft | None]] = {
 _LAST = ("text", "values")
 _NESTED = (_choices, _preference, _chat, _items, _message, _document, _answered)
 _BEYOND_TEXT = frozenset((
+    "jsonrpc", "structuredContent", "isError", "author", "sender", "parts",
     "kwargs", "lc", "type", "body", "response", "request", "custom_id", "url", "status_code", "done", "stop", "object",
     "choices", "candidates", "message", "role", "from", "page_content", "class_name", "input", *LISTS, *ANSWERS,
     *(key for pair in PAIRS for key in pair), *NUMBERED, *CANDIDATES, *PIECES,
 ))  # fmt: skip
 """Keys without which no shape before the last ones reads an object as its own, nor refuses it."""
-_SIGNS = _BEYOND_TEXT | {"parts"}
+_SIGNS = _BEYOND_TEXT | at.TOLD_BY_KEY.keys()
 """Of any known shape's values, a list of messages too, at least one key."""
