@@ -29,6 +29,7 @@ from guardkit_cli.output import (
     width_of,
     write_lines,
 )
+from guardkit_cli.passages import SOURCE
 from guardkit_cli.records import Reader, Record, Source
 from guardkit_cli.summary import WORST, Summary
 
@@ -254,10 +255,8 @@ def available(
     try:
         source = Source.open(path, encoding)
         talk.start(source)
-        if reader.reads_lines_of(path):
-            talk.hint(
-                "a document: its lines are judged, and sentences over several lines; --whole judges a file as one text"
-            )
+        if reader.reads_lines_of(path) and not path.lower().endswith((".txt", *SOURCE)):
+            talk.hint("of a document lines are judged, and sentences over several; --whole judges it as one text")
         reads = reader.read(source)
         while (records := next(reads, None)) is not None:
             yield records, source.is_ready()

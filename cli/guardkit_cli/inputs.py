@@ -119,7 +119,8 @@ def explain(path: str, reader: Reader, encoding: str | None = None) -> Iterator[
     told = [told for told in source.recognised if not told.startswith(_FOUND)]
     yield f"{escape(path)}: {', '.join([kind, *told])}"
     for record in shown[:SHOWN_RECORDS]:
-        yield f"record at line {record.line}:"
+        last = f" to {record.line + record.over - 1} put together, where that is worse" if record.over else ""
+        yield f"record at line {record.line}{last}:"
         yield from (f"  {line}" for line in _lines_of(record))
     if problem:
         yield f"cannot be read on: {escape(problem)}"
