@@ -23,7 +23,7 @@ LAYERS = (
     ("reading", "reading.positions", "reading.jsontext", "reading.values", "reading.json_values", "reading.encodings"),
     ("messages", "disguises", "sentences", "languages", "audit_text"),
     ("telemetry.otel",),
-    ("normalize.draft", "normalize.words", "reading.payloads"),
+    ("normalize.draft", "normalize.words", "reading.payloads", "reading.speakers"),
     ("reading.message",),
     ("reading.drafts", "reading.pieces"),
     ("reading.nested",),

@@ -107,8 +107,9 @@ class Answers:
 def _begins(value: Any) -> bool:
     """Whether an event of the Responses API only says that an answer begins: with the settings, and nothing in it."""
     response = value.get("response") if isinstance(value, dict) else None
-    named = isinstance(response, dict) and str(value.get("type", "")).startswith("response.")
-    return named and not response.get("output") and response.get("status") in ("queued", "in_progress")
+    if not isinstance(response, dict) or not str(value.get("type", "")).startswith("response."):
+        return False
+    return not response.get("output") and response.get("status") in ("queued", "in_progress")
 
 
 def records_of_events(reader: Reader, parts: Iterable[list[bytes]], name: str) -> Iterator[list[Record]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from guardkit.messages import Message, Part
 from guardkit.reading import positions as at
-from guardkit.reading.message import read_message, spoken
+from guardkit.reading.message import read_message
+from guardkit.reading.speakers import spoken
 from guardkit.reading.values import as_sequence, is_name, texts_of
 from guardkit.verdict import Stage
 

@@ -12,9 +12,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guardkit.reading.message import unwrapped
 from guardkit.reading.nested import opened
 from guardkit.reading.pieces import is_piece, joined
+from guardkit.reading.speakers import unwrapped
 from guardkit.reading.values import is_name, texts_of
 from guardkit.verdict import Stage
 
