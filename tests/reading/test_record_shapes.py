@@ -149,7 +149,7 @@ def test_a_shape_and_a_field_can_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": 1, "a": 2}', '{"b": {"a": 1, "\\u0061": 2}}', "[" * 100_000, '{"a": ' * 5_000, "{", "1" * 5_000]
+    "text", ['{"a": 1, "a": 2}', '{"b": {"a": 1, "\\u0061": 2}}', "[" * 100_000, '{"a": ' * 5_000, "{"]
 )
 def test_json_that_is_not_read(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
