@@ -40,7 +40,7 @@ def peek(model: StreamModel, session: Session, tokens: Tokens) -> Scores:
     return scores
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether something holds, now or soon: what a loop does in its own time."""
     end = time.monotonic() + seconds
     while not holds():

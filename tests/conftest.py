@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -16,6 +17,13 @@ LOCAL = {"localhost", "::1", "", None}
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub says so at once instead of trying
+with contextlib.suppress(ImportError):  # the environment of `dev-openai-like` has none
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("guardkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
+    settings.load_profile("guardkit")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: torch's threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def refuse_network(event: str, args: tuple[Any, ...]) -> None:
@@ -80,7 +88,7 @@ class Visit:
 
     def until(self, expression: str) -> None:
         """Wait for it to be true. (playwright's own waiting evaluates strings, which a content policy forbids.)"""
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not self.page.evaluate(expression):
             assert time.monotonic() < end, f"never: {expression}"
             time.sleep(0.02)

@@ -50,7 +50,7 @@ class Source:
 
     def __iter__(self) -> Iterator[str]:
         for i, piece in enumerate(self.pieces):
-            if self._waits_at(i) and not self._enough.wait(20):
+            if self._waits_at(i) and not self._enough.wait(60):
                 raise AssertionError("the source waited for its text in vain")
             self.sent += len(piece)
             yield piece
@@ -58,7 +58,7 @@ class Source:
 
     async def __aiter__(self) -> AsyncIterator[str]:
         for i, piece in enumerate(self.pieces):
-            if self._waits_at(i) and not await asyncio.to_thread(self._enough.wait, 20):
+            if self._waits_at(i) and not await asyncio.to_thread(self._enough.wait, 60):
                 raise AssertionError("the source waited for its text in vain")
             self.sent += len(piece)
             yield piece

@@ -59,18 +59,27 @@ def test_a_closed_guard_says_so_and_its_twin_lives_on() -> None:
 
 
 def test_closing_frees_the_model_and_fails_what_waits() -> None:
-    model = FakeModel(SCRIPT, delay=0.5)
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(FakeModel):
+        def query(self, queries: Any) -> Any:
+            begun.set()
+            assert go_on.wait(60)
+            return super().query(queries)
+
+    model = Slow(SCRIPT)
     guard = Guard(model)
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(guard.decide("hi"))) for _ in range(5)]
     threads[0].start()
-    assert eventually(lambda: model.calls == 1)
+    assert begun.wait(60)
     for thread in threads[1:]:
         thread.start()
-    eventually(lambda: len(model._loop._inbox) == 4, 0.4)
+    assert eventually(lambda: len(model._loop._inbox) == 4)
     guard.close()
+    go_on.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert sum(decision.judged for decision in found) <= 1  # the one that was under way
     assert all(d.action is Action.block for d in found if not d.judged)
@@ -667,9 +676,9 @@ def test_a_step_that_fails_leaves_nobody_waiting_and_the_loop_goes_on() -> None:
     loop = Loop("test", _Faulty())
     first: Ticket[None] = Ticket(None)
     loop.put(first)
-    assert "a fault of the scheduler" in str(first.exception(10))
+    assert "a fault of the scheduler" in str(first.exception(60))
     assert isinstance(first.exception(0), GuardkitError)
     second: Ticket[None] = Ticket(None)
     loop.put(second)
-    assert second.result(10) == "answered"
+    assert second.result(60) == "answered"
     loop.close("over")

@@ -80,7 +80,7 @@ class Stub(SimpleModel):
     def query(self, queries: Sequence[Query]) -> Sequence[list[QueryScores] | Exception]:
         self.batches.append(len(queries))
         self.inside.set()
-        assert self.gate.wait(30)
+        assert self.gate.wait(60)
         return [self._one(query) for query in queries]
 
     def _one(self, query: Query) -> list[QueryScores] | Exception:
@@ -169,7 +169,7 @@ def served(model: StreamModel, base: Path) -> Iterator[Path]:
         yield base
     finally:
         held.close()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
         assert not folder.exists()
 
@@ -398,7 +398,7 @@ def test_what_comes_too_late_is_not_judged_and_not_worked_on(far: tuple[ProcessM
     model, stub = far
     stub.gate.clear()
     held = model.submit([Query("first")])
-    assert stub.inside.wait(30)
+    assert stub.inside.wait(60)
     guard = Guard(model, timeout=0.05)
     decision = guard.decide("fine")
     assert (decision.judged, decision.action.value) == (False, "block")
@@ -407,8 +407,8 @@ def test_what_comes_too_late_is_not_judged_and_not_worked_on(far: tuple[ProcessM
     assert sent(model)
     stub.gate.set()
     with pytest.raises(TimeoutError):
-        late.result(30)
-    assert held[0].result(30)
+        late.result(60)
+    assert held[0].result(60)
     assert guard.check("bad").severity is Severity.unsafe
     assert sum(stub.batches) == 2  # the first, and the last
 
@@ -417,7 +417,7 @@ def test_what_was_cancelled_is_not_worked_on(far: tuple[ProcessModel, Stub]) -> 
     model, stub = far
     stub.gate.clear()
     held = model.submit([Query("first")])
-    assert stub.inside.wait(30)
+    assert stub.inside.wait(60)
 
     async def storm() -> None:
         tasks = [asyncio.create_task(Guard(model).acheck(f"text {i}")) for i in range(50)]
@@ -430,8 +430,8 @@ def test_what_was_cancelled_is_not_worked_on(far: tuple[ProcessModel, Stub]) -> 
     assert sent(model)
     (after,) = model.submit([Query("bad")])
     stub.gate.set()
-    assert held[0].result(30)
-    assert after.result(30)[0].scores.severity[0, 2] > 0.5
+    assert held[0].result(60)
+    assert after.result(60)[0].scores.severity[0, 2] > 0.5
     assert sum(stub.batches) == 2
 
 
@@ -439,7 +439,7 @@ def test_what_waits_together_crosses_and_is_judged_together(far: tuple[ProcessMo
     model, stub = far
     stub.gate.clear()
     futures = model.submit([Query("first")])
-    assert stub.inside.wait(30)
+    assert stub.inside.wait(60)
     threads = [threading.Thread(target=lambda: futures.extend(model.submit([Query("x")] * 5))) for _ in range(20)]
     for thread in threads:
         thread.start()
@@ -448,7 +448,7 @@ def test_what_waits_together_crosses_and_is_judged_together(far: tuple[ProcessMo
     assert len(futures) == 101
     assert sent(model)
     stub.gate.set()
-    assert all(future.result(30) for future in futures)
+    assert all(future.result(60) for future in futures)
     assert stub.batches == [1, 100]
 
 
@@ -456,11 +456,11 @@ def test_what_cannot_be_sent_fails_alone(far: tuple[ProcessModel, Stub]) -> None
     model, stub = far
     stub.gate.clear()
     model.submit([Query("first")])
-    assert stub.inside.wait(30)
+    assert stub.inside.wait(60)
     bad, good = model.submit([Query(object())]), model.submit([Query("fine")])  # type: ignore[arg-type]
     stub.gate.set()
     assert isinstance(bad[0].exception(30), TypeError)
-    assert good[0].result(30)
+    assert good[0].result(60)
 
 
 def test_a_session_of_another_model_is_refused(far: tuple[ProcessModel, Stub]) -> None:
@@ -479,14 +479,14 @@ def test_who_closes_is_told_and_others_go_on(base: Path) -> None:
         stream = Guard(first).stream("hi")
         stub.gate.clear()
         held = first.submit([Query("first")])
-        assert stub.inside.wait(30)
+        assert stub.inside.wait(60)
         other = second.submit([Query("other")])
         closing = threading.Thread(target=first.close)
         closing.start()
         assert isinstance(held[0].exception(30), GuardkitError)
         stub.gate.set()
-        closing.join(30)
-        assert other[0].result(30)
+        closing.join(60)
+        assert other[0].result(60)
         with pytest.raises(GuardkitError, match="was closed"):
             first.submit([Query("x")])
         with pytest.raises(NotJudged, match="was closed"):

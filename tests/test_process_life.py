@@ -46,7 +46,7 @@ def is_there(pid: int) -> bool:
 
 
 def gone(pid: int) -> bool:
-    return eventually(lambda: not is_there(pid), 30)
+    return eventually(lambda: not is_there(pid), 60)
 
 
 def model_of(guard: Guard) -> ProcessModel:
@@ -151,7 +151,7 @@ def test_a_forked_child_uses_it_by_a_connection_of_its_own(guard: Guard) -> None
 
     def child() -> bool:
         with pytest.raises(GuardkitError, match="parent"):
-            waiting[-1].result(5)
+            waiting[-1].result(60)
         with pytest.raises(NotJudged, match="parent"):  # the parent's response is not this process's
             stream.feed("and more words that are not judged. ")
         with guard.stream("hi") as own:

@@ -39,7 +39,7 @@ from tests.servers import MODEL, GenServer, LocalServer, Reply, Request, complet
 pytest.importorskip("httpx" if not __import__("importlib").util.find_spec("httpx2") else "httpx2")
 
 SCRIPT = {"bomb": "Unsafe: Violent, PII", "odd": "Controversial: Unethical Acts"}
-QUICK = Limits(read_timeout=5, backoff=0.001)
+QUICK = Limits(read_timeout=60, backoff=0.001)
 KEY = "sk-secret-0123456789"
 
 
@@ -285,7 +285,7 @@ def test_the_guard_s_own_timeout_holds(serve: Callable[..., LocalServer]) -> Non
     respond.broken["slow"] = Reply(completion(SAFE), delay=30)
     guard = guarded(serve(respond), timeout=0.3)
     assert not guard.decide("slow").judged
-    assert guard.check("bomb").severity is Severity.unsafe
+    assert Guard(guard.model).check("bomb").severity is Severity.unsafe
 
 
 # -- keys

@@ -403,7 +403,7 @@ class _Slow(FakeModel):
 
     def query(self, queries: Sequence[Query]) -> list[list[QueryScores]]:
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         return super().query(queries)
 
 
@@ -413,7 +413,7 @@ def test_what_waits_is_read_from_the_model(listening: Listening) -> None:
     threads = [threading.Thread(target=guard.check, args=(text,)) for text in ("one", "two", "three")]
     for thread in threads:
         thread.start()
-    assert model.begun.wait(10)
+    assert model.begun.wait(60)
     while listening.points(names.QUEUE)["fake",] < 3:
         time.sleep(0.001)
     model.go_on.set()

@@ -473,7 +473,7 @@ def test_traces_come_as_the_records_do(start):
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["index"] == i
     process.stdin.close()
-    assert process.wait(10) == 1
+    assert process.wait(60) == 1
 
 
 @posix
@@ -483,7 +483,7 @@ def test_the_page_does_not_overwrite_standard_input(start, tmp_path, args):
     log.write_text("BAD", encoding="utf-8")
     with log.open("rb") as file:
         process = start("trace", "--html", str(log), *args, stdin=file)
-        assert process.wait(20) == 2
+        assert process.wait(60) == 2
     assert b"--html would overwrite the input" in process.stderr.read()
     assert log.read_text(encoding="utf-8") == "BAD"
 
@@ -496,7 +496,7 @@ def test_a_closed_pipe_is_quiet(start):
     os.close(write)
     process.stdin.write(b"hello")
     process.stdin.close()
-    assert process.wait(20) == 141
+    assert process.wait(60) == 141
     assert process.stderr.read() == b""
 
 
@@ -508,7 +508,7 @@ def test_ctrl_c_keeps_what_is_known(start, tmp_path):
     process.stdin.flush()
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(60) == 130
     assert b"Traceback" not in process.stderr.read()
     assert "Interrupted" in page.read_text(encoding="utf-8")
     assert page.read_text(encoding="utf-8").endswith("</html>\n")

@@ -290,7 +290,7 @@ def test_the_worker_ends_when_idle_and_comes_back(model: Any, monkeypatch: pytes
         engine.submit(sequence, [1], "response").result()
         worker = engine._loop._thread
         assert worker is not None
-        worker.join(10)
+        worker.join(60)
         assert not worker.is_alive()
         assert engine._loop._thread is None
 

@@ -46,7 +46,7 @@ def engine_of(kind, fused):
     engine = Engine(model, {"response": lambda hidden: hidden @ head}, cache, Limits(256, 64, kept_tokens=2048))
     if fused:
         with torch.inference_mode():
-            engine.graphs = graphs.Graphs(model, cache, lambda launch: launch, sizes=(1, 4, 8), long_sizes=(64,))
+            engine.graphs = graphs.Graphs(model, cache, lambda launch: launch, sizes=(1, 4), long_sizes=(36,))
             assert engine.graphs.agree()
     return engine
 
@@ -101,8 +101,7 @@ from triton.compiler import ASTSource
 import triton
 from guardkit.engine import kernels, paged_attention as pa
 
-capability, dtype = int(sys.argv[1]), sys.argv[2]
-data, whole, float32 = f"*{dtype}", "*i64", "*fp32"
+whole, float32 = "*i64", "*fp32"
 heads = dict(GROUPS=2, PAGE=64, DIM=128, KV_HEADS=8, PRECISION="tf32")
 whole_row = dict(wide="i32", eps="fp32")
 bytes_row = dict(weight="*i8", **whole_row)
@@ -120,12 +119,13 @@ jobs = [
 attention = dict(tiles=whole, tables=whole, parts=float32, sums=float32, scale="fp32")
 attention |= dict.fromkeys(("q_row", "q_head", "table_row", "rows", "heads", "least", "splits"), "i32")
 jobs += [(pa._attend, dict(ROWS=rows, IS_SPLIT=True, **heads), attention) for rows in (pa.FEW_ROWS, pa.MANY_ROWS)]
-for kernel, constants, types in jobs:
-    signature = {n: "constexpr" if n in constants else types.get(n, data) for n in kernel.arg_names}
-    fixed = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert made.metadata.shared <= 99 * 1024, (kernel.__name__, made.metadata.shared)
+for capability, dtype in zip(map(int, sys.argv[1::2]), sys.argv[2::2]):
+    for kernel, constants, types in jobs:
+        signature = {n: "constexpr" if n in constants else types.get(n, f"*{dtype}") for n in kernel.arg_names}
+        fixed = {(kernel.arg_names.index(n),): value for n, value in constants.items()}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert made.metadata.shared <= 99 * 1024, (capability, kernel.__name__, made.metadata.shared)
 """
 
 
@@ -139,7 +139,7 @@ def run(program: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("shape", ["4 2 16 512", "8 1 16 32"], ids=["one part", "split contexts"])
+@pytest.mark.parametrize("shape", ["4 2 16 512", "4 1 16 32"], ids=["one part", "split contexts"])
 def test_the_gpus_way_equals_plain_torch(shape: str) -> None:
     """Ragged steps, padded and replayed ones, tokens on trial, cut-back sequences, shared and copied pages."""
     assert int(run(PROGRAM, *shape.split(), TRITON_INTERPRET="1")) >= 4
@@ -147,8 +147,8 @@ def test_the_gpus_way_equals_plain_torch(shape: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("capability", "dtype"), [(70, "fp16"), (75, "fp16"), (80, "bf16"), (86, "bf16"), (89, "bf16"), (90, "bf16")]
+    "targets", ["70 fp16 75 fp16 80 bf16", "86 bf16 89 bf16 90 bf16"], ids=["until 2020", "since then"]
 )
-def test_kernels_compile_without_a_device(capability: int, dtype: str, tmp_path: Path) -> None:
-    """For V100, T4, A100, RTX 3090, RTX 4090 and L4, H100; in the shared memory that the smallest has."""
-    run(COMPILE, str(capability), dtype, TRITON_CACHE_DIR=str(tmp_path))
+def test_kernels_compile_without_a_device(targets: str, tmp_path: Path) -> None:
+    """For V100, T4, A100, then RTX 3090, RTX 4090 and L4, H100; in the shared memory that the smallest has."""
+    run(COMPILE, *targets.split(), TRITON_CACHE_DIR=str(tmp_path))

@@ -453,7 +453,7 @@ def flow(exit_behavior: Any = "end", field: str = "query", **settings: Any) -> W
         violation_message=VIOLATION,
         **settings,
     )
-    return Flow(timeout=20)
+    return Flow(timeout=120)
 
 
 def go(workflow: Workflow, **kwargs: Any) -> Any:

@@ -116,7 +116,7 @@ class Server:
             is_chat_model=True,
             is_function_calling_model=True,
             max_retries=2,
-            timeout=20,
+            timeout=60,
         )
 
 

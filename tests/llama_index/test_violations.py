@@ -141,7 +141,7 @@ def test_a_retry_policy_does_not_ask_again(is_async: bool):
             return StopEvent(result=str(said))
 
     async def go() -> Any:
-        return await Flow(timeout=20).run()
+        return await Flow(timeout=120).run()
 
     with pytest.raises(GuardViolation):
         asyncio.run(go())

@@ -50,7 +50,7 @@ class LiveUpstream:
         for piece in answer:
             if piece is None:
                 gone = asyncio.ensure_future(receive())
-                await asyncio.wait({gone}, timeout=20)
+                await asyncio.wait({gone}, timeout=60)
                 if gone.done():
                     self.cancelled.set()
                 gone.cancel()
@@ -73,7 +73,7 @@ def running(app: ASGIApp) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 

@@ -97,11 +97,11 @@ def _text(manager: Any) -> list[str]:
 
 
 def openai_at(address: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="k", max_retries=0, timeout=60)
 
 
 def anthropic_at(address: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=address, api_key="k", max_retries=0, timeout=30)
+    return anthropic.Anthropic(base_url=address, api_key="k", max_retries=0, timeout=60)
 
 
 @pytest.mark.parametrize("name", OPENAI)
@@ -211,10 +211,10 @@ def test_a_client_that_hangs_up_is_noticed_at_the_upstream() -> None:
     upstream = LiveUpstream({"/v1/chat/completions": lambda body: [*scripted.chat_events(cut(SAFE, 4))[:9], None]})
     with guarded(make_guard(), upstream) as (address, _):
         with httpx.stream(
-            "POST", f"{address}/v1/chat/completions", json={**CHAT, "stream": True}, timeout=20
+            "POST", f"{address}/v1/chat/completions", json={**CHAT, "stream": True}, timeout=60
         ) as answer:
             next(answer.iter_bytes())
-        assert upstream.cancelled.wait(10)
+        assert upstream.cancelled.wait(60)
 
 
 def test_keys_go_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_many_streams_at_once(servers: tuple[str, str]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len(found) == 16
     assert all(each == found[0] for each in found)
 
@@ -290,7 +290,7 @@ def test_smuggled_and_malformed_requests_are_refused(servers: tuple[str, str]) -
         "X-A: b\r\n c: d\r\nContent-Length : 5\r\n",
         "X-A: a\x00b\r\nContent-Length: 2\r\n",
     ):
-        with socket.create_connection((host, int(port)), timeout=10) as wire:
+        with socket.create_connection((host, int(port)), timeout=60) as wire:
             body = "0\r\n\r\nPOST /v1/check HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 14\r\n\r\n"
             wire.sendall(f"POST /v1/check HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n{body}".encode())
             said = b""

@@ -130,10 +130,10 @@ def test_a_guard_that_was_closed_says_so_to_all() -> None:
 
 def test_patience_ends_a_wait_and_not_many_short_ones() -> None:
     async def go() -> None:
-        long, patience = Patience(1.0), Patience(0.01)
+        long, patience = Patience(2.0), Patience(0.01)
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        while loop.time() < begun + 1.2:  # longer than the patience, in all
+        while loop.time() < begun + 2.1:  # longer than the patience, in all
             with long:
                 await asyncio.sleep(0.05)
         long.close()

@@ -295,13 +295,13 @@ def address() -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not server.started:
             assert time.monotonic() < end
             time.sleep(0.01)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 def test_a_stream_that_nobody_reads_on_is_closed(address: str) -> None:

@@ -61,7 +61,7 @@ class Serving:
     def end(self, sig: int = signal.SIGTERM) -> int:
         self.process.send_signal(sig)
         code = self.process.wait(60)
-        self._reader.join(10)
+        self._reader.join(60)
         return code
 
 
@@ -71,7 +71,7 @@ def test_a_head_without_an_end_is_refused_and_a_large_body_is_not(serve: Callabl
     host, port = server.address.removeprefix("http://").split(":")
     beginnings = (b"GET /health HTTP/1.1\r\nx-a: ", b"GET /", b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 100)
     for beginning in beginnings:
-        with socket.create_connection((host, int(port)), timeout=30) as wire:
+        with socket.create_connection((host, int(port)), timeout=60) as wire:
             with contextlib.suppress(ConnectionError):
                 wire.sendall(beginning)
                 for _ in range(256):
@@ -124,7 +124,7 @@ def test_streams_under_way_come_to_their_end(serve: Callable[..., Serving], tmp_
         yield from events[:6]
         if body["model"] == "endless":
             yield None
-        go_on.wait(20)
+        go_on.wait(60)
         yield from events[6:]
 
     with running(LiveUpstream({"/v1/chat/completions": answer})) as behind:
@@ -137,7 +137,7 @@ def test_streams_under_way_come_to_their_end(serve: Callable[..., Serving], tmp_
 
         def call(model: str) -> None:
             body = {**scripted.ASKS["chat"], "model": model, "stream": True}
-            with httpx.stream("POST", url, json=body, timeout=30) as reply:
+            with httpx.stream("POST", url, json=body, timeout=60) as reply:
                 parts = []
                 for part in reply.iter_bytes():
                     parts.append(part)
@@ -147,13 +147,13 @@ def test_streams_under_way_come_to_their_end(serve: Callable[..., Serving], tmp_
         threads = [threading.Thread(target=call, args=(model,)) for model in ("endless", "short")]
         for thread in threads:
             thread.start()
-        begun.acquire(timeout=20)
-        begun.acquire(timeout=20)
+        begun.acquire(timeout=60)
+        begun.acquire(timeout=60)
         server.process.send_signal(signal.SIGTERM)
         go_on.set()
         for thread in threads:
-            thread.join(30)
-        assert server.process.wait(30) == 0
+            thread.join(60)
+        assert server.process.wait(60) == 0
     assert b"shutting_down" in bodies["endless"]
     assert bodies["endless"].endswith(b"data: [DONE]\n\n")
     assert bodies["short"] in (b"".join(events), bodies["endless"])
@@ -164,7 +164,7 @@ def test_several_workers_count_together(serve: Callable[..., Serving]) -> None:
     for _ in range(12):  # a connection each, so that both workers get some
         httpx.post(f"{server.address}/v1/check", json={"text": "BAD"})
     counted = 'guardkit_serve_requests_total{action="block",route="/v1/check",status="200"} 12.0'
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while counted not in httpx.get(f"{server.address}/metrics").text:
         assert time.monotonic() < end
         time.sleep(0.1)

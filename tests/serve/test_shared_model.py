@@ -181,7 +181,7 @@ def test_a_model_that_does_not_load_is_said_once(shared: Callable[..., Serving],
     (tmp_path / "empty").mkdir()
     server = shared(f"models: {{mine: {tmp_path / 'empty'}}}\n")
     assert server.process.wait(120) == 3
-    server._reader.join(10)
+    server._reader.join(60)
     assert len([line for line in server.lines if "error" in line]) == 1, server.lines
 
 

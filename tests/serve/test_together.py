@@ -81,5 +81,5 @@ def test_it_leaves_whole_files_and_ends_with_its_owner(tmp_path: Path) -> None:
     gc.collect()
     for thread in threading.enumerate():
         if thread.name == "guardkit-metrics":
-            thread.join(5)
+            thread.join(60)
     assert threading.active_count() <= before

@@ -46,15 +46,16 @@ class Server:
             writer.close()
 
 
-async def with_server(answer: Answer, use: Callable[[Server, Upstreams, Upstream], Awaitable[Any]]) -> Any:
+async def with_server(
+    answer: Answer, use: Callable[[Server, Upstreams, Upstream], Awaitable[Any]], seconds: float = 60
+) -> Any:
+    """seconds: how long the server may be silent."""
     server = Server(answer)
     async with await asyncio.start_server(server.serve, "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]
         upstreams = Upstreams()
         try:
-            return await use(
-                server, upstreams, Upstream(f"http://127.0.0.1:{port}", retries=0, read_s=0.5, connect_s=0.5)
-            )
+            return await use(server, upstreams, Upstream(f"http://127.0.0.1:{port}", retries=0, read_s=seconds, connect_s=seconds))
         finally:
             await upstreams.close()
 
@@ -95,7 +96,7 @@ def test_an_answer_that_is_left_closes_its_connection() -> None:
         response = await upstreams.send(upstream, "POST", "/v1/chat/completions", b"", {}, b"{}")
         assert await anext(pieces_of(response)) == b"data: one\n\n"
         await response.aclose()
-        await asyncio.wait_for(server.gone.wait(), 10)
+        await asyncio.wait_for(server.gone.wait(), 50)
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD + b"\r\n" + chunk(b"data: one\n\n"))
@@ -133,7 +134,7 @@ def test_what_ends_an_answer_too_early(answer: Answer, status: int) -> None:
         error = broken.value  # told as `HttpError` where it came with the head, in one read
         assert (failure(error) if isinstance(error, httpx.HTTPError) else error).status == status
 
-    run(with_server(answer, use))
+    run(with_server(answer, use, 0.2 if status == 504 else 60))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_an_answer_without_a_head(answer: Answer, status: int) -> None:
             await read(upstreams, upstream)
         assert failed.value.status == status
 
-    run(with_server(answer, use))
+    run(with_server(answer, use, 0.2 if status == 504 else 60))
 
 
 def test_a_request_that_is_not_taken_ends_in_time() -> None:
@@ -165,7 +166,7 @@ def test_a_request_that_is_not_taken_ends_in_time() -> None:
             await read(upstreams, upstream, b" " * (16 << 20))
         assert failed.value.status == 504
 
-    run(with_server(stuck, use))
+    run(with_server(stuck, use, 0.5))
 
 
 def test_nobody_there() -> None:
