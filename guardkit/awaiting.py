@@ -10,9 +10,12 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
+from guardkit.loop import BRIEF_S, InRound
 from guardkit.ticket import Pending, after_step
+
+_T = TypeVar("_T")
 
 
 class Bell:
@@ -22,13 +25,44 @@ class Bell:
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self.loop = loop
         self._calls: deque[Callable[[], object]] = deque()
+        self._later: dict[Callable[[], None], None] = {}  # what is done at the end of the round
+        self._is_ending = self._is_answering = False
+        self.round = InRound(self._at_the_end)
 
     def call(self, call: Callable[[], object]) -> None:
         """Have `call` called, which should not raise. Order is kept. From any thread."""
         self._calls.append(call)
         after_step(self._ring)
 
+    def _at_the_end(self, call: Callable[[], None]) -> None:
+        if not (self._later or self._is_ending):
+            self.loop.call_soon(self._end_round)
+        self._later[call] = None
+
+    def _end_round(self) -> None:
+        """Have done what the tasks of this round asked for, and lead them on. What they ask for then is done likewise
+        for a little while: each time that the event loop looks for what else there is costs as much as a token."""
+        until = time.perf_counter() + BRIEF_S
+        self._is_ending = True
+        try:
+            while self._later and time.perf_counter() < until:
+                later, self._later = deque(self._later), {}
+                self._is_answering = True
+                try:
+                    while later:
+                        later.popleft()()
+                finally:
+                    self._later |= dict.fromkeys(later)  # after a fault or an interrupt the others are still to be done
+                    self._is_answering = False  # before the answer: what another thread adds from here on rings
+                    self._answer()
+        finally:
+            self._is_ending = False
+            if self._later:
+                self.loop.call_soon(self._end_round)
+
     def _ring(self) -> None:
+        if self._is_answering:
+            return
         with suppress(RuntimeError):  # the event loop has ended
             self.loop.call_soon_threadsafe(self._answer)
 
@@ -61,24 +95,50 @@ def bell() -> Bell:
     return found
 
 
-async def end_of(pending: Pending, until: float | None = None) -> Any:
+async def end_of(pending: Pending, until: float | None = None, own: Bell | None = None) -> Any:
     """The result of `pending`, or the error that it ended with; `Late` where it has none at `until`, of
-    `time.monotonic`. Given up, it is cancelled."""
+    `time.monotonic`. Given up, it is cancelled. own: this event loop's, where it is at hand."""
     if not pending.done():
-        waiting = _Waiting(pending)
+        waiting = _Waiting(pending, own or bell())
         alarm = None
         if until is not None:
             alarm = waiting.get_loop().call_later(until - time.monotonic(), waiting.give_up)
         try:
             await waiting
         finally:
-            pending.cancel()  # nothing happens where it is done
             if alarm is not None:
                 alarm.cancel()
+            if not pending.done():
+                pending.cancel()
     try:
         return pending.result(0)
     except CancelledError as error:
         raise asyncio.CancelledError from error
+
+
+async def led(steps: Generator[Pending, Any, _T], until: float | None = None) -> _T:
+    """What `steps` returns: futures of a model whose results they are sent, for an event loop, which a long step may
+    not hold up."""
+    own = bell()
+    together = own.round
+    try:
+        with together:
+            wanted = next(steps)
+        while True:
+            try:
+                result = await end_of(wanted, until, own)
+            except Late:
+                raise
+            except Exception as error:
+                with together:
+                    wanted = steps.throw(error)
+            else:
+                with together:
+                    wanted = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        steps.close()
 
 
 class _Waiting:
@@ -87,9 +147,9 @@ class _Waiting:
 
     __slots__ = ("_asyncio_future_blocking", "_bell", "_context", "_ended", "_pending", "_problem", "_wake")
 
-    def __init__(self, pending: Pending):
+    def __init__(self, pending: Pending, own: Bell):
         self._asyncio_future_blocking = False
-        self._pending, self._bell = pending, bell()
+        self._pending, self._bell = pending, own
         self._problem: BaseException | None = None
         self._ended = False
 

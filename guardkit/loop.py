@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from guardkit.errors import GuardkitError
 from guardkit.ticket import Step, Ticket
 
 IDLE_S = 5.0  # an idle thread ends after this time; the next work starts another
+BRIEF_S = 0.0015  # an event loop itself does what takes less: it waits longer for the interpreter where a thread runs
 STOP_S = 10.0  # how long a fork, or the end of the program, waits for the steps that are under way, all together
 
 
@@ -69,11 +71,56 @@ class Scheduler(Protocol):
         """In a forked child: what did not survive the fork is made anew when it is needed."""
 
 
+class Sizes(Protocol):
+    """Of a scheduler whose work takes as long as it has tokens: whether an event loop may do it itself."""
+
+    def may_serve(self) -> bool:
+        """Whether the thread that asks may run steps."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens what waits is; 0: that does not tell how long it takes, or somebody may not wait so long."""
+
+
+class _Round(threading.local):
+    later: Callable[[Callable[[], None]], None] | None = None
+
+
+_round = _Round()
+
+
+class InRound:
+    """For a `with` block in which a task of an event loop hands work over, and waits for nothing: who is to do it is
+    told by `later`, once for all tasks of a round."""
+
+    __slots__ = ("_before", "_later")
+
+    def __init__(self, later: Callable[[Callable[[], None]], None]):
+        self._later = later
+
+    def __enter__(self) -> None:
+        self._before, _round.later = _round.later, self._later
+
+    def __exit__(self, *_: object) -> None:
+        _round.later = self._before
+
+
+def at_the_end_of_the_round(call: Callable[[], None]) -> None:
+    """Call `call` once for all tasks of an event loop's round that ask for it in such a block; elsewhere at once."""
+    if _round.later is None:
+        call()
+    else:
+        _round.later(call)
+
+
 class Loop:
     """Serves one scheduler. name: of the thread, and in errors."""
 
-    def __init__(self, name: str, scheduler: Scheduler):
-        self.name, self._scheduler = name, scheduler
+    def __init__(self, name: str, scheduler: Scheduler, sizes: Sizes | None = None):
+        """sizes: of what waits, for event loops to do themselves what is brief; None: they never do."""
+        self.name, self._scheduler, self._sizes = name, scheduler, sizes
+        self._seconds: dict[int, float] = {}  # that work took, by the bit length of its number of tokens; moving means
+        self._n_taken = 0
         self._closed = ""  # why, once it is
         self._start()
         _LOOPS.add(self)
@@ -92,7 +139,10 @@ class Loop:
             raise GuardkitError(self._closed)
         self._inbox.append(message)
         if not self._claims:
-            self._kick()
+            if _round.later is None:
+                self._kick()
+            else:
+                _round.later(self.serve_round)
 
     def tell(self, message: Any) -> None:
         """`put` for what is no work: booked here and now where the loop is idle. Raises nothing."""
@@ -106,6 +156,21 @@ class Loop:
 
     def turn(self) -> Turn:
         return Turn(self)
+
+    def serve_round(self) -> None:
+        """Called by an event loop for what its tasks put into the inbox in one round: it is done here and now where it
+        is brief and nothing else waits, else by the thread."""
+        if self._claims or not self._inbox:
+            return
+        if self._sizes is None or not self._sizes.may_serve():
+            self._kick()
+            return
+        with self.turn() as turn:
+            if turn.owned:
+                turn.take()
+                tokens = self._sizes.tokens
+                if self._seconds.get(tokens.bit_length(), BRIEF_S) < BRIEF_S:
+                    turn.serve(tokens)
 
     def load(self) -> Load:
         """How busy it is, what has not been taken yet included."""
@@ -277,6 +342,7 @@ class Turn:
         inbox = loop._inbox
         while inbox:
             message = inbox.popleft()
+            loop._n_taken += 1
             if message is None:
                 scheduler.reset(GuardkitError(loop._closed))
             elif isinstance(message, list):
@@ -286,8 +352,22 @@ class Turn:
                 scheduler.take(message)
 
     def drain(self) -> None:
+        sizes = self._loop._sizes
+        if sizes is not None:
+            self.take()
+            self.serve(sizes.tokens)
         while not _ending and (self.step() or self._loop._inbox):
             pass
+
+    def serve(self, tokens: int) -> None:
+        """Do what was taken, until nothing waits, and book how long that number of tokens took."""
+        loop, began = self._loop, time.perf_counter()
+        n_taken = loop._n_taken
+        while not _ending and self.step():
+            pass
+        if tokens and n_taken == loop._n_taken:
+            size, took = tokens.bit_length(), time.perf_counter() - began
+            loop._seconds[size] = 0.7 * loop._seconds.get(size, took) + 0.3 * took
 
 
 def loops() -> list[Loop]:

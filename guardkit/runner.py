@@ -116,7 +116,8 @@ async def arun(
 
     if here and model.quick and timeout is None:
         return run(model, jobs)
-    tell = bell().call
+    own = bell()
+    tell = own.call
     landed: deque[Landed] = deque()
     news = asyncio.Event()
     step: asyncio.Future[bool] | None = None
@@ -130,7 +131,8 @@ async def arun(
     try:
         while True:
             if here:
-                going = flight.advance(done)
+                with own.round:
+                    going = flight.advance(done)
             else:
                 step = off_loop(functools.partial(flight.advance, done))
                 going = await asyncio.shield(step)

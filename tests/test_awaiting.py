@@ -10,7 +10,8 @@ from concurrent.futures import CancelledError
 import pytest
 
 from guardkit import Severity
-from guardkit.awaiting import Late, end_of
+from guardkit.awaiting import Late, bell, end_of
+from guardkit.loop import Load, Loop, at_the_end_of_the_round
 from guardkit.testing import FakeGuard
 from guardkit.ticket import Step, Ticket
 
@@ -121,3 +122,151 @@ def test_a_batch_wakes_its_event_loop_once_a_step() -> None:
         assert len(found) == 60
         assert all(verdict.severity is Severity.safe for verdict in found)
         assert runner.get_loop().woken < 20
+
+
+class _Noting:
+    """A scheduler that answers all that waits in one step, and notes in which thread, and how much."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Ticket] = []
+        self.steps: list[tuple[bool, int]] = []
+        self.serves = True
+
+    def may_serve(self) -> bool:
+        return self.serves
+
+    @property
+    def tokens(self) -> int:
+        return 0 if any(ticket.deadline is not None for ticket in self.waiting) else len(self.waiting)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting)
+
+    def take(self, message: Ticket) -> None:
+        self.waiting.append(message)
+
+    def step(self) -> bool:
+        waiting, self.waiting = self.waiting, []
+        self.steps.append((threading.current_thread() is threading.main_thread(), len(waiting)))
+        for ticket in waiting:
+            ticket.give(ticket.work)
+        return False
+
+    def load(self) -> Load:
+        return Load(len(self.waiting))
+
+    def interrupt(self) -> None:
+        pass
+
+    def reset(self, error: BaseException) -> None:
+        for ticket in self.waiting:
+            ticket.fail(error)
+
+    before_fork = forked = interrupt
+
+
+async def asked(loop: Loop, work: int, deadline: float | None = None) -> object:
+    ticket: Ticket = Ticket(work, deadline)
+    with bell().round:
+        loop.put(ticket)
+    return await end_of(ticket)
+
+
+def test_what_the_tasks_of_a_round_ask_for_is_seen_together() -> None:
+    scheduler = _Noting()
+    scheduler.serves = False  # so it is the loop's thread that does it, which is woken once
+    loop = Loop("test", scheduler)
+
+    async def run() -> list[object]:
+        return await asyncio.gather(*(asked(loop, i) for i in range(50)))
+
+    assert asyncio.run(run()) == list(range(50))
+    assert [step for step in scheduler.steps if step[1]] == [(False, 50)]
+    loop.close("over")
+
+
+def test_an_event_loop_does_itself_what_is_brief_and_nothing_else() -> None:
+    scheduler = _Noting()
+    loop = Loop("test", scheduler, scheduler)
+
+    def threads_of(n: int, deadline: float | None = None) -> set[bool]:
+        async def run() -> None:
+            assert await asyncio.gather(*(asked(loop, i, deadline) for i in range(n))) == list(range(n))
+
+        scheduler.steps.clear()
+        with asyncio.Runner(loop_factory=Counting) as runner:
+            runner.run(run())
+            found = {here for here, served in scheduler.steps if served}
+            assert runner.get_loop().woken == 0 or found == {False}
+        return found
+
+    assert threads_of(1) == {False}  # how long it takes is yet to be known
+    loop._seconds = {1: 0.0, 6: 0.1}
+    assert threads_of(1) == {True}
+    assert threads_of(40) == {False}  # so many take longer
+    assert threads_of(1, time.monotonic() + 60) == {False}  # who serves himself cannot leave
+    scheduler.serves = False
+    assert threads_of(1) == {False}
+    loop.close("over")
+
+
+def test_how_long_work_takes_is_measured_wherever_it_is_done() -> None:
+    scheduler = _Noting()
+    loop = Loop("test", scheduler, scheduler)
+    loop._seconds = {1: 1.0}
+    for _ in range(40):  # by the thread, until its mean is brief again
+        asyncio.run(asked(loop, 1))
+    assert loop._seconds[1] < 0.1
+    scheduler.steps.clear()
+    loop._seconds = {1: 0.0}
+    asyncio.run(asked(loop, 1))
+    assert scheduler.steps == [(True, 1)]
+    assert loop._seconds[1] > 0
+    loop.close("over")
+
+
+def test_what_another_thread_finds_at_the_end_of_a_round_is_not_missed() -> None:
+    async def run() -> list[object]:
+        own, tickets = bell(), [Ticket(i) for i in range(3)]
+
+        def fails() -> None:
+            raise ValueError("a fault")
+
+        def others() -> None:
+            elsewhere(lambda: tickets[0].give("by another thread"))
+
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: tickets[1].give(str(told["exception"])))
+        waiting = [asyncio.create_task(end_of(ticket)) for ticket in tickets]
+        await asyncio.sleep(0)
+        with own.round:
+            for call in (fails, others, lambda: tickets[2].give("after a fault")):
+                at_the_end_of_the_round(call)
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(run()) == ["by another thread", "a fault", "after a fault"]
+
+
+def test_a_task_that_always_has_more_does_not_keep_the_others_from_their_turn() -> None:
+    scheduler = _Noting()
+    loop = Loop("test", scheduler, scheduler)
+    loop._seconds = {1: 0.0}
+
+    async def run() -> int:
+        done = False
+
+        async def greedy() -> int:
+            n = 0
+            while not done:
+                await asked(loop, n)
+                n += 1
+            return n
+
+        task = asyncio.create_task(greedy())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        done = True
+        return await task
+
+    assert asyncio.run(run()) > 0
+    loop.close("over")

@@ -47,15 +47,17 @@ class Engine(Scheduler):
     def turn(self) -> Turn | None:
         """For a caller that waits for what it submits: its turn at the steps; for a few threads only, since each that
         runs steps costs torch a pool of threads of its own, or a GPU's libraries a workspace."""
-        mine = getattr(self._served, "mine", None)
+        return self._loop.turn() if self.may_serve() else None
+
+    def may_serve(self) -> bool:
         if self._is_forked:  # torch's threads stayed in the parent: who had some there would wait for them
-            return None
-        if mine is None:
+            return False
+        if getattr(self._served, "mine", None) is None:
             if len(self._servers) >= SERVERS:
-                return None
+                return False
             mine = self._served.mine = _Server()
             self._servers.add(mine)
-        return self._loop.turn()
+        return True
 
     def forked(self) -> None:
         self._is_forked = True

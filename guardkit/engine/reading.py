@@ -45,11 +45,11 @@ class EngineModel(StreamModel):
         return super().judge(work, timeout)
 
     async def ajudge(self, work: Work, timeout: float | None = None) -> Any:
-        from guardkit.awaiting import Late
+        from guardkit.awaiting import Late, led
 
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            return await _aled(self._reading(work, deadline), deadline)
+            return await led(self._reading(work, deadline), deadline)
         except Late as error:
             raise too_late(timeout) from error
 
@@ -87,27 +87,6 @@ def _led(steps: Reading[_T], turn: Turn) -> _T:
     finally:
         if wanted is not None and not wanted.done():
             wanted.cancel()
-        steps.close()
-
-
-async def _aled(steps: Reading[_T], deadline: float | None) -> _T:
-    """What `steps` returns, led on by an event loop, which a step may not hold up."""
-    from guardkit.awaiting import Late, end_of
-
-    try:
-        wanted = next(steps)
-        while True:
-            try:
-                rows = await end_of(wanted, deadline)
-            except Late:
-                raise
-            except Exception as error:
-                wanted = steps.throw(error)
-            else:
-                wanted = steps.send(rows)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
-    finally:
         steps.close()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from guardkit import telemetry
 from guardkit.errors import GuardkitError, ModelError, ModelLoadError
-from guardkit.loop import STOP_S, Load
+from guardkit.loop import STOP_S, Load, at_the_end_of_the_round
 from guardkit.process.connection import Connection, Crossing, Entry, FarSession, fail_all
 from guardkit.process.start import clear_up, folder_of, forking, join_or_start
 from guardkit.process.telling import Told
@@ -82,14 +82,18 @@ class Link:
 
     # -- called from any thread
 
-    def put(self, entry: Entry) -> None:
-        """Hand an entry over. Raises `GuardkitError` once closed."""
+    def put(self, entry: Entry, together: bool = False) -> None:
+        """Hand an entry over. Raises `GuardkitError` once closed. together: tasks of an event loop may wake the thread
+        once for all of their round."""
         if self._closed:
             raise GuardkitError(self._closed)
         self._outbox.append(entry)
         if self._thread is None:
             self._start()
-        self._ring()
+        if together:
+            at_the_end_of_the_round(self._ring)
+        else:
+            self._ring()
         if self._is_over:  # it ended meanwhile
             fail_all(self._outbox, GuardkitError(self._closed))
 

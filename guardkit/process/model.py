@@ -71,7 +71,7 @@ class ProcessModel(StreamModel):
     def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         tickets = [Crossing(work, deadline, self._link.lay) for work in works]
         if tickets:
-            self._link.put(("work", self.threshold, works, tickets))
+            self._link.put(("work", self.threshold, works, tickets), together=True)
         return list(tickets)
 
     def open(self, context: Sequence[Message]) -> Session:
