@@ -14,7 +14,7 @@ $(BIN)/guard: pyproject.toml constraints.txt
 check: lint types test
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .
