@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from guardkit.loop import BRIEF_S, InRound
+from guardkit.rounds import BRIEF_S, InRound
 from guardkit.ticket import Pending, after_step
 
 _T = TypeVar("_T")

@@ -18,16 +18,15 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
 from guardkit.errors import GuardkitError
+from guardkit.rounds import BRIEF_S, at_the_end_of_the_round
 from guardkit.ticket import Step, Ticket
 
 IDLE_S = 5.0  # an idle thread ends after this time; the next work starts another
-BRIEF_S = 0.0015  # an event loop itself does what takes less: it waits longer for the interpreter where a thread runs
 STOP_S = 10.0  # how long a fork, or the end of the program, waits for the steps that are under way, all together
 
 
@@ -82,37 +81,6 @@ class Sizes(Protocol):
         """How many tokens what waits is; 0: that does not tell how long it takes, or somebody may not wait so long."""
 
 
-class _Round(threading.local):
-    later: Callable[[Callable[[], None]], None] | None = None
-
-
-_round = _Round()
-
-
-class InRound:
-    """For a `with` block in which a task of an event loop hands work over, and waits for nothing: who is to do it is
-    told by `later`, once for all tasks of a round."""
-
-    __slots__ = ("_before", "_later")
-
-    def __init__(self, later: Callable[[Callable[[], None]], None]):
-        self._later = later
-
-    def __enter__(self) -> None:
-        self._before, _round.later = _round.later, self._later
-
-    def __exit__(self, *_: object) -> None:
-        _round.later = self._before
-
-
-def at_the_end_of_the_round(call: Callable[[], None]) -> None:
-    """Call `call` once for all tasks of an event loop's round that ask for it in such a block; elsewhere at once."""
-    if _round.later is None:
-        call()
-    else:
-        _round.later(call)
-
-
 class Loop:
     """Serves one scheduler. name: of the thread, and in errors."""
 
@@ -139,10 +107,7 @@ class Loop:
             raise GuardkitError(self._closed)
         self._inbox.append(message)
         if not self._claims:
-            if _round.later is None:
-                self._kick()
-            else:
-                _round.later(self.serve_round)
+            at_the_end_of_the_round(self._kick, self.serve_round)
 
     def tell(self, message: Any) -> None:
         """`put` for what is no work: booked here and now where the loop is idle. Raises nothing."""

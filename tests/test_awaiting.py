@@ -11,7 +11,8 @@ import pytest
 
 from guardkit import Severity
 from guardkit.awaiting import Late, bell, end_of
-from guardkit.loop import Load, Loop, at_the_end_of_the_round
+from guardkit.loop import Load, Loop
+from guardkit.rounds import at_the_end_of_the_round
 from guardkit.testing import FakeGuard
 from guardkit.ticket import Step, Ticket
 

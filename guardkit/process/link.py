@@ -22,11 +22,12 @@ from typing import Any
 
 from guardkit import telemetry
 from guardkit.errors import GuardkitError, ModelError, ModelLoadError
-from guardkit.loop import STOP_S, Load, at_the_end_of_the_round
+from guardkit.loop import STOP_S, Load
 from guardkit.process.connection import Connection, Crossing, Entry, FarSession, fail_all
 from guardkit.process.start import clear_up, folder_of, forking, join_or_start
 from guardkit.process.telling import Told
 from guardkit.process.wire import PIECE, error_of, frame
+from guardkit.rounds import at_the_end_of_the_round
 
 AGAIN_S = 2.0  # a process that ends within this time after it has loaded, or cannot load, is not started on and on
 CALL_S = 30.0  # for the answer about a place in a response, which the model gives between two steps
