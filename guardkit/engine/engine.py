@@ -20,7 +20,7 @@ from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.scheduler import Scheduler
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
 from guardkit.errors import Overloaded
-from guardkit.loop import Turn
+from guardkit.loop import Loop, Turn
 from guardkit.ticket import Pending, Ticket
 
 SERVERS = 2  # threads of callers that may run steps
@@ -39,6 +39,7 @@ class Engine(Scheduler):
         self._is_forked = False
         self._served = threading.local()
         self._servers: WeakSet[_Server] = WeakSet()  # one of each thread that may run steps, while it lives
+        self._loop = Loop("guardkit-engine", self, self)
 
     @property
     def open_sequences(self) -> int:
@@ -58,6 +59,20 @@ class Engine(Scheduler):
             mine = self._served.mine = _Server()
             self._servers.add(mine)
         return True
+
+    @property
+    def tokens(self) -> int:
+        total = 0
+        for sequence in self._ready:
+            if not sequence.cached or self._plans:  # it is new, or was evicted; or a step is under way
+                return 0
+            for request in sequence.requests:
+                if request.future.deadline is not None:  # who serves himself cannot leave when his time is up
+                    return 0
+                if request.base < 0:
+                    total += len(request.ids)
+            total += len(sequence.ids) - sequence.cached
+        return total
 
     def forked(self) -> None:
         self._is_forked = True

@@ -33,6 +33,8 @@ FIRST = 256  # sequences of the first of several steps in a row, where a device 
 class Scheduler:
     """The state of one engine. heads: by name, what may be read at a token."""
 
+    _loop: Loop
+
     def __init__(self, model: Qwen3, heads: Mapping[str, Head], cache: Cache, limits: Limits):
         self.model, self.heads, self.cache, self.limits = model, heads, cache, limits
         self.counters = Counters()
@@ -51,28 +53,10 @@ class Scheduler:
         self._plans: list[Plan] = []  # of the steps that are not booked yet
         self._holding: set[Sequence] = set()  # those with a place in the cache, or a copy of one
         self._thread = 0  # the one that is set up for steps
-        self._loop = Loop("guardkit-engine", self, self)
-
-    def may_serve(self) -> bool:
-        return False
 
     @property
     def busy(self) -> bool:
         return bool(self._ready or self._plans)
-
-    @property
-    def tokens(self) -> int:
-        total = 0
-        for sequence in self._ready:
-            if not sequence.cached or self._plans:  # it is new, or was evicted; or a step is under way
-                return 0
-            for request in sequence.requests:
-                if request.future.deadline is not None:  # who serves himself cannot leave when his time is up
-                    return 0
-                if request.base < 0:
-                    total += len(request.ids)
-            total += len(sequence.ids) - sequence.cached
-        return total
 
     def take(self, message: Request | Truncate | Close) -> None:
         sequence = message.sequence

@@ -7,6 +7,7 @@ import itertools
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -503,6 +504,39 @@ def test_a_timeout_and_a_cancelled_task_free_the_stream(model: Any) -> None:
             break
         time.sleep(0.05)
     assert model.engine.open_sequences == 0
+
+
+def test_brief_steps_run_on_the_event_loop_itself_and_find_the_same(model: Any) -> None:
+    engine, heads = model.engine, model.engine.heads
+    here: list[bool] = []
+
+    def noted(hidden: Any) -> Any:
+        here.append(threading.current_thread() is threading.main_thread())
+        return heads["response"](hidden)
+
+    async def fed(seconds: float, timeout: float | None = None) -> tuple[list[bool], Any]:
+        async with guard_of(model, policy=WATCH, timeout=timeout).astream(ASK) as stream:
+            await stream.feed("Some first words ")
+            here.clear()
+            for word in ANSWER.split():
+                engine._loop._seconds = dict.fromkeys(range(1, 20), seconds)
+                await stream.feed(word + " ")
+            found = here[:]
+            await stream.finish()
+            return found, stream.verdict
+
+    try:
+        engine.heads = {"response": noted, "query": heads["query"]}
+        with guard_of(model, policy=WATCH).stream(ASK) as stream:
+            stream.feed("Some first words " + "".join(word + " " for word in ANSWER.split()))
+            stream.finish()
+        brief, long, late = (asyncio.run(fed(*case)) for case in ((0.0,), (1.0,), (0.0, 60.0)))
+        assert brief[0][-1]  # the first ones may still be in the hands of the thread
+        assert not any(long[0])
+        assert not any(late[0])  # who serves himself cannot leave when his time is up
+        assert brief[1] == long[1] == late[1] == stream.verdict
+    finally:
+        engine.heads = heads
 
 
 def test_too_many_streams_are_refused_with_a_reason(folder: Path) -> None:
