@@ -55,7 +55,9 @@ async def with_server(
         port = listening.sockets[0].getsockname()[1]
         upstreams = Upstreams()
         try:
-            return await use(server, upstreams, Upstream(f"http://127.0.0.1:{port}", retries=0, read_s=seconds, connect_s=seconds))
+            return await use(
+                server, upstreams, Upstream(f"http://127.0.0.1:{port}", retries=0, read_s=seconds, connect_s=seconds)
+            )
         finally:
             await upstreams.close()
 
