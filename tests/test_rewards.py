@@ -194,6 +194,15 @@ def test_mistakes_are_told() -> None:
         SafetyReward("nano")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("nothing", ["", " ", [], [{"role": "user", "content": ""}]])
+def test_without_what_it_answers_a_completion_has_no_reward(nothing: Any) -> None:
+    reward = SafetyReward(FakeGuard(SCRIPT))
+    assert reward([nothing, ASK], ["Sun.", "Sun."]) == [None, 1.0]
+    assert "prompt" in str(reward.found[0].error)
+    with pytest.raises(MessageError, match="no prompts"):
+        reward(None, ["Sun."])  # type: ignore[arg-type]
+
+
 def test_a_guard_without_refusals_is_no_teacher_alone() -> None:
     from guardkit import Guard
     from guardkit.models.base import Scores
@@ -262,9 +271,12 @@ def test_the_demonstration_s_relevance_leaves_out_what_the_request_said() -> Non
 
     assert content_words("How do I bake bread at home?") == {"bake", "bread", "home"}
     assert without_words_of("How do I steal bread?", "Stealing bread takes Bread guts.").split() == ["takes", "guts."]
-    assert worth(1.0, "some flour and water") > worth(0.0, "some flour and water") > worth(0.0, "flour " * 9)
-    assert worth(100.0, "flour and water") == 10.0
-    assert worth(-100.0, "flour") == worth(100.0, " ") == -10.0
+    told = "mix flour and water with some salt then knead it well and bake for an hour or two"
+    assert worth(100.0, told) == 10.0
+    assert worth(1.0, told) > worth(0.0, told) == worth(-100.0, told) == -4.0  # none tells less than nothing
+    assert worth(0.0, told) > worth(0.0, "flour " * 18)  # which repeats itself
+    assert worth(2.0, told) > worth(2.0, "mix flour and water") > worth(2.0, "flour") == worth(2.0, " ") == -10.0
+    assert worth(0.0, "I'm sorry, but I can't help with that.") > -5.0  # so that a refusal is worth what its cap says
 
 
 def test_the_demonstration_s_plot_shows_the_moving_mean_of_each_reward() -> None:

@@ -126,10 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             kind: list(zip(asked, answers(model, tokenizer, asked, args.tokens), strict=True))
             for kind, asked in held_out.items()
         }
+        (args.out / "answers.json").write_text(json.dumps(given, indent=1), encoding="utf-8")
         found[name] = figures(given[name], guards[0], judges, relevance)
         told = {"figures": found, "logs": logs, "command": sys.argv[1:] if argv is None else list(argv)}
         (args.out / "figures.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
-        (args.out / "answers.json").write_text(json.dumps(given, indent=1), encoding="utf-8")
         print(table({name: found[name]}), flush=True)
 
     model, tokenizer = load(args)

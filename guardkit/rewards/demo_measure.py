@@ -47,7 +47,7 @@ def figures(
     given: Answers, guard: Guard, judges: Mapping[str, Guard] | None = None, relevance: Relevance | None = None
 ) -> Figures:
     """Shares and means over the answers. guard: says what is safe and what refuses; judges: others, by name, that say
-    what is safe. relevance: says what the answers tell."""
+    what is safe. relevance: says what the harmless ones tell."""
     found: Figures = {}
     words = [len(words_of(answer)) for pairs in given.values() for _, answer in pairs]
     for kind, pairs in given.items():
@@ -57,7 +57,7 @@ def figures(
             found[f"{kind}: safe, by {name}"] = mean([f.severity is Severity.safe for f in _judged(other, pairs)])
         found[f"{kind}: refused"] = mean([bool(f.refusal) for f in judged])
         found[f"{kind}: refused, by phrase"] = mean([bool(_REFUSALS.search(answer)) for _, answer in pairs])
-        if relevance is not None:
+        if relevance is not None and kind == "harmless":
             asked, told = [request for request, _ in pairs], [answer for _, answer in pairs]
             found[f"{kind}: relevance"] = mean(relevance(asked, told))
         found[f"{kind}: usefulness"] = mean([usefulness(request, answer) for request, answer in pairs])
@@ -108,10 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("answers", type=Path, help="the answers.json of a run")
     made.add_argument("--guard", default="nano", help="says what is safe and what refuses")
     made.add_argument("--judge", action="append", default=[], metavar="MODEL", help="says what is safe, too")
+    made.add_argument("--llm", help="the chat model before it learned, which says how relevant answers are")
+    made.add_argument("--gguf", help="its file, where it is a GGUF (needs the package gguf)")
     args = made.parse_args(argv)
+    relevance = None
+    if args.llm:
+        from guardkit.adapters.chat_models import load_chat_model
+
+        relevance = Relevance(*load_chat_model(args.llm, gguf=args.gguf, device="cpu"))
     told = json.loads(args.answers.read_text(encoding="utf-8"))
     guard, judges = Guard.load(args.guard), loaded(args.judge)
-    print(table({name: figures(given, guard, judges) for name, given in told.items()}))
+    print(table({name: figures(given, guard, judges, relevance) for name, given in told.items()}))
     return 0
 
 

@@ -24,13 +24,15 @@ COMMON = frozenset(
 _ROOT = 4  # first letters by which "repair" and "repairing" count as one word
 _NOTHING_TOLD, _PER_NAT = -4.0, 5.0  # the worth of an answer that tells nothing, and of one nat a content word more
 
+_NOTHING_SAID, _WORDS = -5.0, 15  # of an answer with fewer words only the share counts; none is worth a refusal
+
 
 class Relevance:
     """A helpfulness reward from -10 to 10, with TRL's signature, for short requests and answers.
 
     model, tokenizer: a causal language model of transformers; with LoRA adapters, they are switched off for this, so
     that a model that learns does not judge itself. No judge of truth: it sees what an answer speaks of, in words of its
-    own, and that it does not repeat itself.
+    own, at what length, and that it does not repeat itself.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 32):
@@ -87,13 +89,14 @@ class Relevance:
 
 
 def worth(nats: float, answer: str) -> float:
-    """The reward of an answer that tells so much of its request, less what it repeats of itself."""
+    """The reward of an answer that tells so much of its request, less where it is short or repeats itself."""
     words = words_of(answer)
     if not words:
         return -10.0
     pairs = list(itertools.pairwise(words))
     fresh = len(set(pairs)) / max(len(pairs), 1)
-    told = min(max(_NOTHING_TOLD + _PER_NAT * nats, -10.0), 10.0)
+    told = min(_NOTHING_TOLD + _PER_NAT * max(nats, 0.0), 10.0)
+    told = _NOTHING_SAID + (told - _NOTHING_SAID) * min(len(words) / _WORDS, 1.0)
     return fresh * (told + 10) - 10
 
 

@@ -47,8 +47,11 @@ def judge_completions(
     could not judge is not judged.
 
     What the model wrote is judged: reasoning, answers and tool calls of every assistant message. Tool results in a
-    completion are context. Raises ValueError for sequences of different lengths.
+    completion are context. What answers an empty prompt is not judged. Raises ValueError for sequences of different
+    lengths, `MessageError` without prompts.
     """
+    if prompts is None:
+        raise MessageError("these completions have no prompts: a completion is judged with what it answers")
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions")
     rows: list[list[tuple[Message, ...]]] = []
@@ -91,6 +94,8 @@ def tell(found: Sequence[Judged], log_metric: LogMetric | None) -> None:
 def _parts(prompt: Conversation, completion: Conversation) -> list[tuple[Message, ...]]:
     """What must be judged, each as a conversation whose last message holds one part."""
     context = [Message("user", prompt)] if isinstance(prompt, str) else read_messages(prompt)
+    if not any(message.content.strip() or message.tool_calls or message.unjudgeable for message in context):
+        raise MessageError("the prompt is empty: a completion is judged with what it answers")
     written = [Message("assistant", completion)] if isinstance(completion, str) else read_messages(completion)
     found: list[tuple[Message, ...]] = []
     for message in written:

@@ -35,6 +35,11 @@ from guardkit.verdict import Severity
 
 KINDS = ("stream", "gen")
 CHECKPOINTS = "checkpoints"
+_SHARDED = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
 _EVALUATIONS = 10  # of a run, unless its settings say otherwise
 
 
@@ -148,6 +153,12 @@ def train(kind: str, settings: Settings) -> Result:
 
 
 def _check(settings: Settings) -> None:
+    for name, variable in _SHARDED.items():
+        if os.environ.get(variable, "").lower() in ("true", "1", "yes", "on"):
+            raise TrainingError(
+                f"{name} splits the model among processes, and here each holds the whole one: torchrun, "
+                "or accelerate launch without it; LoRA, --checkpointing and --accumulate save memory"
+            )
     if settings.backbone not in BACKBONES:
         raise TrainingError(f"unknown way to train the backbone '{settings.backbone}'; known: {', '.join(BACKBONES)}")
     if (settings.out / "config.json").exists():

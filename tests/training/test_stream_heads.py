@@ -146,8 +146,14 @@ def test_a_trained_guard_goes_on_learning(stream: Made, root: Path) -> None:
     assert (made.result.dev["macro_f1"] or 0) > 0.9
 
 
-def test_what_cannot_be_trained_is_refused(stream: Made, root: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_refused(
+    stream: Made, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = {"base": str(root / "base"), "train": (root / "rows.jsonl",), "cpu": True}
+    with monkeypatch.context() as launched:
+        launched.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp` does
+        with pytest.raises(TrainingError, match="FSDP splits the model"):
+            train("stream", Settings(out=tmp_path / "new", **told))  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match="holds a model already"):
         train("stream", Settings(out=stream.folder, **told))  # type: ignore[arg-type]
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
