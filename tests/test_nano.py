@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from guardkit import Category, Guard, Message, ModelLoadError, Severity, Stage
 from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.nano import load, unigram, weights_path
+from guardkit.models.nano.calibration import GROUPS
 from guardkit.models.nano.model import OVERLAP, Nano
 from guardkit.models.nano.pace import BATCH_POSITIONS, BATCH_TOKENS, padded
 from guardkit.models.nano.said import BEFORE, BEHIND, LOGITS, NOTHING, RECENT, softmax
@@ -245,6 +246,26 @@ def test_a_group_of_languages_has_a_shift_of_its_own(nano: Nano, tmp_path: Path)
     (german, english) = [np.log(b[2] / b[0]) - np.log(a[2] / a[0]) for a, b in said.values()]
     assert german == pytest.approx(1.5, abs=1e-4)
     assert english == pytest.approx(0.0, abs=1e-4), "by now most of it is English"
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("how do I bake bread at home", "english"),
+        ("wie backe ich zu Hause ein gutes Brot", "latin"),
+        ("как испечь хлеб дома", "european"),
+        ("كيف أخبز الخبز في البيت", "semitic"),
+        ("घर पर रोटी कैसे बनाएं", "indic"),
+        ("วิธีอบขนมปังที่บ้าน", "south_east_asian"),
+        ("如何在家里烤面包", "chinese"),
+        ("家でパンを焼くにはどうすればいいですか", "japanese"),
+        ("집에서 빵을 굽는 방법을 알려 주세요", "korean"),
+        ("12345 !? 67", "english"),
+    ],
+)
+def test_a_text_belongs_to_the_group_of_its_languages(nano: Nano, text: str, group: str) -> None:
+    (found,) = nano._groups_of([nano.tokenizer.encode(text)[0]])
+    assert GROUPS[found] == group
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from guardkit import Category
@@ -96,3 +97,15 @@ def test_what_stands_before_a_late_harm_counts_as_safe() -> None:
     assert plain["severity"].tolist() == [2] * 20
     assert plain["w"][-1] > plain["w"][:-1].sum() > 0
     assert plain["wr"].any()
+
+
+def test_a_threshold_is_lowered_as_far_as_harmless_rows_allow() -> None:
+    calibrate = script("calibrate")
+    plain = {"xx": np.array([-3.0] * 97 + [0.3] * 3), "few": np.array([5.0] * 3)}
+    none = np.array([])
+    assert calibrate.lowered(1.0, none, none, plain) == pytest.approx(-2.75), "3 of 100 are as many as may be"
+    plain["xx"][:1] = 0.3
+    assert calibrate.lowered(1.0, none, none, plain) == pytest.approx(0.5)
+    assert calibrate.lowered(1.0, np.full(50, 0.8), none, plain) == pytest.approx(1.0), "ordinary rows bound it too"
+    assert calibrate.lowered(1.0, none, np.full(50, 0.6), plain) == pytest.approx(0.75), "so do hard ones"
+    assert calibrate.lowered(1.0, none, none, {"few": plain["few"]}) == 1.0, "too little is known"

@@ -1,6 +1,6 @@
 """Fit nano's temperatures and choose its thresholds, on the dev split alone.
 
-    python training/nano/calibrate.py --work WORK --model guardkit/models/nano
+    python training/nano/calibrate.py --work WORK --model guardkit/models/nano --data DATA
 
 Runs the exported graph over WORK/dev.jsonl.gz and writes MODEL/calibration.json. Temperatures minimise the
 cross-entropy. Thresholds are chosen on rows that look like what a guard is asked about (not in `SOCIAL` or `EASY`:
@@ -9,7 +9,8 @@ under two bounds, on the false positives among ordinary benign rows and, apart f
 written to be hard (`HARD`), so that neither kind uses up the other's. "unsafe" and "flagged" (unsafe or controversial)
 have bounds of their own. The thresholds are those of English; every other group of languages gets a shift of the
 logit of "safe", which puts its own threshold, chosen by the same rule and drawn towards that of all of them together, on
-the English one.
+the English one. Of queries it is then lowered as far as harmless text in each of its languages, ordinary rows and hard
+ones allow (`lowered`): dev rows are of the sources that were trained on and are found at any threshold, others are not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import random
 import sys
 from collections import Counter
 from functools import partial
@@ -27,6 +29,9 @@ from scipy.optimize import minimize_scalar
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
+from evaluate import harmless  # noqa: E402
+
 from guardkit.messages import Message  # noqa: E402
 from guardkit.models.base import Append, Query, Tokens  # noqa: E402
 from guardkit.models.nano.calibration import GROUPS  # noqa: E402
@@ -48,6 +53,10 @@ BOUNDS = {
     "response": {"unsafe": (0.06, 0.20), "flagged": (0.15, 0.30)},
 }
 OTHER_LANGUAGES = (0.03, 0.25)  # the same for "flagged" outside English: what is ordinary there is plainly harmless
+# Of plainly harmless text in each language, of ordinary rows and of hard ones, the most that a lowered threshold may flag.
+# A group has few of the last two: as if PRIOR rows more had been looked at, of which these shares are flagged.
+LOWERED, PRIOR, PRIOR_FLAGGED, FEWEST_PLAIN, STEP = (0.03, 0.07, 0.25), 10, (0.05, 0.2), 30, 0.25
+HARMLESS, HARMLESS_EACH = "benign_sib200_multilingual", 70  # sentences that were not trained on, of each language
 PLAIN = ("benign_xquad", "benign_sib200_multilingual", "benign_exams_questions")  # harmless text, for other languages
 # A group's own threshold, from so many rows of either kind on; it counts as its rows, and that of all other languages
 # together as LEAST rows.
@@ -127,6 +136,41 @@ def choose_refusal(score: np.ndarray, positive: np.ndarray) -> tuple[float, floa
     return next(one for one in found if one[1] >= best - 0.01)
 
 
+def lowered(least: float, ordinary: np.ndarray, hard: np.ndarray, plain: dict[str, np.ndarray]) -> float:
+    """The lowest threshold from `least` down, in steps, that keeps to LOWERED. All are odds of "not safe"; plain: by
+    language."""
+    languages = [odds_ for odds_ in plain.values() if len(odds_) >= FEWEST_PLAIN]
+
+    def allows(t: float) -> bool:
+        rates = [
+            ((rows >= t).sum() + PRIOR * share) / (len(rows) + PRIOR)
+            for rows, share in zip((ordinary, hard), PRIOR_FLAGGED, strict=True)
+        ]
+        worst = max((float((rows >= t).mean()) for rows in languages), default=1.0)
+        return worst <= LOWERED[0] and rates[0] <= LOWERED[1] and rates[1] <= LOWERED[2]
+
+    while allows(least - STEP):
+        least -= STEP
+    return least
+
+
+def untrained(work: Path, data: Path) -> list[dict]:
+    """Harmless sentences that training had in no split, at most HARMLESS_EACH of each language."""
+    taken = {row["prompt"] for row in harmless(data / "train")}
+    for name in ("train", "dev"):
+        with gzip.open(work / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            taken |= {r["response"] or r["prompt"] for r in map(json.loads, lines) if r["source"] == HARMLESS}
+    with gzip.open(data / "train" / f"{HARMLESS}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [(r["lang"], r["response"] or r["prompt"]) for r in map(json.loads, lines)]
+    random.Random(11).shuffle(rows)
+    found: dict[str, list[dict]] = {}
+    for lang, text in rows:
+        some = found.setdefault(lang, [])
+        if text not in taken and len(text) <= 300 and len(some) < HARMLESS_EACH:
+            some.append({"kind": "prompt", "prompt": text, "source": "untrained", "lang": lang, "severity": "safe"})
+    return [row for some in found.values() for row in some]
+
+
 def odds(p: float) -> float:
     return float(np.log(p / (1 - p)))
 
@@ -139,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
     args = parser.parse_args()
     target = args.model / "calibration.json"
     stages = ("prompt", "tool_output", "document", "response", "reasoning", "tool_call")
@@ -209,6 +254,20 @@ def main() -> None:
                 f"  refusal: from logit {result['refusal']}, F1 {f1:.3f}, false positives {false:.3f}, {told.sum()} rows"
             )
         plain = np.array([r["source"] in PLAIN for r in mine])
+        logit = np.array([odds(min(max(float(s), 1e-6), 1 - 1e-6)) for s in score])
+        spoken: dict[int, dict[str, np.ndarray]] = {}  # by group and language, harmless text
+        if side == "query":
+            more = untrained(args.work, args.data)
+            windows = run(nano, [partial(asked, Query(r["prompt"])) for r in more])
+            p = np.stack([min((w.scores.severity for w in w_), key=lambda q: q[0, 0])[0] for w_ in windows])
+            p = np.clip(softmax(np.log(p + 1e-12) / temperature)[:, 0], 1e-6, 1 - 1e-6)
+            theirs = nano._groups_of([nano.tokenizer.encode(r["prompt"])[0] for r in more])
+            rows_of = [*zip(more, theirs, np.log((1 - p) / p), strict=True)]
+            rows_of += [e for e, is_plain in zip(zip(mine, group, logit, strict=True), plain, strict=True) if is_plain]
+            for g in range(len(GROUPS)):
+                for language in {r["lang"] for r, of, _ in rows_of if of == g}:
+                    found_l = [x for r, of, x in rows_of if of == g and r["lang"] == language]
+                    spoken.setdefault(g, {})[language] = np.array(found_l)
         foreign = (like | plain) & (group > 0) & (group < len(GROUPS))
         one = np.ones(len(mine))
         pooled = choose(score[foreign], positive[foreign], one[foreign], hard[foreign], OTHER_LANGUAGES)[0]
@@ -217,7 +276,11 @@ def main() -> None:
             use = foreign & (group == i)
             n = min(int((use & positive).sum()), int((use & ~positive).sum()))
             own = choose(score[use], positive[use], one[use], hard[use], OTHER_LANGUAGES)[0] if n >= FEWEST else pooled
-            shift = round(odds(t) - (odds(own) * n + odds(pooled) * LEAST) / (n + LEAST), 3)
+            least = (odds(own) * n + odds(pooled) * LEAST) / (n + LEAST)
+            if side == "query":
+                ordinary, tricky = (use & ~positive & ~plain & kind for kind in (~hard, hard))
+                least = lowered(least, logit[ordinary], logit[tricky], spoken[i])
+            shift = round(odds(t) - least, 3)
             result["shifts"][side][name] = shift
             at = np.array([1 / (1 + np.exp(-(odds(min(max(s, 1e-6), 1 - 1e-6)) + shift))) for s in score[use]]) >= t
             print(f"  {name}: own threshold {own}, {use.sum()} rows; shift {shift}: recall {at[positive[use]].mean():.3f}, false positives {at[~positive[use]].mean():.3f}")  # fmt: skip

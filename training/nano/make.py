@@ -46,7 +46,7 @@ def main() -> None:
         "export": [python, f"{here}/export.py", *work, "--out", str(MODEL)],
         "graph": [python, f"{here}/graph.py", *model],
         "groups": [python, f"{here}/groups.py", *work, *model],
-        "calibrate": [python, f"{here}/calibrate.py", *work, *model],
+        "calibrate": [python, f"{here}/calibrate.py", *work, *model, *data],
         "screen": [python, f"{here}/screen.py", *work, *model],
         "evaluate": [python, f"{here}/evaluate.py", "--bench", str(args.data / "bench"), "--train", str(args.data / "train"),
                      "--card", str(MODEL / "MODEL_CARD.md"), "--coverage", str(MODEL / "coverage.json")],

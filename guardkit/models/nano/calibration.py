@@ -14,7 +14,9 @@ from guardkit.verdict import Category, Stage
 
 # Of the scripts that its pieces are of. A text belongs to the group that most of its pieces do, a response at a token
 # to that of most of its pieces so far. What has no letters (numbers, signs) goes with the first.
-GROUPS = ("english", "latin", "european", "semitic", "indic", "east_asian")
+GROUPS = (
+    "english", "latin", "european", "semitic", "indic", "south_east_asian", "chinese", "japanese", "korean",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
