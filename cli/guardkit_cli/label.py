@@ -165,12 +165,15 @@ def command(
     from guardkit.labelling.rows import WHICH, Reading
     from guardkit.labelling.run import Run
     from guardkit.labelling.saved import describe
+    from guardkit.reading.shapes import SHAPES
     from guardkit_cli.label_talk import Talk
 
     assert which in WHICH
     try:
         chosen = _chosen(sample, seed)
         kept = _where(where, [m for m in (model, *votes, then) if m], model_revision)
+        if shape is not None and shape not in SHAPES:
+            raise click.UsageError(f"--shape {shape}: not known; known: {', '.join(SHAPES)}")
         if dropped is not None and kept is None:
             raise click.UsageError("--dropped goes with --where")
         if report is not None and not Path(report).absolute().parent.is_dir():

@@ -233,8 +233,10 @@ def _folder(folder: Path, below: str, form: Format | None, found: Found, above: 
         if path.is_dir():
             if path.resolve() not in above:
                 _folder(path, f"{below}{path.name}/", form, found, above)
-        elif path.is_file() or path.is_symlink():  # a link to nothing is an input that cannot be read
+        elif path.is_file() or not path.exists():  # a link to nothing is an input that cannot be read
             _add(str(path), f"{below}{path.name}", form, found)
+        else:  # a pipe, a device, or a link to one: it may have no end
+            found.others += 1
 
 
 def _sniffed(path: str) -> Format:

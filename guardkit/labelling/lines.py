@@ -69,7 +69,9 @@ class JsonLines(Unit):
         return "v" if not isinstance(value, dict) or self.column in value else "o"
 
     def objects(self) -> list[Any]:
-        return [{"text": line.decode()} if self.text else self._object(line) for line in self.lines]
+        """With what no table can hold, halves of surrogate pairs, as their escapes."""
+        found = [{"text": line.decode()} if self.text else self._object(line) for line in self.lines]
+        return [_whole(o) if b"\\u" in line else o for o, line in zip(found, self.lines, strict=True)]
 
     def _object(self, line: bytes) -> Any:
         value, form = self._parsed(line)
@@ -88,6 +90,14 @@ class JsonLines(Unit):
         return [
             _with_label(line, form, label, key, name) for line, (form, label) in zip(self.lines, labels, strict=True)
         ]
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
 
 
 def _with_label(line: bytes, form: str, label: bytes, key: bytes, name: bytes) -> bytes:

@@ -5,6 +5,7 @@ A file is there whole or not at all. Names are relative, with "/" between folder
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -81,7 +82,7 @@ class Folder(Store):
     def writing(self, name: str) -> Iterator[Path]:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{_short(path.name)}.{os.getpid()}.tmp")
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -118,7 +119,7 @@ class Folder(Store):
 
     def tidy(self, name: str) -> None:
         path = self._path(name)
-        of = ".+" if path.name == "*" else re.escape(path.name)
+        of = ".+" if path.name == "*" else re.escape(_short(path.name))
         if path.parent.is_dir():
             for left in path.parent.iterdir():
                 if re.fullmatch(rf"\.{of}\.\d+\.tmp", left.name):
@@ -139,6 +140,12 @@ class Folder(Store):
             except BlockingIOError:
                 raise LabelError(f"another run is at work on {self.root}: wait for it, or take another --out") from None
             yield
+
+
+def _short(name: str) -> str:
+    """A name, so short that more fits beside it into the 255 bytes that file systems take."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= 200 else hashlib.sha256(raw).hexdigest()
 
 
 class Bucket(Store):

@@ -16,6 +16,7 @@ from guardkit.labelling.lines import dumped
 from guardkit.labelling.rows import UNIT_BYTES, UNIT_ROWS, WHOLE, Reading, Row, Split, Unit, Unread, present
 from guardkit.labelling.writers import Labels, Writer, dumps_all
 
+MAX_DEPTH = 50  # levels of a column of a type that was found out; Arrow's own readers take 64, Parquet's 100
 GROUP_ROWS = 1 << 16
 GROUP_BYTES = 1 << 27
 """A row group of an output has at most so many rows and bytes, whatever the input's were: memory stays flat."""
@@ -308,12 +309,22 @@ def _inferred(pa: Any, given: Input, source: Path, column: str) -> tuple[Any, fr
                     [pa.schema([(name, known)]), pa.schema([(name, kind)])], promote_options="permissive"
                 )
                 found[name] = merged.field(0).type
-            except (pa.ArrowException, TypeError, OverflowError):
+                if _depth(found[name]) > MAX_DEPTH:
+                    mixed.add(name)
+            except (pa.ArrowException, TypeError, OverflowError, RecursionError):
                 mixed.add(name)
-    found = {name: pa.string() if name in mixed or _is_empty(pa.types, kind) else kind for name, kind in found.items()}
+    mixed |= {name for name, kind in found.items() if name not in mixed and _holds_nothing(pa.types, kind)}
+    found = {name: pa.string() if name in mixed or pa.types.is_null(kind) else kind for name, kind in found.items()}
     return pa.schema(list(found.items())), frozenset(mixed)
 
 
-def _is_empty(types: Any, kind: Any) -> bool:
-    """Whether nothing but nulls was seen, or an object without a field, which Parquet cannot hold."""
-    return bool(types.is_null(kind) or (types.is_struct(kind) and kind.num_fields == 0))
+def _depth(kind: Any) -> int:
+    """Levels of a type, as Parquet counts them."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return 1 + max(map(_depth, inner), default=0) + (1 if hasattr(kind, "value_type") else 0)
+
+
+def _holds_nothing(types: Any, kind: Any) -> bool:
+    """Whether an object without a field is in a type, which Parquet cannot hold."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return bool(types.is_struct(kind) and not inner) or any(_holds_nothing(types, one) for one in inner)

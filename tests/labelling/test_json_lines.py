@@ -239,6 +239,21 @@ def test_links_in_folders_are_followed_once_and_a_link_to_nothing_is_told(label:
     assert "gone.jsonl: No such file" in done.err
 
 
+def test_pipes_and_devices_in_a_folder_are_not_waited_for(label: Label, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in" / "a.jsonl", [{"text": "a"}])
+    os.mkfifo(tmp_path / "in" / "pipe.jsonl")
+    (tmp_path / "in" / "endless.jsonl").symlink_to("/dev/zero")
+    done = label(tmp_path / "in", "--out", tmp_path / "out")
+    assert (done.code, "2 other files" in done.err) == (0, True)
+
+
+def test_a_name_may_be_as_long_as_a_name_may_be(label: Label, tmp_path: Path) -> None:
+    name = "a" * 249 + ".jsonl"
+    write_jsonl(tmp_path / "in" / name, [{"text": "a"}])
+    assert label(tmp_path / "in", "--out", tmp_path / "out").code == 0
+    assert read_jsonl(tmp_path / "out" / name)[0]["guardkit"]["severity"] == "safe"
+
+
 def test_an_output_inside_the_input_is_no_input(label: Label, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data" / "a.jsonl", [{"text": "fine"}])
     out, side = tmp_path / "data" / "sub" / "labelled", tmp_path / "data" / "dropped"

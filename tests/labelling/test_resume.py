@@ -299,3 +299,10 @@ def test_standard_output_is_no_place(label: Label, tmp_path: Path) -> None:
     done = label(source, "--out", "-")
     assert (done.code, "--out -" in done.err) == (2, True)
     assert not Path("-").exists()
+
+
+def test_a_shape_that_nobody_knows_is_no_reason_to_begin(label: Label, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "a"}])
+    done = label(source, "--out", tmp_path / "out.jsonl", "--shape", "nope")
+    assert (done.code, "nope" in done.err) == (2, True)
+    assert label(source, "--out", tmp_path / "out.jsonl", "--shape", "text").code == 0

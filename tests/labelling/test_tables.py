@@ -129,6 +129,31 @@ def test_a_type_that_the_output_has_no_place_for_is_told(label: Label, tmp_path:
     assert pa.ipc.open_stream(str(tmp_path / "out2" / "in.arrow")).read_all().drop_columns(["guardkit"]).equals(odd)
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ('{"text": "BAD", "e": {}}', "{}"),
+        ('{"text": "BAD", "e": [{}]}', "[{}]"),
+        ('{"text": "BAD", "e": {"a": {}}}', '{"a": {}}'),
+        ('{"text": "BAD", "e": []}', []),
+        ('{"text": "BAD", "e": "\\ud800 half"}', "\\ud800 half"),
+        ('{"text": "BAD", "e": ' + '{"a": ' * 80 + "1" + "}" * 81, '{"a": ' * 80 + "1" + "}" * 80),
+        ('{"text": "BAD", "e": ' + "[" * 400 + "]" * 400 + "}", "[" * 400 + "]" * 400),
+    ],
+    ids=["empty", "empty in a list", "empty in an object", "empty list", "half a pair", "deep", "deeper"],
+)
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_values_that_have_no_column_are_texts_in_one(
+    label: Label, tmp_path: Path, line: str, value: Any, form: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text(f"{line}\n")
+    assert label(tmp_path / "in.jsonl", "--out", tmp_path / f"out.{form}").code == 0
+    path = tmp_path / f"out.{form}"
+    found = pq.read_table(path) if form == "parquet" else pa.ipc.open_stream(str(path)).read_all()
+    assert found["e"].to_pylist() == [value]
+    assert found["guardkit"][0].as_py()["severity"] == "unsafe"
+
+
 def test_a_file_in_an_archive(label: Label, tmp_path: Path) -> None:
     import zipfile
 
