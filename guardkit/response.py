@@ -43,6 +43,12 @@ class ResponseReader:
     def push(self, text: str) -> tuple[str, list[Tokens]]:
         """Take a delta; returns it with surrogate pairs joined, and the tokens that are final now."""
         out: list[Tokens] = []
+        if text.isascii() and self._ids is None and "<" not in text and not (self._pending or self._surrogates.carry):
+            self._took(text)  # as `_read` does, with nothing to join and no tag
+            found = self._tokens.push(text)
+            if found[0] or self._block is not None:
+                self._add(out, found)
+            return text, out
         before = "" if self._ids is None else self._end_ids(out)
         text = self._surrogates.push(text)
         self._read(text, out, final=False)

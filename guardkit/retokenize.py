@@ -74,7 +74,7 @@ class IncrementalTokenizer:
         text, self.tail = self.tail[:n_chars], self.tail[n_chars:]
         ids, starts = self._tokenizer.encode(text)
         if self.offset:
-            starts = [self.offset + s for s in starts]
+            starts = list(map(self.offset.__add__, starts))
         self.offset += n_chars
         return ids, starts, text, self.offset
 

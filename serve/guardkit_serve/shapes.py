@@ -100,7 +100,10 @@ class Shape:
                 return None
             at += len(behind)
             if key is None:
-                text = _string(found[0]) or ""
+                try:
+                    text = found[0].decode() if b"\\" not in found[0] else _string(found[0]) or ""
+                except UnicodeDecodeError:
+                    return None
                 if not text:
                     return None
             elif key == PADDING:

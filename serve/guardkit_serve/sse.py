@@ -37,8 +37,8 @@ class Parser:
     def feed(self, data: bytes) -> list[bytes]:
         """The frames that are whole now."""
         if not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:  # whole frames, as nearly always
-            if data.find(b"\n\n") == len(data) - 2:
-                return [self._whole(data)]
+            if data.find(b"\n\n") == len(data) - 2 and len(data) <= self._max_bytes:
+                return [data]
             *whole, rest = data.split(b"\n\n")
             self._buffer += rest
             return [self._whole(raw + b"\n\n") for raw in whole]

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from guardkit_serve import Settings, Upstream, create_app, heads
-from guardkit_serve.protocols.choices import DONE
+from guardkit_serve.sse import DONE
 from tests.leaks import BAD, SAFE, cut, make_guard
 from tests.serve import scripted
 from tests.serve.live import LiveUpstream, running
@@ -175,7 +175,7 @@ def test_a_client_that_would_rather_speak_http_2_is_answered_in_this_one(wire: C
 @pytest.mark.parametrize("path", ["/v1/realtime?model=m", "/v1/responses", "/v1/chat/completions", "/anything"])
 def test_websockets_are_refused_in_words(wire: Callable[..., Wire], path: str) -> None:
     one = wire()
-    key = {"sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ==", "sec_websocket_version": "13"}
+    key: Any = {"sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ==", "sec_websocket_version": "13"}
     one.send(request("GET", path, connection="Upgrade", upgrade="websocket", **key))
     status, _, body = one.read()
     assert (status, json.loads(body)["error"]["code"]) == (501, "websocket_not_supported")
