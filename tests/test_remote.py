@@ -671,7 +671,7 @@ def test_transformers_serve(real: tuple[str, Path]) -> None:
     with pytest.raises(ModelLoadError, match="give model="):
         load(url)
     with pytest.raises(ModelLoadError, match="'no-such-model' does not answer"):
-        load(url, model="no-such-model", limits=QUICK)
+        load(url, model="no-such-model", limits=Limits(read_timeout=5, backoff=0.001))
     guard = Guard(load(url, model=str(folder)))
     for item in ("hello", [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]):
         with pytest.raises(NotJudged, match="grammar"):  # random weights speak no grammar

@@ -8,8 +8,10 @@ next step. So streams join and leave at any time.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
 from weakref import WeakSet
 
@@ -37,13 +39,14 @@ class Engine(Scheduler):
         super().__init__(model, heads, cache, limits)
         self._numbers = itertools.count()
         self._is_forked = False
+        self._dropped: deque[Sequence] = deque()
         self._served = threading.local()
         self._servers: WeakSet[_Server] = WeakSet()  # one of each thread that may run steps, while it lives
         self._loop = Loop("guardkit-engine", self, self)
 
     @property
     def open_sequences(self) -> int:
-        return self._open
+        return self._open - len(self._dropped)
 
     def turn(self) -> Turn | None:
         """For a caller that waits for what it submits: its turn at the steps; for a few threads only, since each that
@@ -83,6 +86,9 @@ class Engine(Scheduler):
 
         counted: whether it counts against `max_sequences`; not for short-lived ones whose number the caller bounds.
         """
+        while self._dropped:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                self.close(self._dropped.popleft())
         with self._desk:
             if counted and self._counted >= self.limits.max_sequences:
                 raise Overloaded(
@@ -159,6 +165,11 @@ class Engine(Scheduler):
             self._open -= 1
             self._counted -= sequence.counted
         self._loop.tell(Close(sequence))
+
+    def drop(self, sequence: Sequence) -> None:
+        """`close` for a finalizer, which may run in the middle of anything: it is done with the next `open`."""
+        if not sequence.closed:
+            self._dropped.append(sequence)
 
     def shut(self, why: str) -> None:
         """Take no more work, fail what waits, free the cache. Safe to call twice."""

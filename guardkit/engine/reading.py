@@ -6,6 +6,7 @@ stretch runs where it is begun, the others where the engine hands its results ou
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
@@ -13,8 +14,9 @@ from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from guardkit.engine.engine import Engine, Rows
+from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.loop import Turn
-from guardkit.models.base import Append, Query, QueryScores, Scores, StreamModel, Work, too_late
+from guardkit.models.base import Append, Query, QueryScores, Scores, Session, StreamModel, Work, too_late
 from guardkit.ticket import Pending, Ticket
 
 _T = TypeVar("_T")
@@ -64,6 +66,20 @@ class EngineModel(StreamModel):
 
     @abstractmethod
     def _append(self, work: Append, deadline: float | None) -> Reading[Scores]: ...
+
+
+class EngineSession(Session):
+    """A response that an engine serves. Dropped without `close`, it makes room for another one all the same."""
+
+    def __init__(self, engine: Engine, sequence: Sequence_):
+        self._engine, self._sequence = engine, sequence
+
+    def close(self) -> None:
+        self._engine.close(self._sequence)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it could not be opened
+            self._engine.drop(self._sequence)
 
 
 def _led(steps: Reading[_T], turn: Turn) -> _T:

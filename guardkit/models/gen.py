@@ -27,12 +27,12 @@ from guardkit.engine.config import Categories
 from guardkit.engine.engine import Engine, Head
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear
-from guardkit.engine.reading import EngineModel, Reading
+from guardkit.engine.reading import EngineModel, EngineSession, Reading
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate, Layout
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message
-from guardkit.models.base import Append, Query, QueryScores, Scores, Session, Tokens, windows
+from guardkit.models.base import Append, Query, QueryScores, Scores, Tokens, windows
 from guardkit.models.gen_messages import ALONE, content_of, render
 from guardkit.models.gen_walk import Answer, Grammar, Walker
 from guardkit.models.qwen_tokenizer import QwenTokenizer
@@ -210,7 +210,7 @@ class Qwen3GuardGen(EngineModel):
         return _GenSession(self, tuple(context))
 
 
-class _GenSession(Session):
+class _GenSession(EngineSession):
     """A growing response: its tokens stay in the cache, and each judgement computes only what is new, the template's
     end and the answer. Gen was trained on whole texts: its verdict of an unfinished one can flip later."""
 
@@ -229,7 +229,7 @@ class _GenSession(Session):
         self._kept: list[int] = []  # final tokens of the response that the model still sees
         room = model.limit - len(self._start) - len(model.template.encode(self._after, ()))
         self._room = room - min(TAIL, room // 2)
-        self._sequence = model.engine.open(prefix=model._prefix(self._start, True))
+        super().__init__(model.engine, model.engine.open(prefix=model._prefix(self._start, True)))
         self._opened = model.engine.submit(self._sequence, self._start[self._sequence.length :])
         self._computed = len(self._start)  # tokens that `_sequence` surely has
 
@@ -250,9 +250,6 @@ class _GenSession(Session):
         self._text, self._kept = copy.copy(text), kept[:]
         shared = next((i for i, (a, b) in enumerate(zip(kept, before, strict=False)) if a != b), len(kept))
         self._computed = min(self._computed, len(self._start) + min(shared, len(before)))
-
-    def close(self) -> None:
-        self._model.engine.close(self._sequence)
 
     def _change(self, stage: Stage) -> str:
         """The think tag between what came and a part of another stage."""

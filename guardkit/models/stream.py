@@ -25,12 +25,12 @@ from guardkit.engine.config import GuardHeads
 from guardkit.engine.engine import Engine, Head, Rows
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.engine.qwen3 import Embedding, Linear, rms_norm
-from guardkit.engine.reading import EngineModel, Reading
+from guardkit.engine.reading import EngineModel, EngineSession, Reading
 from guardkit.engine.setup import Options, build
 from guardkit.engine.template import ChatTemplate
 from guardkit.errors import ModelLoadError
 from guardkit.messages import Message, split_reasoning
-from guardkit.models.base import Append, Query, QueryScores, Scores, Session, Tokens, windows
+from guardkit.models.base import Append, Query, QueryScores, Scores, Tokens, windows
 from guardkit.models.logits import Logits
 from guardkit.models.qwen_tokenizer import QwenTokenizer
 from guardkit.ticket import Pending
@@ -264,14 +264,14 @@ class _Place:
     windowed: bool
 
 
-class _StreamSession(Session):
+class _StreamSession(EngineSession):
     def __init__(self, model: Qwen3GuardStream, frame: Frame):
         self._model, self._frame = model, frame
         self._limit = model.engine.max_tokens
         self._stage: Stage | None = None
         self._lead: deque[int] = deque(maxlen=self._limit // LEAD)  # the newest tokens of the response
         self.windowed = frame.windowed
-        self._sequence = model.engine.open()
+        super().__init__(model.engine, model.engine.open())
         model.engine.submit(self._sequence, frame.ids)  # computed while the LLM thinks of its first word
 
     def append(self, tokens: Tokens, deadline: float | None) -> Reading[Scores]:
@@ -331,9 +331,6 @@ class _StreamSession(Session):
         self._stage, self.windowed = mark.stage, mark.windowed
         self._lead.clear()
         self._lead.extend(mark.lead)
-
-    def close(self) -> None:
-        self._model.engine.close(self._sequence)
 
     def _window(self) -> list[int]:
         """How a new window starts: the context, and the newest tokens of the response."""

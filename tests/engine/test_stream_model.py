@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import random
 import subprocess
@@ -544,6 +545,22 @@ def test_too_many_streams_are_refused_with_a_reason(folder: Path) -> None:
     with guard.stream(ASK), guard.stream(ASK), pytest.raises(NotJudged, match="max_streams"):
         guard.stream(ASK)
     guard.stream(ASK).close()
+
+
+def test_streams_that_are_dropped_make_room_for_others(folder: Path) -> None:
+    guard = Guard.load(str(folder), device="cpu", dtype="float32", max_streams=2)
+
+    async def dropped() -> None:
+        await guard.astream(ASK).feed(ANSWER)
+
+    for _ in range(3):
+        guard.stream(ASK).feed(ANSWER)
+        asyncio.run(dropped())
+        gc.collect()
+    assert guard.model.engine.open_sequences == 0  # type: ignore[attr-defined]
+    with guard.stream(ASK) as stream:
+        stream.feed(ANSWER)
+        assert guard.model.engine.open_sequences == 1  # type: ignore[attr-defined]
 
 
 def test_settings_that_cannot_be_are_refused(folder: Path) -> None:
