@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ with contextlib.suppress(ImportError):  # the environment of `dev-openai-like` h
 
     settings.register_profile("guardkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine
     settings.load_profile("guardkit")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background: programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: torch's threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
