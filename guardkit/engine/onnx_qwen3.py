@@ -27,6 +27,8 @@ from guardkit.errors import MissingExtra, ModelLoadError
 BLOCK = 64  # weights that share a scale
 ZERO = 128  # what a weight of 0 is stored as
 OPSET = 17
+SPIN_US = 50  # how long a thread looks for more work before it sleeps; waking it takes as long
+SPINS_BOUNDED = (1, 32)  # the version of ONNX Runtime from which on that is known to be heeded
 MICROSOFT = "com.microsoft"  # the domain of its own operators
 Take = Callable[[str], Tensor]
 
@@ -205,8 +207,10 @@ class _Graph:
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False
         options.add_external_initializers(list(self._matrices), list(self._matrices.values()))
-        # Threads that wait would take the cores from attention, which is torch's.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that wait for long would take the cores from others; from one product to the next one they may.
+        bounded = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= SPINS_BOUNDED
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if bounded else "0")
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
         try:
             return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class
