@@ -29,7 +29,7 @@ from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano.calibration import GROUPS, Calibration
 from guardkit.models.nano.graph import Graph, Pass, shares
-from guardkit.models.nano.queries import Window
+from guardkit.models.nano.queries import PARTED, Window
 from guardkit.models.nano.said import softmax
 from guardkit.models.nano.scheduler import NanoScheduler
 from guardkit.models.nano.screen import Embeddings, Screen
@@ -41,6 +41,8 @@ from guardkit.verdict import Category, Stage
 CONTEXT = 62  # tokens of the last user message that stand before a response: its head and its tail
 OVERLAP = 48  # tokens that two windows of a query share at least
 BACK = 40  # further tokens that a window may go back to begin where a sentence, a line or a record does
+PART = 56  # tokens of a part, at most
+PART_SHIFT = np.array([10.5, 1, 1], np.float32)  # how much likelier safe a part is than its words are alone
 WINDOW_CACHE = 8192  # judged windows of queries that are remembered (logs and junk repeat themselves)
 SENTENCE_ENDS = frozenset(".!?;。！？।")
 SLICE_CHARS = 1 << 18  # a long text is tokenised this much at a time
@@ -75,7 +77,7 @@ class Nano(StreamModel):
             raise ModelLoadError(f"nano does not load from {folder}: {error}; reinstall guardkit") from error
         self.window, self.cache_shape = self._graph.window, self._graph.cache_shape
         self._seen: OrderedDict[bytes, Scores] = OrderedDict()
-        self._settled: OrderedDict[bytes, Scores | None] = OrderedDict()  # None: by nano itself only
+        self._settled: OrderedDict[tuple[bytes, bool], Scores | None] = OrderedDict()  # None: by nano itself only
         self._hits = 0  # windows that were in it
         self._loop = Loop("guardkit-nano", NanoScheduler(self, self._graph.threads))
 
@@ -117,14 +119,15 @@ class Nano(StreamModel):
 
     # -- queries
 
-    def windows(self, query: Query) -> Iterator[Window]:
+    def windows(self, query: Query, parts: bool = False) -> Iterator[Window]:
         """Ids with their frame, start and end of every window; start and end where the text was cut. A long text is
-        tokenised as its windows are drawn."""
+        tokenised as its windows are drawn. parts: between them the sentences of a text of more than `PARTED` tokens, a
+        few at a time."""
         room = self.window - 2
         ids: list[int] = []
         starts: list[int] = []
         cut = False
-        offset = 0
+        offset = begin = part = 0  # tokens that the next window and the next part begin with
         while True:
             piece = query.text[offset : offset + SLICE_CHARS]
             last = offset + len(piece) == len(query.text)
@@ -133,40 +136,51 @@ class Nano(StreamModel):
             ids += new_ids
             starts += [offset + s for s in new_starts]
             offset += stable
-            begin = 0
             while len(ids) - begin > room:
-                yield [CLS, *ids[begin : begin + room], SEP], starts[begin], starts[begin + room]
+                yield [CLS, *ids[begin : begin + room], SEP], starts[begin], starts[begin + room], False
                 begin = _next_begin(query.text, starts, begin + room - OVERLAP)
                 cut = True
-            del ids[:begin], starts[:begin]
+                while parts and part + PART <= begin:
+                    stop = _next_begin(query.text, starts, part + PART)
+                    yield [CLS, *ids[part:stop], SEP], starts[part], starts[stop], True
+                    part = stop
             if last:
                 break
-        start, end = (starts[0] if starts else offset, len(query.text)) if cut else (None, None)
-        yield [CLS, *ids, SEP], start, end
+            gone = min(begin, part) if parts else begin
+            del ids[:gone], starts[:gone]
+            begin, part = begin - gone, max(part - gone, 0)
+        start, end = (starts[begin] if begin < len(starts) else offset, len(query.text)) if cut else (None, None)
+        yield [CLS, *ids[begin:], SEP], start, end, False
+        while parts and part < len(ids) and (cut or len(ids) > PARTED):
+            stop = len(ids) if len(ids) - part <= PART else _next_begin(query.text, starts, part + PART)
+            yield [CLS, *ids[part:stop], SEP], starts[part], starts[stop] if stop < len(ids) else len(query.text), True
+            part = stop
 
     def key(self, ids: list[int]) -> bytes:
         """What two windows that are judged alike have in common."""
         return np.asarray(ids, np.int32).tobytes()
 
-    def screen(self, windows: Sequence[tuple[bytes, list[int]]]) -> None:
-        """Let the screen look at windows, by their keys, which it may then settle; what it said is remembered."""
+    def screen(self, windows: Sequence[tuple[bytes, list[int], bool]]) -> None:
+        """Let the screen look at windows (keys, ids, whether each is a part), which it may then settle; what it said is
+        remembered."""
         if self._screen is None or not windows:
             return
-        new: dict[bytes, list[int]] = {}
-        for key, ids in windows:
-            if key in self._settled:
-                self._settled.move_to_end(key)
+        new: dict[tuple[bytes, bool], list[int]] = {}
+        for key, ids, is_part in windows:
+            if (key, is_part) in self._settled:
+                self._settled.move_to_end((key, is_part))
             else:
-                new[key] = ids
+                new[key, is_part] = ids
         if new:
-            found = self._screen(list(new.values()), self._groups_of(list(new.values())))
+            parts = [is_part for _, is_part in new]
+            found = self._screen(list(new.values()), self._groups_of(list(new.values())), parts)
             self._settled.update(zip(new, found, strict=True))
         while len(self._settled) > WINDOW_CACHE:
             self._settled.popitem(last=False)
 
-    def recall(self, key: bytes, early: bool = False) -> Scores | None:
+    def recall(self, key: bytes, early: bool = False, is_part: bool = False) -> Scores | None:
         """The scores of a window that was judged before, or that the screen settled where it was asked (early)."""
-        found = self._settled.get(key) if early else None
+        found = self._settled.get((key, is_part)) if early else None
         if found is not None:
             return found
         found = self._seen.get(key)
@@ -202,8 +216,12 @@ class Nano(StreamModel):
     def weigh(
         self, best: dict[object, tuple[float, QueryScores]], query: Query, scores: Scores, window: Window
     ) -> None:
-        """Of a long text's windows keep the worst by each measure that a policy can ask about."""
-        _, start, end = window
+        """Of a long text's windows keep the worst by each measure that a policy can ask about. Of a part, which says
+        less by itself, more is asked."""
+        _, start, end, is_part = window
+        if is_part:
+            severity = scores.severity * PART_SHIFT
+            scores = Scores(severity / severity.sum(), scores.category)
         found = QueryScores(scores, start, end, windowed=start is not None)
         safe, _, unsafe = (float(p) for p in scores.severity[0])
         level = int(self.severities(scores, query.stage)[0])

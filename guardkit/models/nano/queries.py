@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 DRAW_TOKENS = 8 * BATCH_TOKENS  # that are cut into windows between two passes
 LAID_UP_TOKENS = 128 * BATCH_TOKENS  # of short texts; of long ones, as many as a wave takes
 SHORT_CHARS = 4096  # a text of more is long: it takes at most half of a wave while short ones wait
-Window = tuple[list[int], int | None, int | None]
-"""Ids with their frame, and the characters they come from where a text was cut."""
+PARTED = 96  # tokens of a text from which on its sentences are judged in parts, too: one counts for little among many
+Window = tuple[list[int], int | None, int | None, bool]
+"""Ids with their frame, the characters they come from where a text was cut, and whether it is a part: some sentences of
+a long text, which are judged in its windows, too."""
 
 
 @dataclass(eq=False)
@@ -75,7 +77,7 @@ class Queries:
         self._is_swept = False  # whether this draw looked for what nobody wants any more
 
     def take(self, ticket: Ticket[Work], query: Query) -> None:
-        asked = _Asked(ticket, query, self._model.windows(query))
+        asked = _Asked(ticket, query, self._model.windows(query, parts=True))
         (self._long if len(query.text) > SHORT_CHARS else self._short).append(asked)
 
     @property
@@ -106,9 +108,9 @@ class Queries:
                     continue
                 tokens += len(window[0])
                 drawn.append((asked, window, self._model.key(window[0]), which))
-        self._screen([(asked, window[0], key) for asked, window, key, _ in drawn if asked.query.early])
+        self._screen([(asked, window, key) for asked, window, key, _ in drawn if asked.query.early])
         for asked, window, key, which in drawn:
-            scores = self._model.recall(key, asked.query.early)
+            scores = self._model.recall(key, asked.query.early, window[3])
             if scores is not None:
                 self._found(asked, window, scores)
             elif not asked.ticket.done() and (asked.open or not self._refuses(asked)):
@@ -130,9 +132,9 @@ class Queries:
                         self._done_with(entry)
         return self._pace.refuses(asked.ticket, asked.cost)
 
-    def _screen(self, drawn: list[tuple[_Asked, list[int], bytes]]) -> None:
+    def _screen(self, drawn: list[tuple[_Asked, Window, bytes]]) -> None:
         try:
-            self._model.screen([(key, ids) for _, ids, key in drawn])
+            self._model.screen([(key, window[0], window[3]) for _, window, key in drawn])
         except Exception as error:
             for asked, _, _ in drawn:
                 asked.ticket.fail(error)
@@ -217,7 +219,7 @@ class Queries:
         return tokens
 
     def _found(self, asked: _Asked, window: Window, scores: Scores) -> None:
-        if window[1] is None:  # the only one
+        if window[1] is None and len(window[0]) - 2 <= PARTED:  # the only one
             asked.best[None] = 0.0, QueryScores(scores)
         else:
             asked.ticket.asker.weigh(asked.best, asked.query, scores, window)

@@ -22,6 +22,7 @@ from guardkit.models.nano.unigram import FIRST_BYTE_ID, FIRST_PIECE_ID
 
 WIDTH = 5  # tokens that a filter sees
 MOST = 255.0  # of an activation, a whole number
+PART_LIMIT = np.float32(-3000)  # three quarters of harmless parts are below it, and hardly one that nano is sure of
 ALONE = 1 << 18  # multiplications up to which numpy's BLAS uses the caller's thread alone: others would only wait
 
 
@@ -45,11 +46,12 @@ class Screen:
         self._is_projected = np.zeros(n_tokens, bool)
         self._nothing = np.zeros((1, 9), np.float32)
 
-    def __call__(self, windows: Sequence[list[int]], groups: Ints) -> list[Scores | None]:
-        """For each window (ids with their frame; its group of languages) the scores that it is settled with, or None
-        where nano has to judge it."""
+    def __call__(self, windows: Sequence[list[int]], groups: Ints, parts: Sequence[bool]) -> list[Scores | None]:
+        """For each window (ids with their frame; its group of languages; whether it is a part of a long text, which
+        counts only where nano is all but sure) the scores that it is settled with, or None where nano has to judge
+        it."""
         levels = self.levels(windows)
-        settled = levels <= self._limits[groups]
+        settled = levels <= np.where(parts, PART_LIMIT, self._limits[groups])
         rows = self._scores[np.searchsorted(self._edges, levels)]
         out: list[Scores | None] = []
         for at, ids in enumerate(windows):

@@ -40,4 +40,4 @@ def vectors(model: Nano, texts: Sequence[str]) -> Floats:
 
 
 def _first_windows(model: Nano, text: str) -> list[list[int]]:
-    return [ids for ids, _, _ in islice(model.windows(Query(text)), MAX_WINDOWS)]
+    return [ids for ids, *_ in islice(model.windows(Query(text)), MAX_WINDOWS)]
