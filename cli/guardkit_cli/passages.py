@@ -42,13 +42,14 @@ _END = re.compile(r"[.!?。！？…।॥۔؟][\"'”’»)\]}>*_`]*(?:</?[A-Za
 _LEVEL = re.compile(r"(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|FATAL|CRITICAL)\b")
 _RUN = re.compile(r"[ \t>#*/\"']*[A-Za-z0-9+/_-]{20,}={0,2}[\"',]*")
 _BYTES = re.compile(r"[ \t]*(?:[0-9a-fA-F]{4,8}[: ] *)?(?:(?:0[xX])?[0-9a-fA-F]{2,4}[ ,]+){5,}.*")
-_STRING_ENDS = re.compile(r"[\"'`][ \t]*[+.&|,\\;]*[ \t]*\Z")
+_SOFT_BREAK = re.compile(r"[^=\s]=\Z")  # of quoted-printable
+_STRING_ENDS = re.compile(r"[\"'`][ \t]*[+.&|\\;]*[ \t]*\Z")
 _STRING_BEGINS = re.compile(r"[ \t]*(?:[+.&|]+[ \t]*|[\w.$]{1,20}[ \t]*[+.]?=[ \t]*)?[\"'`]")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,80}>")
 _TIME = re.compile(r"\s*(?:\d{1,6}|(?:\d+:)?\d+:\d+[.,]\d+(?:\s*-->|,).*|WEBVTT.*)?\s*")
 """A line of subtitles that holds no words: a number, a time, nothing."""
 _CODE = re.compile(r"[=;{}]|\w\(|->|::|\w\.\w|:\Z")
-_IN_PROSE = frozenset(" ,;:'’\"“”()-–—…?!*_`")
+_IN_PROSE = frozenset(" ,;:'’\"“”()-–—…?!*`")
 
 
 def is_document(name: str) -> bool:
@@ -147,7 +148,7 @@ class _Passages:
             return None
         if any(run.fullmatch(line) and run.fullmatch(before) for run in (_RUN, _BYTES)):
             return f"\n{line}"
-        if before.endswith(("=", "\\")):
+        if before.endswith("\\") or _SOFT_BREAK.search(before):
             self._drop(before[-1:])
             return line.lstrip() if before.endswith("\\") else line
         if (end := _STRING_ENDS.search(before)) and (begin := _STRING_BEGINS.match(line)):
@@ -156,7 +157,12 @@ class _Passages:
         if _END.search(before) or _NEW_ITEM.match(line) or (self._is_markdown and _NEW_MARKDOWN_ITEM.match(line)):
             return None
         words = _words(line)
-        if not words or not _words(before) or (self._is_source and (_is_code(words) or _is_code(_words(before)))):
+        if (
+            not words
+            or " = " in words
+            or not _words(before)
+            or (self._is_source and (_is_code(words) or _is_code(_words(before))))
+        ):
             return None
         return f"\n{words}"
 
