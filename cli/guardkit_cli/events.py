@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _FIELD = re.compile(r"(data|event|id|retry)(?:: ?|$)")
 _BEGIN = re.compile(rb"(?:data|event|id|retry|):")
+_PART = re.compile(r'([0g]):("(?:[^"\\]|\\.)*")')
 _DATA = re.compile(rb"data: ?[{\[]")
 
 
@@ -28,6 +29,20 @@ def is_piece_line(raw: bytes) -> bool:
     from guardkit.reading.streams import piece_in
 
     return bool(_DATA.match(raw)) and piece_in(_json(raw.decode(errors="replace")[5:])) is not None
+
+
+def piece_in_line(text: str) -> str:
+    """The JSON of a piece at the end of a line of a log, or in a line of an AI SDK's stream; empty for other lines."""
+    if (told := _PART.fullmatch(text)) is not None:
+        kind = "reasoning" if told[1] == "g" else "text"
+        return f'{{"type": "{kind}-delta", "id": "0", "delta": {told[2]}}}'
+    begin = text.find("{", 1)
+    if begin < 0 or not text.rstrip().endswith("}"):
+        return ""
+    from guardkit.reading.streams import HINT, piece_in
+
+    tail = text[begin:]
+    return tail if HINT.search(tail) is not None and piece_in(_json(tail)) is not None else ""
 
 
 def _json(text: str) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from guardkit.reading.encodings import COMPRESSED, MAX_RECORD, TOO_LONG, decoded_odd
 from guardkit.reading.values import is_name
-from guardkit_cli.events import Answers, are_events, is_piece_line, records_of_events
+from guardkit_cli.events import Answers, are_events, is_piece_line, piece_in_line, records_of_events
 from guardkit_cli.records import Record
 
 if TYPE_CHECKING:
@@ -99,16 +99,21 @@ def _found_out(reader: Reader, source: Source) -> Iterator[list[Record]]:
 
 
 def _text_lines(reader: Reader, parts: Iterable[list[bytes]], name: str) -> Iterator[list[Record]]:
+    """Each line is a text. Pieces of answers that stand in them are put together, too."""
+    answers = Answers(reader, name)
     number = 0
     for part in parts:
-        records = []
+        records: list[Record] = []
         for raw in part:
             number += 1
             record = reader.text(number, raw[:-1] if raw.endswith(b"\r") else raw, name)
             if raw.startswith(b"data:") and is_piece_line(raw):
                 record = replace(record, item=None, error=A_PIECE)
             records.append(record)
+            if record.item is not None and (piece := piece_in_line(record.text)):
+                records += answers.take(piece, number) or []
         yield records
+    yield answers.end()
 
 
 def _is_object(text: str) -> bool:
@@ -198,8 +203,10 @@ def _table(reader: Reader, source: Source, kind: str) -> Iterator[list[Record]]:
     lines = _Lines(_texts(source.chunks()))
     first = next(lines, "")
     n_before = 0
+    while first and not first.strip():
+        first, n_before = next(lines, ""), n_before + 1
     if told := _SEPARATOR.fullmatch(first):
-        first, n_before = next(lines, ""), 1
+        first, n_before = next(lines, ""), n_before + 1
     if not first.strip():
         return
     delimiter = "\t" if kind == "tsv" else told[1] if told else max(",;\t|", key=first.count)

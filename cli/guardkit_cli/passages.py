@@ -19,10 +19,11 @@ SOURCE = (
     ".py", ".pyi", ".js", ".mjs", ".jsx", ".ts", ".tsx", ".vue", ".java", ".kt", ".scala", ".c", ".h", ".cc", ".cpp",
     ".hpp", ".cs", ".go", ".rs", ".swift", ".rb", ".pl", ".php", ".lua", ".r", ".sh", ".ps1", ".css", ".scss", ".sql",
 )  # fmt: skip
+MAIL = (".eml", ".mbox", ".mht", ".mhtml")
 ENDINGS = (
     ".html", ".htm", ".xhtml", ".xml", ".svg", ".md", ".markdown", ".mdx", ".rst", ".adoc", ".org", ".wiki", ".tex",
-    ".rtf", ".txt", ".text", ".eml", ".mbox", ".srt", ".vtt", ".sbv", ".lrc", ".ass", ".ssa", ".ics", ".vcf", ".po",
-    ".pot", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".properties", *SOURCE,
+    ".rtf", ".txt", ".text", *MAIL, ".srt", ".vtt", ".sbv", ".lrc", ".ass", ".ssa", ".ics", ".vcf", ".po", ".pot",
+    ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".properties", *SOURCE,
 )  # fmt: skip
 """Of the names of files in which a sentence goes on over several lines."""
 MAX_CHARS = 600  # of a passage: in a longer one a single sentence counts for less
@@ -42,7 +43,6 @@ _END = re.compile(r"[.!?。！？…।॥۔؟][\"'”’»)\]}>*_`]*(?:</?[A-Za
 _LEVEL = re.compile(r"(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|FATAL|CRITICAL)\b")
 _RUN = re.compile(r"[ \t>#*/\"']*[A-Za-z0-9+/_-]{20,}={0,2}[\"',]*")
 _BYTES = re.compile(r"[ \t]*(?:[0-9a-fA-F]{4,8}[: ] *)?(?:(?:0[xX])?[0-9a-fA-F]{2,4}[ ,]+){5,}.*")
-_SOFT_BREAK = re.compile(r"[^=\s]=\Z")  # of quoted-printable
 _STRING_ENDS = re.compile(r"[\"'`][ \t]*[+.&|\\;]*[ \t]*\Z")
 _STRING_BEGINS = re.compile(r"[ \t]*(?:[+.&|]+[ \t]*|[\w.$]{1,20}[ \t]*[+.]?=[ \t]*)?[\"'`]")
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,80}>")
@@ -86,6 +86,7 @@ class _Passages:
         self._name = name
         self._has_times = plain.endswith((".srt", ".vtt", ".sbv"))
         self._is_folded = plain.endswith((".ics", ".vcf"))
+        self._is_mail = plain.endswith(MAIL)
         self._is_source = plain.endswith(SOURCE)
         self._is_markdown = plain.endswith((".md", ".markdown", ".mdx"))
         self._lines: list[tuple[int, str]] = []  # their numbers, and what each adds
@@ -148,7 +149,7 @@ class _Passages:
             return None
         if any(run.fullmatch(line) and run.fullmatch(before) for run in (_RUN, _BYTES)):
             return f"\n{line}"
-        if before.endswith("\\") or _SOFT_BREAK.search(before):
+        if before.endswith("\\") or (self._is_mail and before.endswith("=")):  # the latter of quoted-printable
             self._drop(before[-1:])
             return line.lstrip() if before.endswith("\\") else line
         if (end := _STRING_ENDS.search(before)) and (begin := _STRING_BEGINS.match(line)):

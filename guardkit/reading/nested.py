@@ -19,6 +19,7 @@ from guardkit.reading.pieces import is_piece, joined
 from guardkit.reading.values import Found, Key, Path, texts_of, written
 from guardkit.verdict import Stage
 
+_DEEPEST_PIECE = 4
 DEEPEST = 32
 """Levels at which chats are looked for; below them all is one prompt."""
 Known = Callable[[Any], Draft | None]
@@ -32,7 +33,7 @@ _Taken = dict[Path, tuple[str, ...] | None]
 def opened(value: Any, depth: int = 0) -> Any:
     """`value` with the objects and lists that are JSON in a string; itself where there is none."""
     if isinstance(value, str):
-        text = value.strip()
+        text = value.strip().removeprefix("data:").lstrip()
         if len(text) < 3 or text[0] not in "{[" or text[-1] not in "}]":
             return value
         try:
@@ -58,9 +59,7 @@ def read_nested(data: Any, known: Known, signs: Collection[str], found: Sequence
     already.
     """
     found = found or texts_of(data, Stage.prompt, names=True)
-    if not any(
-        f.text in signs if f.is_key else f.text is not None and f.text.lstrip()[:1] in ("{", "[") for f in found
-    ):
+    if not any(f.text in signs if f.is_key else f.text is not None and _may_be_json(f.text) for f in found):
         return _message(found, [])  # most logs
     plain, data = data, opened(data)
     said: list[Said] = []
@@ -70,6 +69,10 @@ def read_nested(data: Any, known: Known, signs: Collection[str], found: Sequence
         found = texts_of(data, Stage.prompt, names=True)
     parts = [part for _, messages in said for message in messages for part in message.parts() if part.text != ""]
     return _message([f for f in found if not _is_taken(f.path, taken)] if taken else found, parts)
+
+
+def _may_be_json(text: str) -> bool:
+    return text.lstrip()[:1] in ("{", "[") or text.startswith("data:")
 
 
 def chats_in(data: Any, known: Known) -> list[Said]:
@@ -99,6 +102,9 @@ def _find(value: Any, path: Path, known: Known, said: list[Said], taken: _Taken)
             said.append((written(path), [joined(value)]))
             taken[path] = None
             return
+        if isinstance(value, list) and len(value) > 1 and (wrapped := _wrapped_pieces(value)):
+            said.append((written(path), [joined(piece for _, piece in wrapped)]))
+            taken.update({(*path, *where): None for where, _ in wrapped})
         draft = _draft(value, known)
         if draft is not None:
             answers = [message for *_, told in draft.answers for message in told]
@@ -117,6 +123,25 @@ def _find(value: Any, path: Path, known: Known, said: list[Said], taken: _Taken)
     for key, child in value.items() if isinstance(value, Mapping) else enumerate(value):
         if key not in used:
             _find(child, (*path, key), known, said, taken)
+
+
+def _wrapped_pieces(items: Sequence[Any]) -> list[tuple[Path, Any]]:
+    """The pieces of a stream that the items of a list wrap, one in each; none where an item wraps none."""
+    found: list[tuple[Path, Any]] = []
+    for i, item in enumerate(items):
+        inside = _pieces_in(item, (i,))
+        if len(inside) != 1:
+            return []
+        found += inside
+    return found
+
+
+def _pieces_in(value: Any, path: Path) -> list[tuple[Path, Any]]:
+    if not isinstance(value, Mapping) or len(path) > _DEEPEST_PIECE:
+        return []
+    if is_piece(value) or (isinstance(value.get("token"), str) and len(path) == 1):
+        return [(path, value)]
+    return [found for key, child in value.items() for found in _pieces_in(child, (*path, key))]
 
 
 def _told(key: str, value: Any) -> Message | None:

@@ -243,6 +243,17 @@ def test_a_piece_among_lines_of_text_is_not_called_safe(cli):
     assert (result.code, "--format sse" in result.err) == (3, True)
 
 
+def test_pieces_in_lines_of_a_log_are_put_together_beside_the_lines(cli):
+    log = "".join(f"12:00:0{i} DEBUG got {json.dumps(piece)}\n" for i, piece in enumerate(PIECES))
+    rows = cli("check", "--json", "--text", stdin=f"start\n{log}end\n").rows
+    assert [(row["line"], row["stage"], row["action"]) for row in rows] == [
+        (1, "prompt", "allow"), (2, "prompt", "allow"), (3, "prompt", "allow"), (4, "prompt", "allow"),
+        (2, "response", "block"),
+    ]  # fmt: skip
+    rows = cli("check", "--json", "--text", stdin='f:{"messageId":"m"}\n0:"a B"\n0:"AD one"\nd:{"x":1}\n').rows
+    assert [row["text"] for row in rows if row["action"] == "block"] == ["a BAD one"]
+
+
 def test_join(cli):
     log = (
         "start\nTraceback (most recent call last):\n  File 'a', line 1\n    f()\nValueError: BAD\n\n"

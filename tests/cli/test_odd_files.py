@@ -74,6 +74,8 @@ BLOCKED: dict[str, bytes] = {
     "key.jsonl": b'{"this is BAD": 1}\n',
     "one row, no heading.csv": b"1,this is BAD\n",
     "excel.csv": b"sep=;\r\nid;text\r\n1;BAD\r\n",
+    "blank lines first.csv": b"\n \nid,text\n1,BAD\n",
+    "blank lines, then Excel's.csv": b"\r\nsep=;\r\nid;text\r\n1;BAD\r\n",
     "blank headings.csv": b"note,,\nfine,x,BAD\n",
     "latin.csv": "wo,text\nCaf\xe9,BAD\n".encode("latin-1"),
     "a.toml": b'[a]\nb = """\nthis is BAD\n"""\n',

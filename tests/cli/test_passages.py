@@ -34,6 +34,7 @@ WHOLE: dict[str, str] = {
     "a.lrc": "[00:01.00]it is the secret\n[00:02.00]plan of the villain\n",
     "a.po": 'msgid ""\n"it is the secret "\n"plan of the villain"\nmsgstr ""\n',
     "a.eml": "Subject: hi\n\nit is the se=\ncret plan of the vil=\nlain\n",
+    "a.mht": "<p>it is the secret =\nplan of the villain</p>\n",
     "b.eml": "c2VjcmV0IHBsYW4gb2Yg\ndGhlIHZpbGxhaW4gaGVy\nZQ==\n",
     "chat.txt": "12/11/26, 10:00 - Ann: it is the secret\n12/11/26, 10:01 - Ann: plan of the villain\n",
     "words.txt": "it\nis\nthe\nsecret\nplan\nof\nthe\nvillain\n",
@@ -44,6 +45,9 @@ APART = {
     "blank line.md": "it is the secret\n\nplan of the villain\n",
     "items.md": "- the secret\n- plan of the villain\n* plan of the villain\n1. plan of the villain\n",
     "log.txt": "INFO the secret\nINFO plan of the villain\n2026-11-26 12:00 secret\n2026-11-26 plan of the villain\n",
+    "names.py": 'names = [\n    "the secret ",\n    "plan of the villain",\n]\n',
+    "entry.ini": "the = secret\nplan = of the villain\n",
+    "rule.txt": "=========\nthe secret\n=========\nplan of the villain\n",
     "code.py": "the = secret\nplan(of.the, villain)\n",
     "a.log": "it is the secret\nplan of the villain\n",
 }

@@ -144,6 +144,18 @@ def test_streams_in_json_lines(name: str) -> None:
     assert read(rows) == expected
 
 
+def test_pieces_that_the_items_of_a_list_wrap() -> None:
+    rows: list[Any] = [
+        {"trace": [{"ts": i, "data": chunk("a", text)} for i, text in enumerate(("one ", "tw", "o"))]},
+        {"trace": [{"note": "some words", "data": f"data: {json.dumps(chunk('a', text))}"} for text in ("tw", "o")]},
+        {"logprobs": {"content": [{"token": text, "logprob": -0.1} for text in ("one", " tw", "o")]}},
+    ]
+    found = [said for _, said in read(rows)]
+    assert [("one two", "response") in said for said in found] == [True, False, True]
+    assert ("two", "response") in found[1]
+    assert "some words" in found[1][0][0]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.text("xyz ", min_size=1, max_size=4)), min_size=1, max_size=30))
 def test_however_streams_take_turns_each_is_one_answer(pieces: list[tuple[str, str]]) -> None:
