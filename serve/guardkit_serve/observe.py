@@ -121,8 +121,10 @@ class Observer:
         it waited for what follows it left out; first: of this answer."""
         if first:
             _observe(ADDED_FIRST, seconds)
-        else:
-            self._added.add(seconds)
+            return
+        self._added.found.append(seconds)
+        if len(self._added.found) >= TOLD_AT_ONCE:
+            self._added.tell()
 
     # -- asked for
 
@@ -166,24 +168,16 @@ class _Times:
 
     def __init__(self, metric: Metric):
         self._metric = metric
-        self._n = 0
-        self._found = [[0, 0.0] for _ in range(len(metric.buckets) + 1)]  # of each bucket: count, sum
-
-    def add(self, seconds: float) -> None:
-        found = self._found[bisect_left(self._metric.buckets, seconds)]
-        found[0] += 1
-        found[1] += seconds
-        self._n += 1
-        if self._n >= TOLD_AT_ONCE:
-            self.tell()
+        self.found: list[float] = []
 
     def tell(self) -> None:
         if (emitter := telemetry.active()) is not None:
-            for count, total in self._found:
-                if count:
-                    emitter.observe(self._metric, total / count, {}, int(count))
-        self._n = 0
-        self._found = [[0, 0.0] for _ in self._found]
+            together: dict[int, list[float]] = {}
+            for seconds in self.found:
+                together.setdefault(bisect_left(self._metric.buckets, seconds), []).append(seconds)
+            for alike in together.values():
+                emitter.observe(self._metric, sum(alike) / len(alike), {}, len(alike))
+        self.found.clear()
 
 
 def _add(metric: Metric, amount: float, labels: Mapping[str, str] | None = None) -> None:

@@ -617,3 +617,19 @@ def test_random_turns_leak_nothing(seed: int) -> None:
         check_clean(reply)
         check_ending("chat", reply, "end")
     assert texts("chat", replies[0]) == texts("chat", replies[1])
+
+
+@pytest.mark.parametrize("answered", PROTOCOLS)
+@pytest.mark.parametrize("asked", PROTOCOLS)
+def test_an_upstream_that_answers_otherwise_than_asked_leaks_nothing(asked: str, answered: str) -> None:
+    """By another protocol, with a stream for a whole answer, or the other way round."""
+    for stage in scripted.STAGES[answered]:
+        for wants_stream in (True, False):
+            whole = Script.json(scripted.whole(answered, BAD, stage))
+            for script in (whole, *(Script(scripted.events(answered, cut(BAD, size), stage)) for size in (1,))):
+                body = ASKS[asked] | ({"stream": True} if wants_stream else {})
+                reply = run(ask(make_app(make_guard(), script), PATHS[asked], body))
+                said = reply.body.decode()
+                for mark in (AFTER_MARK, FLAGGED_MARK):
+                    assert mark not in said
+                    assert json.dumps(mark)[1:-1] not in said
