@@ -24,6 +24,8 @@ _DELTAS = ("contentBlockDelta", "contentBlockStart", "messageStart")
 """Of Bedrock, which names an event by its key."""
 PIECES = ("is_finished", "token", *_DELTAS)
 """Keys of pieces that no whole record of a known shape has."""
+_UNFINISHED = {"done": ("message", "response"), "stop": ("content", "token"), "is_finished": ("text", "event_type")}
+"""Of Ollama, llama.cpp and Cohere: what says that more comes, and where the text of such a piece stands."""
 _LANES = ("index", "output_index", "content_index", "summary_index", "item_id", "contentBlockIndex", "id", "toolCallId")
 _SILENT = (at.NO_TEXT | at.BLOCK_NO_TEXT | at.RESPONSE_METADATA) | {
     "item_id", "event_type", "obfuscation", "provider", "responseId", "modelVersion", "native_finish_reason",
@@ -37,8 +39,9 @@ def piece_of(data: Any) -> str | None:
     if not isinstance(data, Mapping):
         return None
     kind = data.get("type")
-    if data.get("done") is False or data.get("stop") is False or data.get("is_finished") is False:
-        return "'done', 'stop' or 'is_finished' is false"
+    for key, beside in _UNFINISHED.items():
+        if data.get(key) is False and any(isinstance(data.get(name), str | Mapping) for name in beside):
+            return f"'{key}' is false"
     if isinstance(told := data.get("object"), str) and (told == "chat.completion.chunk" or told.endswith(".delta")):
         return f"'{told[:40]}'"
     if isinstance(kind, str) and (kind.endswith(("_delta", ".delta", "-delta")) or kind.startswith(_EVENTS)):

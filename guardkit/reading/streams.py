@@ -109,12 +109,20 @@ def is_streamed(value: Mapping[Any, Any], known: Sequence[Hashable] = ()) -> boo
     return (
         is_piece(value)
         or _is_langchain_chunk(value)
-        or isinstance(value.get("delta"), str)
+        or _is_bare_delta(value)
         or (isinstance(kind, str) and kind.startswith("response.") and "response" not in value)
         or isinstance(value.get("serverContent"), Mapping)
         or (isinstance(value.get("sessionUpdate"), str) and value["sessionUpdate"].endswith("_chunk"))
         or (value.get("kind") == "artifact-update" and isinstance(value.get("artifact"), Mapping))
     )
+
+
+def _is_bare_delta(value: Mapping[Any, Any]) -> bool:
+    """Whether words stand in `delta`, and none beside it: an application's own stream."""
+    delta = value.get("delta")
+    if not isinstance(delta, str) or not any(c.isalpha() or c.isspace() for c in delta):
+        return False
+    return not has_text({key: inner for key, inner in value.items() if key != "delta"})
 
 
 def _is_langchain_chunk(value: Mapping[Any, Any]) -> bool:

@@ -134,6 +134,12 @@ OTHERS: dict[str, tuple[list[Any], list[Any]]] = {
           "artifact": {"artifactId": "a", "parts": [{"kind": "text", "text": t}]}}} for t in ("one ", "two")],
         [(1, [("one two", "response")])],
     ),
+    "no streams": (
+        [{"task": "buy milk", "done": False}, {"task": "walk on", "done": False}, {"delta": "+3", "at": "9"},
+         {"delta": "rose", "note": "what is this"}],
+        [(1, [("task\nbuy milk\ndone", "text")]), (2, [("task\nwalk on\ndone", "text")]),
+         (3, [("delta\n+3\nat\n9", "text")]), (4, [("delta\nrose\nnote\nwhat is this", "text")])],
+    ),
     "of one's own": ([{"delta": "one "}, {"delta": "two"}], [(1, [("one two", "response")])]),
 }  # fmt: skip
 
