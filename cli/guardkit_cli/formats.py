@@ -100,7 +100,9 @@ def _found_out(reader: Reader, source: Source) -> Iterator[list[Record]]:
 
 def _text_lines(reader: Reader, parts: Iterable[list[bytes]], name: str) -> Iterator[list[Record]]:
     """Each line is a text. Pieces of answers that stand in them are put together, too."""
-    answers = Answers(reader, name)
+    from guardkit_cli.passages import Partials
+
+    answers, partials = Answers(reader, name), Partials(name)
     number = 0
     for part in parts:
         records: list[Record] = []
@@ -110,6 +112,7 @@ def _text_lines(reader: Reader, parts: Iterable[list[bytes]], name: str) -> Iter
             if raw.startswith(b"data:") and is_piece_line(raw):
                 record = replace(record, item=None, error=A_PIECE)
             records.append(record)
+            records += partials.text(record)
             if record.item is not None and (piece := piece_in_line(record.text)):
                 records += answers.take(piece, number) or []
         yield records
@@ -131,7 +134,9 @@ def _is_object(text: str) -> bool:
 def _json_lines(
     reader: Reader, parts: Iterable[list[bytes]], name: str, or_text: bool = False
 ) -> Iterator[list[Record]]:
-    answers = Answers(reader, name)
+    from guardkit_cli.passages import Partials
+
+    answers, partials = Answers(reader, name), Partials(name)
     number = 0
     for lines in parts:
         records: list[Record] = []
@@ -149,6 +154,7 @@ def _json_lines(
                 records += taken
             else:
                 records.append(reader.json(text.text, number, name, or_text=or_text))
+                records += [] if reader.outputs else partials.json(text.text, number)
         yield records
     yield answers.end()
 

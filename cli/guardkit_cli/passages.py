@@ -29,6 +29,7 @@ ENDINGS = (
 MAX_CHARS = 600  # of a passage: in a longer one a single sentence counts for less
 OVERLAP = 200  # characters that the next passage has in common with one that is cut
 MAX_LINES = 60
+MAX_PARTIAL = 1 << 20  # characters of lines that a container's log cuts
 MAX_LINE = 2000  # characters; a longer line is a text by itself
 
 _MESSAGE = r"\[?\d{1,2}[/.]\d{1,2}[/.]\d{2,4},? \d{1,2}:\d{2}(?::\d{2})?(?: ?[apAP]\.?[mM]\.?)?(?:\]| -) [^:\n]{1,40}: "
@@ -40,6 +41,7 @@ _MARK = re.compile(
 _NEW_ITEM = re.compile(r"[ \t]*(?:[-+•·–—][ \t]|\(?(?:[0-9]{1,3}|[a-zA-Z])[.)][ \t]|[|={]|\[(?!\d+:))")
 _NEW_MARKDOWN_ITEM = re.compile(r"[ \t]*(?:\*[ \t]|#{1,6}[ \t])")
 _END = re.compile(r"[.!?。！？…।॥۔؟][\"'”’»)\]}>*_`]*(?:</?[A-Za-z][^<>]{0,80}>|-->|\*/)*[ \t]*\Z")
+_CONTAINER = re.compile(r"\S{10,40} (stdout|stderr) ([PF]) ")
 _LEVEL = re.compile(r"(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|FATAL|CRITICAL)\b")
 _RUN = re.compile(r"[ \t>#*/\"']*[A-Za-z0-9+/_-]{20,}={0,2}[\"',]*")
 _BYTES = re.compile(r"[ \t]*(?:[0-9a-fA-F]{4,8}[: ] *)?(?:(?:0[xX])?[0-9a-fA-F]{2,4}[ ,]+){5,}.*")
@@ -166,6 +168,45 @@ class _Passages:
         ):
             return None
         return f"\n{words}"
+
+
+class Partials:
+    """Lines that logs of containers cut, put together: CRI marks them with a P, Docker leaves out the line's end."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._held: dict[str, tuple[int, list[str]]] = {}  # by stream: the first line, and what was said
+
+    def text(self, record: Record) -> list[Record]:
+        """Take a line of text; what it completes."""
+        told = _CONTAINER.match(record.text)
+        if told is None:
+            return []
+        return self._take(told[1], record.text[told.end() :], told[2] == "P", record.line)
+
+    def json(self, text: str, line: int) -> list[Record]:
+        """Take a record of Docker's; what it completes."""
+        if not text.startswith('{"log":') or '"stream":' not in text:
+            return []
+        from guardkit.reading.jsontext import parse
+
+        try:
+            data = parse(text)
+        except ValueError:
+            return []
+        said, stream = data.get("log"), data.get("stream")
+        if not isinstance(said, str) or not isinstance(stream, str):
+            return []
+        return self._take(stream, said, not said.endswith("\n"), line)
+
+    def _take(self, stream: str, said: str, goes_on: bool, line: int) -> list[Record]:
+        start, held = self._held.pop(stream, (line, []))
+        held.append(said)
+        if goes_on and sum(map(len, held)) < MAX_PARTIAL:
+            self._held[stream] = start, held
+            return []
+        text = "".join(held)
+        return [Record(start, text, text, self._name, over=line - start + 1)] if len(held) > 1 else []
 
 
 def _words(line: str) -> str:

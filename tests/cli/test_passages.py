@@ -40,6 +40,24 @@ WHOLE: dict[str, str] = {
     "words.txt": "it\nis\nthe\nsecret\nplan\nof\nthe\nvillain\n",
     "down.txt": "".join(f"{letter}\n" for letter in "it is the secret plan of the villain"),
 }
+CUT = {
+    "cri.log": "2026-11-26T10:00:00.1Z stdout P it is the sec\n2026-11-26T10:00:00.1Z stderr F fine\n"
+    "2026-11-26T10:00:00.2Z stdout P ret plan of\n2026-11-26T10:00:00.3Z stdout F  the villain\n",
+    "docker.log": '{"log":"it is the sec","stream":"stdout"}\n{"log":"fine\\n","stream":"stderr"}\n'
+    '{"log":"ret plan of the villain\\n","stream":"stdout"}\n',
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_lines_that_a_container_s_log_cuts_are_put_together(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(CUT[name])
+    assert [(row.record.line, row.record.over, row.action) for row in rows_of(path)][-1] == (
+        1, CUT[name].count("\n"), "block",
+    )  # fmt: skip
+    assert len(rows_of(path)) == CUT[name].count("\n") + 1
+
+
 APART = {
     "full stop.md": "It is the secret.\nPlan of the villain.\n",
     "blank line.md": "it is the secret\n\nplan of the villain\n",
