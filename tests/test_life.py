@@ -24,6 +24,7 @@ from guardkit.errors import MissingExtra
 from guardkit.loop import Load, Loop
 from guardkit.models.base import Append, Query, Tokens
 from guardkit.models.gen_grammar import Unparsable
+from guardkit.models.nano.pace import Pace
 from guardkit.models.nano.scheduler import NanoScheduler
 from guardkit.policy import Action
 from guardkit.testing import FakeGuard, FakeModel
@@ -459,10 +460,13 @@ def test_equal_windows_that_wait_are_judged_once(paced: tuple[Any, NanoScheduler
 
 def test_nothing_is_begun_that_cannot_end_in_time(paced: tuple[Any, NanoScheduler]) -> None:
     model, scheduler = paced
-    tickets = [_asked(model, scheduler, f"{TEXT * 6}{'x' * i}", 60) for i in range(30)]
-    scheduler._queries._draw()  # all are admitted: no speed is known
+    words = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "lmnrst"]  # so no two windows are equal
+    texts = ["".join(TEXT.replace("bakery", word) for word in words[6 * i : 6 * i + 6]) for i in range(12)]
+    tickets = [_asked(model, scheduler, text, 60) for text in texts]
+    while scheduler._queries._short:
+        scheduler._queries._draw()  # all are admitted: no speed is known
     assert not any(ticket.done() for ticket in tickets)
-    scheduler._pace.per_s = 1.0
+    scheduler._pace.per_s = 0.1
     scheduler._queries._plan()
     assert all(isinstance(ticket.exception(0), Overloaded) for ticket in tickets[:-1])
     assert not tickets[-1].done()  # alone: it is tried, since the speed may be another one by now
@@ -515,6 +519,24 @@ def test_on_a_slow_machine_passes_are_small_so_that_not_all_are_late_together(pa
     while scheduler.step():
         pass
     assert all(ticket.result(0) for ticket in tickets)
+
+
+def test_the_speed_is_known_from_single_texts_until_a_full_pass_tells_better() -> None:
+    """A burst that comes after one text at a time is held against something."""
+    pace = Pace(2)
+    pace.add(8, 0.1)
+    assert pace.per_s == 0  # so few tell nothing
+    for _ in range(2):
+        pace.add(150, 0.075)
+        assert pace.per_s == pytest.approx(4000)  # two threads at once
+    ticket: Ticket[Any] = Ticket(Query("text"), time.monotonic() + 1)
+    pace.tokens = 50_000
+    assert pace.refuses(ticket, 200)
+    assert isinstance(ticket.exception(0), Overloaded)
+    pace.add(400, 0.2)  # a full one
+    assert pace.per_s == pytest.approx(3400)
+    pace.add(100, 0.1)
+    assert pace.per_s == pytest.approx(3400)
 
 
 def test_what_is_remembered_says_nothing_of_the_speed(paced: tuple[Any, NanoScheduler]) -> None:

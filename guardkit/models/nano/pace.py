@@ -25,16 +25,22 @@ class Pace:
     0: not known yet."""
 
     def __init__(self, threads: int = 1) -> None:
-        self._most = threads * BATCH_TOKENS
+        self._threads, self._most = threads, threads * BATCH_TOKENS
         self.tokens = 0
         self.per_s = 0.0
+        self._is_guess = True  # no full pass was seen yet
 
     def add(self, tokens: int, seconds: float) -> None:
         """So many tokens took so long. A pass that is hardly filled takes longer a token than a full one: it counts
-        only where it was faster."""
+        only where it was faster, or where nothing better is known, as if each thread had had such a one."""
         rate = tokens / seconds if seconds > 0 else 0.0
-        if tokens >= self.batch_tokens // 2 or 0 < self.per_s < rate:
-            self.per_s = 0.7 * self.per_s + 0.3 * rate if self.per_s else rate
+        if tokens >= self.batch_tokens // 2:
+            self._is_guess = False
+        elif self._is_guess and tokens >= LEAST_TOKENS:
+            rate *= self._threads
+        elif not 0 < self.per_s < rate:
+            return
+        self.per_s = 0.7 * self.per_s + 0.3 * rate if self.per_s else rate
 
     def seconds(self, tokens: int) -> float:
         """About how long so many tokens take."""
