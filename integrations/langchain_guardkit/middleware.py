@@ -157,7 +157,8 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any, Any]):
             i, decision = found.index, found.decision
             if decision.action is Action.flag and self.ask_on_flag:
                 if self._approved(messages[i], decision):
-                    self._judged.passed(read(messages[i], i), enforcement.key)
+                    if found.key is None:  # else the state remembers it, for this conversation alone
+                        self._judged.passed(read(messages[i], i), enforcement.key)
                     continue
                 decision = replace(decision, action=Action.block, rule="not approved")
             if not decision.judged:

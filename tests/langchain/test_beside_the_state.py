@@ -21,7 +21,7 @@ from guardkit.testing import FakeGuard
 from langchain_guardkit import GuardedChatModel, GuardedStore, GuardMiddleware, guard_graph, guard_node, guard_route
 from langchain_guardkit.stating import PASSED, overwriting, without_passes
 from tests.langchain.scripted import ScriptedModel, reply
-from tests.leaks import BAD, SAFE, VIOLATION, check_no_trace, make_guard
+from tests.leaks import BAD, CONTROVERSIAL, SAFE, VIOLATION, check_no_trace, make_guard
 
 CONFIG: Any = {"configurable": {"thread_id": "1"}}
 MODES: Any = ["messages", "updates", "values", "custom", "tasks", "debug", "checkpoints"]
@@ -316,3 +316,17 @@ def test_a_mark_that_was_seen_lets_no_other_text_pass(kind: Any) -> None:
         for mark in (seen, {**seen, "message": BAD}):
             ask([kind(BAD, response_metadata={"guardkit": mark}), HumanMessage("hello")])
             check_no_trace(model.asked, "what the model was asked")
+
+
+def test_what_a_person_approves_is_approved_in_that_conversation_alone() -> None:
+    saver = InMemorySaver()
+    guard = GuardMiddleware(make_guard(), ask_on_flag=True)
+    agent = create_agent(ScriptedModel(replies=[AIMessage(SAFE)]), [], middleware=[guard], checkpointer=saver)
+    asked = []
+    for thread in ("1", "1", "2"):
+        config: Any = {"configurable": {"thread_id": thread}}
+        result = agent.invoke({"messages": [HumanMessage(f"{CONTROVERSIAL} question")]}, config)
+        asked.append("__interrupt__" in result)
+        if asked[-1]:
+            assert agent.invoke(Command(resume=True), config)["messages"][-1].content == SAFE
+    assert asked == [True, False, True]
