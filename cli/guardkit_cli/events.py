@@ -71,7 +71,6 @@ class Answers:
     def take(self, text: str, line: int) -> list[Record] | None:
         """The records that a piece gives: answers that end with it, and what stands around it; None for what is none
         and is to be read like any other record."""
-        from guardkit.reading.encodings import MAX_RECORD
         from guardkit.reading.streams import HINT, has_text, piece_in, says_nothing
 
         if not self._in_events and not self._seen and HINT.search(text) is None:
@@ -91,8 +90,6 @@ class Answers:
         out = self._records(self._streams.take(piece, line, len(text)))
         if piece.rest is not None and has_text(piece.rest):
             out.append(self._reader.value_record(piece.rest, line, self._name))
-        if self._streams.n_chars > MAX_RECORD:  # bounded: what goes on is the next record
-            out += self.end()
         return out
 
     def done(self) -> list[Record]:

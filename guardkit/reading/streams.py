@@ -24,6 +24,7 @@ HINT = re.compile(
 )
 """In the JSON text of every piece."""
 MAX_OPEN = 256  # answers under way at once
+MAX_KEPT = 1 << 22  # characters of the sources of pieces that are kept; what goes on is the next answer
 _DEEPEST = 4  # levels of a record in which its piece may lie
 _TEXTS = tuple((key,) for key in ("text", "content", "prompt", "message", "input", "output", "response", "query"))
 _ENDS = frozenset((
@@ -150,8 +151,7 @@ class Streams:
         self._last: Hashable = None
 
     @property
-    def n_chars(self) -> int:
-        """Of the sources of all pieces that are kept."""
+    def _n_chars(self) -> int:
         return sum(answer.n_chars for answer in self._open.values())
 
     @property
@@ -173,7 +173,7 @@ class Streams:
             answer.finished[index] = ended or answer.finished.get(index, False)
         if answer.finished and all(answer.finished.values()):
             out.append(self._open.pop(piece.stream))
-        return out
+        return out + self.end() if self._n_chars > MAX_KEPT else out
 
     def done(self) -> list[Streamed]:
         """What ends where a dump says that a stream is over, without saying which."""

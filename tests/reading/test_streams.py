@@ -150,6 +150,13 @@ def test_streams_in_json_lines(name: str) -> None:
     assert read(rows) == expected
 
 
+def test_a_stream_without_an_end_is_cut() -> None:
+    text = "a word " * 20_000
+    found = read([{"delta": text}] * 40)
+    assert len(found) == 2
+    assert "".join(str(said[0][0]) for _, said in found) == text * 40
+
+
 def test_pieces_that_the_items_of_a_list_wrap() -> None:
     rows: list[Any] = [
         {"trace": [{"ts": i, "data": chunk("a", text)} for i, text in enumerate(("one ", "tw", "o"))]},
