@@ -1,6 +1,6 @@
 """What `guard serve` adds: to the first token, to each token, and to a moderation.
 
-    python benchmarks/serve_overhead.py [--rounds 40] [--seconds 10] [--skip-moderations] [--http h11] [--loop asyncio]
+    python benchmarks/serve_overhead.py [--rounds 40] [--seconds 10] [--skip-moderations] [--beside FOLDER] [--http h11]
 
 Streams: a scripted upstream stamps each event with the time; a client reads it directly, through a plain pass-through
 proxy (Starlette, httpx, uvicorn), through one that reads its upstream with aiohttp as the guard does, and through the
@@ -22,6 +22,7 @@ import os
 import random
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -97,6 +98,15 @@ def guarding(behind: str) -> Any:
 
     guard = FakeGuard({"forbidden words": "unsafe"})
     return create_app(guard, Settings(upstreams=(Upstream(behind),), holdback=0, access_log=False))
+
+
+def guarding_as_in(behind: str, folder: str) -> Any:
+    """The guard of another checkout."""
+    sys.path[:0] = [folder, f"{folder}/serve"]
+    import guardkit_serve
+
+    assert str(guardkit_serve.__file__).startswith(folder), guardkit_serve.__file__
+    return guarding(behind)
 
 
 def judging() -> Any:
@@ -204,10 +214,12 @@ def batch(guard: Any, given: Sequence[str]) -> float:
     return len(given) / (time.monotonic() - start)
 
 
-def show_streams(rounds: int, parts: dict[str, str]) -> None:
+def show_streams(rounds: int, beside: str | None, parts: dict[str, str]) -> None:
     behind, source = start(upstream, **parts)
     made = {"plain proxy": passing, "the same on aiohttp": lean, "guard": guarding}
     servers = {name: start(make, source, **parts) for name, make in made.items()}
+    if beside is not None:
+        servers["guard beside it"] = start(guarding_as_in, source, os.path.abspath(beside), **parts)
     before = {name: cpu_s(process.pid or 0) for name, (process, _) in servers.items()}
     addresses = {"direct": source, **{name: address for name, (_, address) in servers.items()}}
     found = asyncio.run(streams(addresses, rounds))
@@ -216,10 +228,11 @@ def show_streams(rounds: int, parts: dict[str, str]) -> None:
     print(f"{'':20}  first token, ms   each token, us   CPU a token, us   (medians of {rounds} streams of {N_TOKENS})")
     for name, (first, taken) in found.items():
         print(f"{name:20}  {first:15.2f}   {taken:14.0f}   {used.get(name, 0.0):15.0f}")
-    one, many = found["guard"]
-    for name in ("plain proxy", "the same on aiohttp"):
-        first, taken, more = one - found[name][0], many - found[name][1], used["guard"] - used[name]
-        print(f"{'added':20}  {first:15.2f}   {taken:14.0f}   {more:15.0f}   (beside {name})")
+    for guard in (name for name in found if name.startswith("guard")):
+        one, many = found[guard]
+        for name in ("plain proxy", "the same on aiohttp"):
+            first, taken, more = one - found[name][0], many - found[name][1], used[guard] - used[name]
+            print(f"{'added':20}  {first:15.2f}   {taken:14.0f}   {more:15.0f}   ({guard}, beside {name})")
     for process in (behind, *(process for process, _ in servers.values())):
         process.terminate()
 
@@ -259,6 +272,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--skip-moderations", action="store_true")
     parser.add_argument("--skip-streams", action="store_true")
+    parser.add_argument("--beside", metavar="FOLDER", help="another checkout, whose guard takes turns with this one's")
     parser.add_argument("--http", default="auto", help="uvicorn's parser: auto, h11, httptools")
     parser.add_argument("--loop", default="auto", help="uvicorn's event loop: auto, asyncio, uvloop")
     given = parser.parse_args()
@@ -266,7 +280,7 @@ def main() -> None:
     header("What guard serve adds", "starlette", "uvicorn", "httpx", "aiohttp", "httptools", "uvloop")
     parts = {"http": given.http, "loop": given.loop}
     if not given.skip_streams:
-        show_streams(given.rounds, parts)
+        show_streams(given.rounds, given.beside, parts)
     if not given.skip_moderations:
         show_moderations(given.seconds, given.clients, parts)
 

@@ -289,7 +289,10 @@ class Flow:
         queue = self._queue
         while queue:
             entry = queue[0]
-            if entry.blocked or any(channel.released < mark for channel, mark in entry.marks):
+            waits = entry.blocked
+            for channel, mark in entry.marks:
+                waits = waits or channel.released < mark
+            if waits:
                 break
             queue.popleft()
             self._waits -= len(entry.raw)

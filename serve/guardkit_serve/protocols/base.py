@@ -23,7 +23,7 @@ from guardkit_serve.walking import SETTINGS, Seen, part_of, schema_text, without
 _EMBEDDED = re.compile(r"(\w+_)?embed(s|ding|dings)")
 """Keys of a request, and types of its blocks, whose values a model reads and nobody else."""
 _IDS = re.compile(r"(\w+_)?(token|input)_ids")
-TOKEN_SETTINGS = frozenset(("stop_token_ids", "allowed_token_ids", "logprob_token_ids"))
+TOKEN_SETTINGS = frozenset(("stop", "stop_token_ids", "allowed_token_ids", "logprob_token_ids"))
 """Keys of a request whose numbers of tokens are no text."""
 Key = tuple[Hashable, ...]
 """Which text of an answer: the first element is what it belongs to (a choice, a block, an item), the rest its kind."""
