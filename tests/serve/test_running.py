@@ -133,7 +133,7 @@ def test_streams_under_way_come_to_their_end(serve: Callable[..., Serving], tmp_
         server = serve("--config", str(config), "--holdback", "1")
         url = f"{server.address}/v1/chat/completions"
         bodies: dict[str, bytes] = {}
-        begun = threading.Semaphore(0)
+        begun = {model: threading.Event() for model in ("endless", "short")}
 
         def call(model: str) -> None:
             body = {**scripted.ASKS["chat"], "model": model, "stream": True}
@@ -141,14 +141,13 @@ def test_streams_under_way_come_to_their_end(serve: Callable[..., Serving], tmp_
                 parts = []
                 for part in reply.iter_bytes():
                     parts.append(part)
-                    begun.release()
+                    begun[model].set()
                 bodies[model] = b"".join(parts)
 
-        threads = [threading.Thread(target=call, args=(model,)) for model in ("endless", "short")]
+        threads = [threading.Thread(target=call, args=(model,)) for model in begun]
         for thread in threads:
             thread.start()
-        begun.acquire(timeout=60)
-        begun.acquire(timeout=60)
+        assert all(each.wait(60) for each in begun.values())
         server.process.send_signal(signal.SIGTERM)
         go_on.set()
         for thread in threads:
