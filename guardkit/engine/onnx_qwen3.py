@@ -24,7 +24,7 @@ from guardkit.engine.config import Qwen3Config
 from guardkit.engine.qwen3 import Attend, Embedding, Qwen3, qk_norm
 from guardkit.errors import MissingExtra, ModelLoadError
 
-BLOCK = 64  # weights that share a scale
+BLOCK = 128  # weights that share a scale
 ZERO = 128  # what a weight of 0 is stored as
 OPSET = 17
 SPIN_US = 50  # how long a thread looks for more work before it sleeps; waking it takes as long
