@@ -29,6 +29,7 @@ from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano.calibration import GROUPS, Calibration
 from guardkit.models.nano.graph import Graph, Pass, shares
+from guardkit.models.nano.opaque import without_opaque
 from guardkit.models.nano.queries import PARTED, Window
 from guardkit.models.nano.said import softmax
 from guardkit.models.nano.scheduler import NanoScheduler
@@ -124,13 +125,14 @@ class Nano(StreamModel):
         tokenised as its windows are drawn. parts: between them the sentences of a text of more than `PARTED` tokens, a
         few at a time."""
         room = self.window - 2
+        text = without_opaque(query.text)
         ids: list[int] = []
         starts: list[int] = []
         cut = False
         offset = begin = part = 0  # tokens that the next window and the next part begin with
         while True:
-            piece = query.text[offset : offset + SLICE_CHARS]
-            last = offset + len(piece) == len(query.text)
+            piece = text[offset : offset + SLICE_CHARS]
+            last = offset + len(piece) == len(text)
             stable = len(piece) if last else self.tokenizer.stable_chars(piece)
             new_ids, new_starts = self.tokenizer.encode(piece[:stable])
             ids += new_ids
@@ -138,10 +140,10 @@ class Nano(StreamModel):
             offset += stable
             while len(ids) - begin > room:
                 yield [CLS, *ids[begin : begin + room], SEP], starts[begin], starts[begin + room], False
-                begin = _next_begin(query.text, starts, begin + room - OVERLAP)
+                begin = _next_begin(text, starts, begin + room - OVERLAP)
                 cut = True
                 while parts and part + PART <= begin:
-                    stop = _next_begin(query.text, starts, part + PART)
+                    stop = _next_begin(text, starts, part + PART)
                     yield [CLS, *ids[part:stop], SEP], starts[part], starts[stop], True
                     part = stop
             if last:
@@ -149,11 +151,11 @@ class Nano(StreamModel):
             gone = min(begin, part) if parts else begin
             del ids[:gone], starts[:gone]
             begin, part = begin - gone, max(part - gone, 0)
-        start, end = (starts[begin] if begin < len(starts) else offset, len(query.text)) if cut else (None, None)
+        start, end = (starts[begin] if begin < len(starts) else offset, len(text)) if cut else (None, None)
         yield [CLS, *ids[begin:], SEP], start, end, False
         while parts and part < len(ids) and (cut or len(ids) > PARTED):
-            stop = len(ids) if len(ids) - part <= PART else _next_begin(query.text, starts, part + PART)
-            yield [CLS, *ids[part:stop], SEP], starts[part], starts[stop] if stop < len(ids) else len(query.text), True
+            stop = len(ids) if len(ids) - part <= PART else _next_begin(text, starts, part + PART)
+            yield [CLS, *ids[part:stop], SEP], starts[part], starts[stop] if stop < len(ids) else len(text), True
             part = stop
 
     def key(self, ids: list[int]) -> bytes:
