@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=2000, help="texts of the speed test")
     parser.add_argument("--singles", type=int, default=300, help="further ones, judged one by one")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--quality-alone", action="store_true", help="no speed, as on a busy machine")
     parser.add_argument("--without", nargs="+", default=[], choices=sorted(OTHERS), help="leave these out")
     args = parser.parse_args()
     if args.bench and not args.bench.is_dir():
@@ -266,8 +267,11 @@ def main() -> None:
         "prompt-guardrail",
     )
     classifiers = load(args.without)
-    speed(classifiers, args.texts, args.singles, args.runs)
-    print(f"Medians of {args.runs} interleaved runs. A cold start is a whole process that loads and judges one text.\n")
+    if not args.quality_alone:
+        speed(classifiers, args.texts, args.singles, args.runs)
+        print(
+            f"Medians of {args.runs} interleaved runs. A cold start is a whole process that loads, judges one text.\n"
+        )
     if args.bench:
         quality(classifiers, args.bench, args.only, args.limit)
     else:
