@@ -145,9 +145,9 @@ def test_streams_under_way_come_to_their_end(serve: Callable[..., Serving], tmp_
                 bodies[model] = b"".join(parts)
 
         threads = [threading.Thread(target=call, args=(model,)) for model in begun]
-        for thread in threads:
+        for thread, model in zip(threads, begun, strict=True):  # in this order: the short one's upstream waits
             thread.start()
-        assert all(each.wait(60) for each in begun.values())
+            assert begun[model].wait(60)
         server.process.send_signal(signal.SIGTERM)
         go_on.set()
         for thread in threads:
