@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -218,10 +219,17 @@ def test_it_ends_with_its_program_however_that_ends(case: str) -> None:
         assert not done.stderr
 
 
-def test_programs_that_name_one_folder_share_it_and_the_last_one_ends_it(tmp_path: Path) -> None:
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder with room for a socket's name, however long pytest's own are."""
+    with tempfile.TemporaryDirectory(prefix="guardkit-") as folder:
+        yield Path(folder)
+
+
+def test_programs_that_name_one_folder_share_it_and_the_last_one_ends_it(short_path: Path) -> None:
     code = (
         "import sys; from guardkit import Guard\n"
-        f"guard = Guard.load('nano', process={str(tmp_path / 'shared')!r}, threads=1)\n"
+        f"guard = Guard.load('nano', process={str(short_path / 'shared')!r}, threads=1)\n"
         "guard.check('hello'); print(guard.model.pid, flush=True); sys.stdin.read(); guard.check('hello')"
     )
     programs = [
@@ -239,7 +247,7 @@ def test_programs_that_name_one_folder_share_it_and_the_last_one_ends_it(tmp_pat
         program.communicate(timeout=60)
         assert program.returncode == 0
     assert gone(pid)
-    assert list((tmp_path / "shared").iterdir()) == []
+    assert list((short_path / "shared").iterdir()) == []
 
 
 def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
