@@ -507,6 +507,19 @@ def _end_of(ticket: Ticket[None]) -> Any:
         return type(error)
 
 
+def test_texts_that_repeat_each_other_stand_in_one_draw(paced: tuple[Any, NanoScheduler]) -> None:
+    model, scheduler = paced
+    unlike = [_asked(model, scheduler, f"{'q' * i} {TEXT * 90}", None) for i in range(1, 4)]  # their beginnings differ
+    alike = [_asked(model, scheduler, TEXT * 90, None) for _ in range(50)]
+    scheduler._queries._draw()
+    assert not scheduler._queries._short
+    assert not scheduler._queries._long
+    assert sum(len(entry.ids) for entry in scheduler._queries._laid_up.values()) < 4096
+    while scheduler.step():
+        pass
+    assert all(ticket.result(0) for ticket in (*unlike, *alike))
+
+
 def test_on_a_slow_machine_passes_are_small_so_that_not_all_are_late_together(paced: tuple[Any, NanoScheduler]) -> None:
     model, scheduler = paced
     for per_s, most in ((0.0, 512), (20_000.0, 512), (2_000.0, 200), (10.0, 96)):

@@ -97,6 +97,7 @@ class Queries:
         self._is_swept = False
         drawn: list[tuple[_Asked, Window, bytes, int]] = []
         seen: dict[_Asked, None] = {}
+        keys: set[bytes] = set()
         for which, (queue, most) in enumerate(((self._short, LAID_UP_TOKENS), (self._long, WAVE_TOKENS))):
             tokens = 0
             while queue and tokens < DRAW_TOKENS and self._n_next[which] + tokens <= most:
@@ -106,8 +107,12 @@ class Queries:
                 if window is None:
                     queue.popleft()
                     continue
-                tokens += len(window[0])
-                drawn.append((asked, window, self._model.key(window[0]), which))
+                key = self._model.key(window[0])
+                is_new = key not in keys and key not in self._laid_up
+                is_new = is_new and not self._model.knows(key, asked.query.early, window[3])
+                tokens += len(window[0]) if is_new else 1  # about what it costs; so what repeats fills no draw
+                keys.add(key)
+                drawn.append((asked, window, key, which))
         self._screen([(asked, window, key) for asked, window, key, _ in drawn if asked.query.early])
         for asked, window, key, which in drawn:
             scores = self._model.recall(key, asked.query.early, window[3])
