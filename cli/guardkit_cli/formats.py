@@ -116,7 +116,8 @@ def _text_lines(reader: Reader, parts: Iterable[list[bytes]], name: str) -> Iter
             if record.item is not None and (piece := piece_in_line(record.text)):
                 records += answers.take(piece, number) or []
         yield records
-    yield answers.end()
+    if held := answers.end():
+        yield held
 
 
 def _is_object(text: str) -> bool:
@@ -156,7 +157,8 @@ def _json_lines(
                 records.append(reader.json(text.text, number, name, or_text=or_text))
                 records += [] if reader.outputs else partials.json(text.text, number)
         yield records
-    yield answers.end()
+    if held := answers.end():
+        yield held
 
 
 def _values(reader: Reader, texts: Iterable[str], name: str) -> Iterator[list[Record]]:

@@ -80,7 +80,8 @@ KINDS: list[tuple[type[Protocol], Any]] = [
 
 @st.composite
 def _events(draw: Callable[[Any], Any], one: Any) -> list[bytes]:
-    """Most are like the one before but for their text, and what nearly every server changes."""
+    """Most are like the one before but for their text, and what nearly every server changes; the last four in any
+    case."""
     out: list[bytes] = []
     compact, is_ascii, has_number = draw(st.booleans()), draw(st.booleans()), draw(st.booleans())
     made = draw(one)
@@ -97,6 +98,11 @@ def _events(draw: Callable[[Any], Any], one: Any) -> list[bytes]:
         raw = json.dumps(data, separators=(",", ":") if compact else None, ensure_ascii=is_ascii)
         name = f"event: {data['type']}\n" if "type" in data else ""
         out.append(f"{name}data: {raw}\n\n".encode("utf-8", "surrogatepass"))
+    made = draw(one)
+    for text in ("apples ", "pears ", "plums ", "figs "):
+        data = made(text)
+        name = f"event: {data['type']}\n" if "type" in data else ""
+        out.append(f"{name}data: {json.dumps(data)}\n\n".encode())
     return out
 
 
