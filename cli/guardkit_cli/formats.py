@@ -116,7 +116,7 @@ def _text_lines(reader: Reader, parts: Iterable[list[bytes]], name: str) -> Iter
             if record.item is not None and (piece := piece_in_line(record.text)):
                 records += answers.take(piece, number) or []
         yield records
-    if held := answers.end():
+    if held := answers.end() + partials.end():
         yield held
 
 
@@ -157,7 +157,7 @@ def _json_lines(
                 records.append(reader.json(text.text, number, name, or_text=or_text))
                 records += [] if reader.outputs else partials.json(text.text, number)
         yield records
-    if held := answers.end():
+    if held := answers.end() + partials.end():
         yield held
 
 

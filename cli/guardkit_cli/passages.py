@@ -175,7 +175,8 @@ class Partials:
 
     def __init__(self, name: str):
         self._name = name
-        self._held: dict[str, tuple[int, list[str]]] = {}  # by stream: the first line, and what was said
+        self._held: dict[str, tuple[int, int, list[str]]] = {}  # by stream: the first line, characters, what was said
+        self._line = 0  # the newest one of a piece
 
     def text(self, record: Record) -> list[Record]:
         """Take a line of text; what it completes."""
@@ -200,13 +201,22 @@ class Partials:
         return self._take(stream, said, not said.endswith("\n"), line)
 
     def _take(self, stream: str, said: str, goes_on: bool, line: int) -> list[Record]:
-        start, held = self._held.pop(stream, (line, []))
+        start, n_chars, held = self._held.pop(stream, (line, 0, []))
         held.append(said)
-        if goes_on and sum(map(len, held)) < MAX_PARTIAL:
-            self._held[stream] = start, held
+        self._line = line
+        if goes_on and n_chars + len(said) < MAX_PARTIAL:
+            self._held[stream] = start, n_chars + len(said), held
             return []
-        text = "".join(held)
-        return [Record(start, text, text, self._name, over=line - start + 1)] if len(held) > 1 else []
+        return self._joined(start, held)
+
+    def end(self) -> list[Record]:
+        """What is held where the log ends in the middle of a line."""
+        held, self._held = list(self._held.values()), {}
+        return [record for start, _, said in held for record in self._joined(start, said)]
+
+    def _joined(self, start: int, said: list[str]) -> list[Record]:
+        text = "".join(said)
+        return [Record(start, text, text, self._name, over=self._line - start + 1)] if len(said) > 1 else []
 
 
 def _words(line: str) -> str:

@@ -45,6 +45,10 @@ CUT = {
     "2026-11-26T10:00:00.2Z stdout P ret plan of\n2026-11-26T10:00:00.3Z stdout F  the villain\n",
     "docker.log": '{"log":"it is the sec","stream":"stdout"}\n{"log":"fine\\n","stream":"stderr"}\n'
     '{"log":"ret plan of the villain\\n","stream":"stdout"}\n',
+    "cri that ends in a line.log": "2026-11-26T10:00:00.1Z stdout P it is the sec\n"
+    "2026-11-26T10:00:00.2Z stdout P ret plan of the villain\n",
+    "docker that ends in a line.log": '{"log":"it is the sec","stream":"stdout"}\n'
+    '{"log":"ret plan of the villain","stream":"stdout"}\n',
 }
 
 
