@@ -12,10 +12,13 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from guardkit.loop import Turn
 from guardkit.rounds import BRIEF_S, InRound
 from guardkit.ticket import Pending, after_step
 
 _T = TypeVar("_T")
+LONE = 4  # rounds of one task in a row, behind which no other is waited for
+LOST_S = 1.0  # an end of a round that has not come by then was lost to an interrupt
 
 
 class Bell:
@@ -26,7 +29,11 @@ class Bell:
         self.loop = loop
         self._calls: deque[Callable[[], object]] = deque()
         self._later: dict[Callable[[], None], None] = {}  # what is done at the end of the round
-        self._is_ending = self._is_answering = False
+        self._is_due = self._is_answering = False  # due: the end of the round will come
+        self._until = 0.0  # of `time.perf_counter`: how long this round may go on before the event loop looks around
+        self._asker: object = None  # the task that asked last, and how many have in this round
+        self._n_askers = 0
+        self._n_lone = 0  # rounds in a row with one asker
         self.round = InRound(self._at_the_end)
 
     def call(self, call: Callable[[], object]) -> None:
@@ -34,18 +41,35 @@ class Bell:
         self._calls.append(call)
         after_step(self._ring)
 
+    def is_alone(self) -> bool:
+        """Called by each task that is about to ask for something. Whether to do it at once: rounds have had no second
+        task for a while, so that nothing is gained by waiting for others, and this one has not gone on for long."""
+        now = time.perf_counter()
+        if not self._is_due or now > self._until + LOST_S:
+            self._until = now + BRIEF_S
+            self._end_soon()
+        task = asyncio.current_task(self.loop)
+        if task is not self._asker:
+            self._asker = task
+            self._n_askers += 1
+        return self._n_lone >= LONE and self._n_askers == 1 and now < self._until
+
     def _at_the_end(self, call: Callable[[], None]) -> None:
-        if not (self._later or self._is_ending):
-            self.loop.call_soon(self._end_round)
+        if not self._is_due:
+            self._end_soon()
         self._later[call] = None
+
+    def _end_soon(self) -> None:
+        self.loop.call_soon(self._end_round)
+        self._is_due = True
 
     def _end_round(self) -> None:
         """Have done what the tasks of this round asked for, and lead them on. What they ask for then is done likewise
         for a little while: each time that the event loop looks for what else there is costs as much as a token."""
-        until = time.perf_counter() + BRIEF_S
-        self._is_ending = True
+        self._until = time.perf_counter() + BRIEF_S
         try:
-            while self._later and time.perf_counter() < until:
+            self._count()
+            while self._later and time.perf_counter() < self._until:
                 later, self._later = deque(self._later), {}
                 self._is_answering = True
                 try:
@@ -55,10 +79,16 @@ class Bell:
                     self._later |= dict.fromkeys(later)  # after a fault or an interrupt the others are still to be done
                     self._is_answering = False  # before the answer: what another thread adds from here on rings
                     self._answer()
+                self._count()
         finally:
-            self._is_ending = False
+            self._is_due = False
             if self._later:
-                self.loop.call_soon(self._end_round)
+                self._end_soon()
+
+    def _count(self) -> None:
+        if self._n_askers:
+            self._n_lone = self._n_lone + 1 if self._n_askers == 1 else 0
+            self._n_askers, self._asker = 0, None
 
     def _ring(self) -> None:
         if self._is_answering:
@@ -110,23 +140,23 @@ async def end_of(pending: Pending, until: float | None = None, own: Bell | None 
                 alarm.cancel()
             if not pending.done():
                 pending.cancel()
-    try:
-        return pending.result(0)
-    except CancelledError as error:
-        raise asyncio.CancelledError from error
+    return _result(pending)
 
 
-async def led(steps: Generator[Pending, Any, _T], until: float | None = None) -> _T:
+async def led(steps: Generator[Pending, Any, _T], turn: Callable[[], Turn | None], until: float | None = None) -> _T:
     """What `steps` returns: futures of a model whose results they are sent, for an event loop, which a long step may
-    not hold up."""
+    not hold up. turn: at the model, for a task that is alone and whose step is brief."""
     own = bell()
     together = own.round
     try:
-        with together:
+        mine = turn() if own.is_alone() and until is None else None
+        with mine or together:
             wanted = next(steps)
+            if mine is not None:
+                mine.serve_brief()
         while True:
             try:
-                result = await end_of(wanted, until, own)
+                result = _result(wanted) if wanted.done() else await end_of(wanted, until, own)
             except Late:
                 raise
             except Exception as error:
@@ -139,6 +169,13 @@ async def led(steps: Generator[Pending, Any, _T], until: float | None = None) ->
         return end.value  # type: ignore[no-any-return]
     finally:
         steps.close()
+
+
+def _result(pending: Pending) -> Any:
+    try:
+        return pending.result(0)
+    except CancelledError as error:
+        raise asyncio.CancelledError from error
 
 
 class _Waiting:

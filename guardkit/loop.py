@@ -131,11 +131,7 @@ class Loop:
             self._kick()
             return
         with self.turn() as turn:
-            if turn.owned:
-                turn.take()
-                tokens = self._sizes.tokens
-                if self._seconds.get(tokens.bit_length(), BRIEF_S) < BRIEF_S:
-                    turn.serve(tokens)
+            turn.serve_brief()
 
     def load(self) -> Load:
         """How busy it is, what has not been taken yet included."""
@@ -315,6 +311,15 @@ class Turn:
                     scheduler.take(each)
             else:
                 scheduler.take(message)
+
+    def serve_brief(self) -> None:
+        """Where it is owned: take what came, and do it if that is brief; else the thread does it when this ends."""
+        loop, sizes = self._loop, self._loop._sizes
+        if self.owned and sizes is not None:
+            self.take()
+            tokens = sizes.tokens
+            if loop._seconds.get(tokens.bit_length(), BRIEF_S) < BRIEF_S:
+                self.serve(tokens)
 
     def drain(self) -> None:
         sizes = self._loop._sizes

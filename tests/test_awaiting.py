@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from guardkit import Severity
-from guardkit.awaiting import Late, bell, end_of
+from guardkit.awaiting import LONE, LOST_S, Late, bell, end_of, led
 from guardkit.loop import Load, Loop
 from guardkit.rounds import at_the_end_of_the_round
 from guardkit.testing import FakeGuard
@@ -270,4 +270,88 @@ def test_a_task_that_always_has_more_does_not_keep_the_others_from_their_turn() 
         return await task
 
     assert asyncio.run(run()) > 0
+    loop.close("over")
+
+
+def steps_of(loop: Loop, work: int):
+    """As a model's reading asks for something."""
+    ticket: Ticket = Ticket(work)
+    loop.put(ticket)
+    return (yield ticket)
+
+
+def test_a_task_that_is_alone_is_served_at_once_and_others_that_come_are_served_together() -> None:
+    scheduler = _Noting()
+    loop = Loop("test", scheduler, scheduler)
+    turned = 0  # how often others had their turn
+
+    def turn_again() -> None:
+        nonlocal turned
+        turned += 1
+        asyncio.get_running_loop().call_soon(turn_again)
+
+    async def ask(n: int) -> None:
+        for i in range(n):
+            loop._seconds = {1: 0.0, 2: 0.0}
+            assert await led(steps_of(loop, i), loop.turn) == i
+
+    async def run() -> None:
+        turn_again()
+        await ask(LONE + 1)
+        await asyncio.sleep(0)
+        before = turned
+        bell()._until += 60  # however slow the machine is
+        await ask(10)
+        assert turned == before
+        scheduler.steps.clear()
+
+        async def ask_on() -> None:
+            while [n for _, n in scheduler.steps].count(2) < 10:  # one step for both
+                await ask(1)
+
+        await asyncio.wait_for(asyncio.gather(ask_on(), ask_on()), 60)
+        assert all(here for here, _ in scheduler.steps)
+        await ask(LONE + 1)
+        await asyncio.sleep(0)
+        loop._seconds = {1: 1.0}
+        scheduler.steps.clear()
+        assert await led(steps_of(loop, 7), loop.turn) == 7
+        assert [step for step in scheduler.steps if step[1]] == [(False, 1)]  # what takes long is the thread's
+
+    asyncio.run(run())
+    loop.close("over")
+
+
+def test_a_task_that_is_alone_and_always_has_more_lets_the_event_loop_go_on() -> None:
+    scheduler = _Noting()
+    loop = Loop("test", scheduler, scheduler)
+
+    async def greedy() -> None:
+        n = 0
+        while True:
+            loop._seconds = {1: 0.0}
+            assert await led(steps_of(loop, n), loop.turn) == n
+            n += 1
+
+    async def run() -> None:
+        task = asyncio.create_task(greedy())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    loop.close("over")
+
+
+def test_an_end_of_a_round_that_was_lost_to_an_interrupt_comes_again() -> None:
+    scheduler = _Noting()
+    loop = Loop("test", scheduler, scheduler)
+
+    async def run() -> object:
+        bell()._is_due, bell()._until = True, time.perf_counter() - 2 * LOST_S  # and no call of it stands anywhere
+        return await asyncio.wait_for(led(steps_of(loop, 5), loop.turn), 20)
+
+    assert asyncio.run(run()) == 5
     loop.close("over")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
+from guardkit.awaiting import Late, led
 from guardkit.engine.engine import Engine, Rows
 from guardkit.engine.engine import Sequence as Sequence_
 from guardkit.loop import Turn
@@ -46,12 +47,15 @@ class EngineModel(StreamModel):
                     return _led(self._reading(work, None), turn)
         return super().judge(work, timeout)
 
-    async def ajudge(self, work: Work, timeout: float | None = None) -> Any:
-        from guardkit.awaiting import Late, led
+    def ajudge(self, work: Work, timeout: float | None = None) -> Coroutine[Any, Any, Any]:
+        if timeout is None:
+            return led(self._reading(work, None), self.turn)
+        return self._in_time(work, timeout)
 
-        deadline = None if timeout is None else time.monotonic() + timeout
+    async def _in_time(self, work: Work, timeout: float) -> Any:
+        deadline = time.monotonic() + timeout
         try:
-            return await led(self._reading(work, deadline), deadline)
+            return await led(self._reading(work, deadline), self.turn, deadline)
         except Late as error:
             raise too_late(timeout) from error
 

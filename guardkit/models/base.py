@@ -293,6 +293,7 @@ class StreamModel(ABC):
 
         deadline = None if timeout is None else time.monotonic() + timeout
         own = bell()
+        own.is_alone()  # counts, whatever the answer
         with own.round:
             (future,) = self.submit([work], deadline)
         try:

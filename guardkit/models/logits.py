@@ -32,7 +32,7 @@ class Logits(Scores):
 
     @property
     def likeliest(self) -> Ints:
-        return np.asarray(self.risks.argmax(1), np.int64)
+        return self.rows.take(self.order, 1).argmax(1)  # type: ignore[no-any-return]
 
     @cached_property
     def risks(self) -> Floats:
