@@ -11,10 +11,11 @@ Rolling back is a length change: what lies behind a sequence's length is overwri
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from torch import Tensor
 from guardkit.engine.config import Qwen3Config
 from guardkit.engine.qwen3 import Fused
 
+_T = TypeVar("_T")
 GROW = 64  # tokens; the smallest buffer, and what buffers are rounded up to
 
 
@@ -92,6 +94,20 @@ class Cache(ABC):
         """Copy a sequence to host memory. Gives what puts it back once room is reserved; None where a copy would save
         nothing, as in a cache that is in host memory itself."""
         return None
+
+    def saved(self, slot: Slot, n_tokens: int) -> Callable[[], bool] | None:
+        """`save`, where there is memory for a copy. What puts it back says whether there was memory for that."""
+
+        def tried(call: Callable[[], _T]) -> _T | None:
+            try:
+                return call()
+            except RuntimeError as error:
+                why = (str(error).splitlines() or ["no reason given"])[0]
+                logging.getLogger("guardkit").warning("%d evicted tokens are computed again (%s)", n_tokens, why)
+                return None
+
+        put_back = tried(lambda: self.save(slot, n_tokens))
+        return None if put_back is None else lambda: tried(lambda: (put_back(), True)) is not None
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

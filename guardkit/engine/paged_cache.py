@@ -31,6 +31,8 @@ class PagedCache(Cache):
         self._tables: list[Tensor] = []
         self._rows: Tensor | None = None
         self._kernel = _load("paged_attention", device, config.head_dim)
+        if self._kernel is not None and dtype is torch.float32 and _shared_memory(device) < self._kernel.SHARED:
+            self._kernel = None
         self._fused = _load("kernels", device, config.head_dim)
         self._device_tables: Tensor | None = None  # [slots, pages]: of each slot that was in a step
         self._free_rows: list[int] = []
@@ -255,3 +257,8 @@ def _load(name: str, device: torch.device, head_dim: int) -> Any:
         return importlib.import_module(f"guardkit.engine.{name}")
     except ImportError:
         return None
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have; T4: 64 KiB, V100: 96, RTX 3090, L4 and the like: 99."""
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 1 << 20))

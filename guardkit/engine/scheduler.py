@@ -240,10 +240,13 @@ class Scheduler:
             put_back, n = sequence.saved
             if not self._reserve(sequence, n, taken):
                 return False
-            put_back()
-            sequence.cached, sequence.saved = n, None
+            sequence.saved = None
             self._saved_tokens -= n
-            self.counters.restored += 1
+            if put_back():
+                sequence.cached = n
+                self.counters.restored += 1
+            else:
+                self.counters.recomputed_tokens += n
         if not sequence.cached and not sequence.slot.held:
             self._begin_with_others(sequence)
         return self._reserve(sequence, min(sequence.cached + budget, len(sequence.ids)), taken)
@@ -304,7 +307,7 @@ class Scheduler:
     def _evict(self, sequence: Sequence) -> None:
         n = sequence.cached
         if n and self._saved_tokens + n <= self.limits.host_tokens:
-            put_back = self.cache.save(sequence.slot, n)
+            put_back = self.cache.saved(sequence.slot, n)
             if put_back is not None:
                 sequence.saved = (put_back, n)
                 self._saved_tokens += n

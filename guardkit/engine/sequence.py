@@ -32,7 +32,7 @@ class Sequence:
     slot: Slot = field(default_factory=Slot)
     source: Sequence | None = None  # whose beginning it shares
     keys: list[int] = field(default_factory=list)  # hashes of the blocks that others can find, see `prefixes.py`
-    saved: tuple[Callable[[], None], int] | None = None  # while evicted: what puts a copy back, and its tokens
+    saved: tuple[Callable[[], bool], int] | None = None  # while evicted: what puts a copy back, and its tokens
     requests: deque[Request] = field(default_factory=deque)
     last_step: int = 0
     broken: BaseException | None = None  # the error of the step that left the cache in doubt

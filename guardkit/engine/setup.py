@@ -126,8 +126,14 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
             raise GuardkitError(f"dtype '{name}' is not supported; known: {', '.join(DTYPES)}")
         return DTYPES[name.removeprefix("torch.")]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return dtype_of_gpu(torch.cuda.get_device_capability(device))
     return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def dtype_of_gpu(capability: tuple[int, int]) -> torch.dtype:
+    """bfloat16 where the hardware has it; what has it not (T4, V100) emulates it, slowly, and Triton's kernels not at
+    all: torch's own answer to the question counts the emulation."""
+    return torch.bfloat16 if capability >= (8, 0) else torch.float16
 
 
 def _int8_dtype(options: Options, device: torch.device) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from guardkit import Overloaded, telemetry
-from guardkit.engine.cache import Cache, ContiguousCache
+from guardkit.engine.cache import Cache, ContiguousCache, Slot
 from guardkit.engine.config import Qwen3Config
 from guardkit.engine.engine import Engine, Limits
 from guardkit.engine.paged_cache import PagedCache
@@ -147,6 +148,39 @@ def test_evicted_sequences_come_back_as_they_were(model: Any, text: Any, cache: 
     for sequence in sequences:
         engine.close(sequence)
     assert eventually(lambda: (engine.cache.used, engine.open_sequences, engine._saved_tokens) == (0, 0, 0))
+
+
+class _Full(PagedCache):
+    """On a device without memory for copies: to the host (every second time), or back."""
+
+    saves = 0
+
+    def save(self, slot: Slot, n_tokens: int) -> Callable[[], None]:
+        self.saves += 1
+        if self.saves % 2:
+            raise RuntimeError("CUDA out of memory")
+
+        def put_back() -> None:
+            raise RuntimeError("CUDA out of memory")
+
+        return put_back
+
+
+def test_what_cannot_be_copied_on_eviction_is_computed_again(model: Any, text: Any) -> None:
+    ids, expected = text
+    engine = engine_of(model, _Full, capacity=384, host_tokens=1 << 14)
+    sequences = [engine.open() for _ in range(2)]
+    found: list[list[np.ndarray]] = [[], []]
+    for at in range(0, 300, 50):
+        for i, sequence in enumerate(sequences):
+            found[i].append(engine.submit(sequence, ids[at : at + 50], "response").result())
+    for parts in found:
+        close(np.concatenate(parts), expected["response"])
+    assert engine.cache.saves >= 4
+    assert engine.counters.restored == 0
+    for sequence in sequences:
+        engine.close(sequence)
+    assert eventually(lambda: (engine.cache.used, engine._saved_tokens) == (0, 0))
 
 
 def test_what_is_read_starts_where_it_was_asked(model: Any, text: Any) -> None:
