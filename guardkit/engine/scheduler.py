@@ -27,6 +27,7 @@ from guardkit.loop import Load, Loop
 
 NOTHING = np.zeros((0, 0), np.float32)
 SHORT = 16  # a piece of at most this many tokens goes before longer ones
+TURNS = 3  # long texts that are computed by turns; more would end later, all of them
 FIRST = 256  # sequences of the first of several steps in a row, where a device computes beside the host
 
 
@@ -194,7 +195,7 @@ class Scheduler:
         if self._ahead and most > FIRST:  # the first part is small, so that the device starts; then it has work
             most = limits.step_sequences if flying else FIRST
         room = limits.step_tokens - (limits.mixed_tokens if long else 0)
-        for group, budget in ((short, room), (long, limits.mixed_tokens if short else limits.step_tokens)):
+        for group, budget in ((short, room), (_in_turns(long), limits.mixed_tokens if short else limits.step_tokens)):
             for sequence in group:
                 if budget <= 0 or len(plan) >= most:
                     break
@@ -407,3 +408,11 @@ class Scheduler:
             self._break(sequence, error)
         if self._loop.closed:
             self._prefixes.clear()
+
+
+def _in_turns(long: list[Sequence]) -> list[Sequence]:
+    """Those that were begun first, but for one new where few were: so a very long text stops no others, and of many
+    that come at once the first are done when the last are only begun."""
+    new = [s for s in long if s.cached <= s.requests[0].base]
+    begun = [s for s in long if s.cached > s.requests[0].base]
+    return begun + new if len(begun) >= TURNS else new[:1] + begun + new[1:]

@@ -221,6 +221,35 @@ def test_no_sequence_starves(model: Any) -> None:
     raise AssertionError("the long text never came through")
 
 
+def test_of_many_long_texts_the_first_are_done_while_the_last_wait(model: Any) -> None:
+    engine = engine_of(model, step_tokens=50)
+    with engine._loop.turn() as turn:
+        found = [engine.submit(engine.open(), ids_of(i, 200), "response", read_from=199) for i in range(20)]
+        for _ in range(40):  # half of the steps that they take
+            turn.step()
+        done = [future.done() for future in found]
+        assert 8 <= sum(done) <= 10
+        assert all(done[:8])
+        while turn.step():
+            pass
+    assert all(future.done() for future in found)
+
+
+def test_a_very_long_text_stops_no_others(model: Any) -> None:
+    engine = engine_of(model, step_tokens=50)
+    with engine._loop.turn() as turn:
+        very = engine.submit(engine.open(), ids_of(1, 1000), "response", read_from=999)
+        for i in range(5):
+            other = engine.submit(engine.open(), ids_of(2 + i, 80), "response")
+            for _ in range(4):
+                turn.step()
+            assert other.done()
+        assert not very.done()
+        while turn.step():
+            pass
+    assert very.done()
+
+
 def test_bad_ids_and_too_many_are_refused_at_once(model: Any) -> None:
     engine = engine_of(model, capacity=256)
     sequence = engine.open()
