@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardkit import Guard, Message, Stage
-from guardkit.models.base import Append, Query, Tokens
+from guardkit import Guard, GuardkitError, Message, Stage
+from guardkit.models.base import Append, Query, Scores, Tokens
 from guardkit.models.nano import weights_path
 from guardkit.models.nano.graph import SHARE_TOKENS, Graph, Pass, shares
 from guardkit.models.nano.model import Nano
@@ -61,6 +61,98 @@ def test_windows_side_by_side_score_as_alone(nano: Nano) -> None:
         for a, b in zip(ask(nano, [query])[0], batched, strict=True):
             assert np.array_equal(a.scores.severity, b.scores.severity)
             assert np.array_equal(a.scores.category, b.scores.category)
+
+
+class Watched(Nano):
+    """Counts the passes that run while more is read, and fails for windows that hold `poison`."""
+
+    begun = 0
+    poison = -1
+
+    def begin_windows(self, windows: Sequence[list[int]]) -> Callable[[], list[Scores]]:
+        self.begun += 1
+        end = super().begin_windows(windows)
+
+        def scores() -> list[Scores]:
+            self._refuse(windows)
+            return end()
+
+        return scores
+
+    def judge_windows(self, windows: Sequence[list[int]]) -> list[Scores]:
+        self._refuse(windows)
+        return super().judge_windows(windows)
+
+    def _refuse(self, windows: Sequence[list[int]]) -> None:
+        if any(self.poison in ids for ids in windows):
+            raise ValueError("poison")
+
+
+def many(n: int) -> list[Query]:
+    """Texts of several passes, each of them twice, the second time behind all others."""
+    made = [f"{WORDS[i % 4]} {WORDS[i // 4 % 4]} {WORDS[i // 16 % 4]} {WORDS[i // 64 % 4]}" for i in range(n)]
+    return [Query(f"A letter to {who} of the gardeners, about soup and rain.") for who in made] * 2
+
+
+def test_what_is_read_while_passes_run_scores_as_alone() -> None:
+    model = Watched(weights_path().parent, threads=2)
+    queries = many(240)
+    tickets = model.submit(queries)
+    together = [ticket.result(60) for ticket in tickets]
+    assert model.begun > 2
+    model._seen.clear()
+    for at in range(0, len(queries), 13):
+        for a, b in zip(model.judge(queries[at]), together[at], strict=True):
+            assert np.array_equal(a.scores.severity, b.scores.severity)
+            assert np.array_equal(a.scores.category, b.scores.category)
+
+
+def test_a_window_that_fails_under_way_fails_alone() -> None:
+    model = Watched(weights_path().parent, threads=2)
+    (model.poison,) = model.tokenizer.encode("zebra")[0]
+    queries = many(200)
+    bad = {3, 77, 250}
+    for at in bad:
+        queries[at] = Query(f"{(at % 2 and 'a zebra') or 'the zebra'} at the gate")
+    tickets = model.submit(queries)
+    assert {at for at, ticket in enumerate(tickets) if ticket.exception(60) is not None} == bad
+    assert model.begun > 1
+
+
+def test_a_model_that_is_closed_while_passes_run_leaves_nobody_waiting() -> None:
+    model = Watched(weights_path().parent, threads=2)
+    tickets = model.submit(many(256))
+    tickets[0].result(60)
+    model.close()
+    assert all(ticket.done() for ticket in tickets)
+    assert {type(ticket.exception(0)) for ticket in tickets} <= {type(None), GuardkitError}
+
+
+def test_passes_that_were_begun_end_in_order_and_one_that_fails_fails_by_itself() -> None:
+    graph = Graph(weights_path().parent, threads=2)
+    ids = np.array([[0, 300, 301, 2]], np.int64)
+    good = Pass(ids, None, np.array([3]), np.array([3]))
+    bad = Pass(ids, None, np.array([99]), np.array([3]))  # no such position
+    first, second, third = graph.begin([good, good]), graph.begin([bad, good]), graph.begin([good])
+    (one, _), (two, _) = first()
+    with pytest.raises(Exception, match=r"(?i)indices|out of"):
+        second()
+    ((three, _),) = third()
+    assert np.array_equal(one, two)
+    assert np.array_equal(one, three)
+    graph.free()
+    ((again, _),) = graph.begin([good])()
+    assert np.array_equal(one, again)
+
+
+def test_where_queries_meet_keys_float32_holds_every_sum() -> None:
+    """32 products of a byte and a clipped byte: whole numbers that are exact in whatever order they are added."""
+    found = {name.decode(): place for name, place in tensors(weights_path().read_bytes())}
+    high = np.frombuffer(weights_path().read_bytes(), np.int8, 1, found["high"][0])[0]
+    assert 32 * 128 * int(high) < 2**24
+    onnx = pytest.importorskip("onnx")
+    nodes = onnx.load(weights_path().with_name("graph.onnx"), load_external_data=False).graph.node
+    assert sum(node.op_type == "FusedMatMul" for node in nodes) == 8
 
 
 def test_streams_side_by_side_score_as_alone(nano: Nano) -> None:

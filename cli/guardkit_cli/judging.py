@@ -19,6 +19,7 @@ MAX_CACHED = 16_384
 MAX_CACHED_TEXT = 10_000
 MAX_CACHED_CHARS = 16_000_000
 MAX_WAITING_CHARS = 4_000_000
+MAX_AHEAD = 16  # batches under way where the model wants some, but fewer: so it never waits for lines to be read
 MAX_RECENT = 512  # lines that a record of several may put together
 
 
@@ -134,7 +135,8 @@ class Judge:
         self._next = _Batch()
         self._under_way: deque[_Batch] = deque()
         self._asked: dict[str, _Batch] = {}  # texts that are judged, or will be, and where
-        self._most = max(guard.model.in_flight // batch_size, 1) if guard.timeout is None else 1
+        wanted = guard.model.in_flight // batch_size if guard.timeout is None else 1
+        self._most = max(wanted, MAX_AHEAD) if wanted > 1 else 1
         self._threads: ThreadPoolExecutor | None = None
 
     def add(self, records: Sequence[Record]) -> None:

@@ -2,7 +2,8 @@
 
 The threads of one pass wait for each other at every product; two passes of half the rows, each on a core of its own,
 do not. So many rows run in passes side by side, a few tokens in their caller's thread, and only a large pass that is
-alone in several threads. Since sums are whole numbers, a row's scores are the same in any pass.
+alone in several threads; what is begun runs in other threads alone, while the caller's reads on. Since sums are whole
+numbers, a row's scores are the same in any pass.
 
 graph.onnx holds the graph, nano.onnx beside it the tensors, which are mapped from there (training/nano/graph.py).
 """
@@ -12,8 +13,9 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from numpy.typing import NDArray
 from guardkit.models.base import Floats, Ints
 from guardkit.ort import ort
 
+Found = tuple[Floats, NDArray[np.int8]]
+"""Of a pass the logits [N, 24] (response: 3 severity, 8 category, 1 refusal; query: 3 severity, 9 category) and the new
+keys and values [B, T, *cache_shape]."""
 FUSED = ["SkipLayerNormFusion"]  # its kernel takes six times as long as those of the two nodes
 SHARE_TOKENS = 64  # padded, of a pass beside others at least: of fewer a token costs more
 WIDE_TOKENS = 32  # from which on a pass that is alone is worth more than one thread
@@ -62,26 +67,55 @@ class Graph:
         self.window = int(meta["positions"])
         self.cache_shape: tuple[int, ...] = tuple(json.loads(meta["cache_shape"]))  # a token's: layers x (keys, values)
 
-    def forward(self, passes: Sequence[Pass]) -> list[tuple[Floats, NDArray[np.int8]]]:
-        """Of each pass the logits [N, 24] (response: 3 severity, 8 category, 1 refusal; query: 3 severity, 9 category)
-        and the new keys and values [B, T, *cache_shape]. They run side by side, each in a thread."""
+    def forward(self, passes: Sequence[Pass]) -> list[Found]:
+        """Each pass's result. They run side by side, in this thread and in others as far as those are free."""
         feeds = [self._feed(one) for one in passes]
         if len(feeds) == 1:
             threads = self.threads if feeds[0]["ids"].size >= WIDE_TOKENS else 1
             return [self._run(self._session(threads), feeds[0])]
         session = self._session(1)
-        if self._helpers is None:
-            self._helpers = ThreadPoolExecutor(max(self.threads - 1, 1), "guardkit-nano-pass")
-        helpers = self._helpers
+        todo = deque(range(len(feeds)))
+        found: dict[int, Found] = {}
+
+        def work() -> None:
+            while todo:
+                with suppress(IndexError):  # another thread was faster
+                    at = todo.popleft()
+                    found[at] = self._run(session, feeds[at])
+
+        others: list[Future[None]] = []
+        with suppress(RuntimeError):  # closed meanwhile, or the program is ending: nothing is handed over any more
+            while len(others) < min(self.threads, len(feeds)) - 1:
+                others.append(self._pool().submit(work))
         try:
-            others = [helpers.submit(self._run, session, feed) for feed in feeds[1:]]
-        except RuntimeError:  # closed meanwhile, or the program is ending: nothing is handed to other threads any more
-            return [self._run(session, feed) for feed in feeds]
-        try:
-            first = self._run(session, feeds[0])
+            work()
         finally:
-            wait(others)
-        return [first, *(other.result() for other in others)]
+            todo.clear()
+            begun = [other for other in others if not other.cancel()]
+            wait(begun)
+        for other in begun:
+            other.result()
+        return [found[at] for at in range(len(feeds))]
+
+    def begin(self, passes: Sequence[Pass]) -> Callable[[], list[Found]]:
+        """Have passes run in other threads, behind those that were begun before. Gives what waits for their results."""
+        feeds = [self._feed(one) for one in passes]
+        session = self._session(1)
+        try:
+            begun = [self._pool().submit(self._run, session, feed) for feed in feeds]
+        except RuntimeError:  # as above
+            return lambda: [self._run(session, feed) for feed in feeds]
+
+        def end() -> list[Found]:
+            wait(begun)
+            return [each.result() for each in begun]
+
+        return end
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._helpers is None:
+            self._helpers = ThreadPoolExecutor(self.threads, "guardkit-nano-pass")
+        return self._helpers
 
     def _feed(self, one: Pass) -> dict[str, Any]:
         batch, length = one.ids.shape
@@ -96,7 +130,7 @@ class Graph:
             "ids": one.ids, "positions": np.ascontiguousarray(positions), "past": past, "mask": mask, "rows": one.rows,
         }  # fmt: skip
 
-    def _run(self, session: ort.InferenceSession, feed: dict[str, Any]) -> tuple[Floats, NDArray[np.int8]]:
+    def _run(self, session: ort.InferenceSession, feed: dict[str, Any]) -> Found:
         try:
             logits, new = session.run(["logits", "new"], feed, self._options)
         except Exception:

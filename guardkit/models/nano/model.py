@@ -14,7 +14,7 @@ tokens.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from guardkit.loop import Loop, Turn
 from guardkit.messages import Message
 from guardkit.models.base import Floats, Ints, Limits, Query, QueryScores, Scores, Session, StreamModel, Work
 from guardkit.models.nano.calibration import GROUPS, Calibration
-from guardkit.models.nano.graph import Graph, Pass, shares
+from guardkit.models.nano.graph import Found, Graph, Pass, shares
 from guardkit.models.nano.opaque import without_opaque
 from guardkit.models.nano.queries import PARTED, Window
 from guardkit.models.nano.said import softmax
@@ -80,7 +80,7 @@ class Nano(StreamModel):
         self._seen: OrderedDict[bytes, Scores] = OrderedDict()
         self._settled: OrderedDict[tuple[bytes, bool], Scores | None] = OrderedDict()  # None: by nano itself only
         self._hits = 0  # windows that were in it
-        self._loop = Loop("guardkit-nano", NanoScheduler(self, self._graph.threads))
+        self._loop = Loop("guardkit-nano", NanoScheduler(self, self.threads))
 
     # -- one verb, one owner (`loop.py`); the rest is called by the owner alone
 
@@ -202,17 +202,29 @@ class Nano(StreamModel):
 
     def judge_windows(self, windows: Sequence[list[int]]) -> list[Scores]:
         """The query heads' scores of each window; they are remembered."""
-        parts = [windows[share] for share in shares([len(ids) for ids in windows], self._graph.threads)]
-        logits = np.concatenate([logits for logits, _ in self._forward([_read(part) for part in parts])])
+        return self._judged(windows, self._forward(self._side_by_side(windows)))
+
+    def begin_windows(self, windows: Sequence[list[int]]) -> Callable[[], list[Scores]]:
+        """`judge_windows` in other threads. Gives what waits for the scores."""
+        passes = self._side_by_side(windows)
+        self._count(passes)
+        end = self._graph.begin(passes)
+        return lambda: self._judged(windows, end())
+
+    def _side_by_side(self, windows: Sequence[list[int]]) -> list[Pass]:
+        return [_read(windows[share]) for share in shares([len(ids) for ids in windows], self.threads)]
+
+    def _judged(self, windows: Sequence[list[int]], found: Sequence[Found]) -> list[Scores]:
+        logits = np.concatenate([logits for logits, _ in found])
         scores = self._query_scores(logits[:, 12:], self._groups_of(windows))
-        found = []
+        out = []
         for row, ids in enumerate(windows):
             one = Scores(scores.severity[row : row + 1].copy(), scores.category[row : row + 1].copy())
             self._seen[self.key(ids)] = one
-            found.append(one)
+            out.append(one)
         while len(self._seen) > WINDOW_CACHE:
             self._seen.popitem(last=False)
-        return found
+        return out
 
     def read(self, windows: Sequence[list[int]]) -> tuple[Floats, NDArray[np.int8]]:
         """One pass over windows of queries: logits at the end of each [N, 24], keys and values [N, T, *cache_shape] of
@@ -279,7 +291,7 @@ class Nano(StreamModel):
     def judge_pieces(self, work: Sequence[tuple[NanoSession, list[int]]]) -> list[Scores]:
         """One step of sessions with equally long caches; scores of the response tokens among the new ones."""
         width = max(len(ids) for _, ids in work)
-        parts = [work[share] for share in shares([width] * len(work), self._graph.threads)]
+        parts = [work[share] for share in shares([width] * len(work), self.threads)]
         found: list[Scores] = []
         for part, (logits, new_cache) in zip(parts, self._forward([_go_on(part) for part in parts]), strict=True):
             for row, (session, new) in enumerate(part):
@@ -301,9 +313,17 @@ class Nano(StreamModel):
     def limits(self, stage: Stage) -> Limits:
         return super().limits(stage) or self._calibration.limits[stage]
 
-    def _forward(self, passes: Sequence[Pass]) -> list[tuple[Floats, NDArray[np.int8]]]:
-        telemetry.batch(self.name, sum(len(one.ids) for one in passes))
+    @property
+    def threads(self) -> int:
+        """That it computes with."""
+        return self._graph.threads
+
+    def _forward(self, passes: Sequence[Pass]) -> list[Found]:
+        self._count(passes)
         return self._graph.forward(passes)
+
+    def _count(self, passes: Sequence[Pass]) -> None:
+        telemetry.batch(self.name, sum(len(one.ids) for one in passes))
 
 
 def _read(windows: Sequence[list[int]]) -> Pass:

@@ -12,12 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from guardkit.errors import Overloaded
 from guardkit.models.base import Query, QueryScores, Scores, Work
 from guardkit.models.nano.pace import BATCH_TOKENS, WAVE_TOKENS, Pace, padded
-from guardkit.ticket import Ticket
+from guardkit.ticket import Ticket, hand_out
 
 if TYPE_CHECKING:
     from guardkit.models.nano.model import Nano
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DRAW_TOKENS = 8 * BATCH_TOKENS  # that are cut into windows between two passes
 LAID_UP_TOKENS = 128 * BATCH_TOKENS  # of short texts; of long ones, as many as a wave takes
 SHORT_CHARS = 4096  # a text of more is long: it takes at most half of a wave while short ones wait
+AHEAD = 2  # passes under way at once, the first of which is waited for: so no core waits for what stands between them
 PARTED = 96  # tokens of a text from which on its sentences are judged in parts, too: one counts for little among many
 Window = tuple[list[int], int | None, int | None, bool]
 """Ids with their frame, the characters they come from where a text was cut, and whether it is a part: some sentences of
@@ -74,6 +76,7 @@ class Queries:
         self._next: tuple[deque[_LaidUp], deque[_LaidUp]] = (deque(), deque())  # of short texts, of long ones
         self._n_next = [0, 0]  # their tokens
         self._passes: deque[list[_LaidUp]] = deque()
+        self._under_way: deque[tuple[list[_LaidUp], Callable[[], list[Scores]]]] = deque()  # begun in other threads
         self._is_swept = False  # whether this draw looked for what nobody wants any more
 
     def take(self, ticket: Ticket[Work], query: Query) -> None:
@@ -85,12 +88,58 @@ class Queries:
         return bool(self._short or self._long or self._laid_up)
 
     def step(self) -> int:
-        """Cut what came, do one pass; the tokens that it judged."""
-        if self._short or self._long:
+        """Cut what came, end one pass; the tokens that it judged. Unless that is all there is, passes run in other
+        threads, and the next texts are cut meanwhile."""
+        if self._waits and not self._under_way:
             self._draw()
-        if not self._passes and self._laid_up:
-            self._plan()
-        return self._run(self._passes.popleft()) if self._passes else 0
+        if not self._under_way:
+            if not (batch := self._next_pass()):
+                return 0
+            if self._model.threads == 1 or not (self._waits or self._passes or any(self._next)):
+                return self._run(batch)
+            self._begin(batch)
+        self._go_ahead()
+        if self._waits:
+            self._draw()
+            hand_out()  # what the pass has nothing to do with
+            self._go_ahead()
+        return self._finish(*self._under_way.popleft())
+
+    @property
+    def _waits(self) -> bool:
+        """Whether texts wait to be cut."""
+        return bool(self._short or self._long)
+
+    def _next_pass(self) -> list[_LaidUp]:
+        """Of the next pass the windows that somebody still wants; none where nothing is laid up."""
+        while self._passes or any(self._next):
+            if not self._passes:
+                self._plan()
+            elif wanted := self._wanted(self._passes.popleft()):
+                return wanted
+        return []
+
+    def _begin(self, batch: list[_LaidUp]) -> None:
+        windows = [entry.ids for entry in batch]
+        try:
+            judge = self._model.begin_windows(windows)
+        except Exception:  # it is tried again, each by itself, when it is its turn to fail
+            judge = partial(self._model.judge_windows, windows)
+        self._under_way.append((batch, judge))
+
+    def _go_ahead(self) -> None:
+        while len(self._under_way) < AHEAD and (batch := self._next_pass()):
+            self._begin(batch)
+
+    def _wanted(self, batch: list[_LaidUp]) -> list[_LaidUp]:
+        """Those that somebody still wants; it is done with the others."""
+        wanted = []
+        for entry in batch:
+            if any(asked.ticket.wanted for asked, _ in entry.askers):
+                wanted.append(entry)
+            else:
+                self._done_with(entry)
+        return wanted
 
     def _draw(self) -> None:
         """Cut the next texts into windows, answer what is known, lay the rest up."""
@@ -204,24 +253,24 @@ class Queries:
         return found
 
     def _run(self, batch: list[_LaidUp]) -> int:
-        wanted = [entry for entry in batch if any(asked.ticket.wanted for asked, _ in entry.askers)]
-        tokens = sum(len(entry.ids) for entry in wanted)
+        return self._finish(batch, partial(self._model.judge_windows, [entry.ids for entry in batch]))
+
+    def _finish(self, batch: list[_LaidUp], judge: Callable[[], list[Scores]]) -> int:
+        """Give out what `judge` finds in windows; how many tokens they are."""
         try:
-            found = self._model.judge_windows([entry.ids for entry in wanted]) if wanted else ()
+            found = judge()
         except Exception as error:
-            if len(wanted) > 1:
-                tokens = sum(self._run([entry]) for entry in wanted)
-                batch = [entry for entry in batch if entry not in wanted]
-            else:
-                for asked, _ in wanted[0].askers:
-                    asked.ticket.fail(error)
-            found = ()
-        for entry, scores in zip(wanted, found, strict=False):
+            if len(batch) > 1:
+                return sum(self._run([entry]) for entry in batch)
+            found = []
+            for asked, _ in batch[0].askers:
+                asked.ticket.fail(error)
+        for entry, scores in zip(batch, found, strict=False):
             for asked, window in entry.askers:
                 self._found(asked, window, scores)
         for entry in batch:
             self._done_with(entry)
-        return tokens
+        return sum(len(entry.ids) for entry in batch)
 
     def _found(self, asked: _Asked, window: Window, scores: Scores) -> None:
         if window[1] is None and len(window[0]) - 2 <= PARTED:  # the only one
