@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "langchain_core", "llama_index", "pydantic", "tokenizers", "opentelemetry")
 # Data flows one way; a module imports only from rows above its own.
 LAYERS = (
-    ("ticket", "rounds", "ort"),
+    ("ticket", "rounds", "ort", "spinning"),
     ("_version", "errors", "verdict", "pages.text"),
     ("pages",),
     ("loop", "telemetry.names", "awaiting"),

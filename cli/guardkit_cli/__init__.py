@@ -25,8 +25,13 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `guard` and leave the process with its exit code."""
+    is_own = sys._getframe(1).f_globals.get("__name__") == "__main__"
+    if is_own:
+        from guardkit.spinning import bound_spinning
+
+        bound_spinning()
     code = run(argv)
-    if sys._getframe(1).f_globals.get("__name__") == "__main__":
+    if is_own:
         # All is written. Taking the interpreter and the model apart costs a tenth of a short run, and it would wait for
         # a model call that has timed out.
         os._exit(code)

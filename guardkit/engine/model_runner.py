@@ -45,6 +45,23 @@ class Launched:
         return found
 
 
+class Threads:
+    """For the `with` block: how many torch computes with on a CPU; None leaves it. The thread may be a caller's, who
+    computes with more."""
+
+    def __init__(self, n: int | None):
+        self._n = n
+
+    def __enter__(self) -> None:
+        if self._n:
+            self._before = torch.get_num_threads()
+            torch.set_num_threads(self._n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._n:
+            torch.set_num_threads(self._before)
+
+
 def launch(
     model: Qwen3,
     heads: Mapping[str, Head],

@@ -18,7 +18,7 @@ from guardkit import telemetry
 from guardkit.engine.cache import GROW, Cache
 from guardkit.engine.graphs import Graphs
 from guardkit.engine.limits import Counters, Limits
-from guardkit.engine.model_runner import Head, Launched, Plan, launch
+from guardkit.engine.model_runner import Head, Launched, Plan, Threads, launch
 from guardkit.engine.prefixes import WAIT, Prefixes, common
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
@@ -148,8 +148,6 @@ class Scheduler:
     def _set_up(self) -> None:
         if self._thread != threading.get_ident():
             self._thread = threading.get_ident()
-            if self.limits.threads:
-                torch.set_num_threads(self.limits.threads)
             if self.model.device.type == "cuda":  # a thread starts on the first device, whatever its creator chose
                 torch.cuda.set_device(self.model.device)
 
@@ -323,7 +321,8 @@ class Scheduler:
         return [sequence for plan in self._plans for sequence, _ in plan]
 
     def _compute(self, plan: Plan) -> Launched:
-        launched = launch(self.model, self.heads, self.cache, plan, self._staging, self._results, self.graphs)
+        with Threads(self.limits.threads):
+            launched = launch(self.model, self.heads, self.cache, plan, self._staging, self._results, self.graphs)
         if tokens := sum(n for _, n in plan):
             self.counters.steps += 1
             telemetry.batch("engine", len(plan))

@@ -25,6 +25,7 @@ from guardkit.errors import GuardkitError, ModelLoadError
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GIB = 1 << 30
 LARGE_MODEL = 1 << 25  # weights, from which on they are moved into large pages
+SMALL_MODEL = 1 << 22  # weights of all layers, up to which a step is too short to be shared by threads
 KEPT = GIB  # bytes of closed sequences that a cache in host memory keeps for others that begin alike
 
 
@@ -35,7 +36,8 @@ class Options:
     device: "cpu", "cuda", "cuda:1", "mps"; None: CUDA where there is one, else the CPU.
     dtype: "bfloat16", "float16" or "float32"; None: bfloat16 where the device computes in it, else float32.
     cache_gib: memory for keys and values, in GiB; None: most of what a GPU has left, a third of the free host memory.
-    max_streams: streams that may be open at a time. threads: CPU threads; None: torch's own choice.
+    max_streams: streams that may be open at a time. threads: CPU threads; None: one for
+    a small model, else torch's own choice.
     gpu_share: the most of a GPU's memory for this model, weights and cache together, so that another fits beside it.
     quantize: "int8" keeps the weights in 8 bits (`int8.py`); None: as `dtype` says.
     """
@@ -60,6 +62,9 @@ def build(
     if not 0 < options.gpu_share <= 1:
         raise GuardkitError(f"gpu_share must be above 0 and at most 1, not {options.gpu_share}")
     others = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    sizes = {name: math.prod(shape) for name, shape in Qwen3.shapes(checkpoint.config).items()}
+    layers = sum(size for name, size in sizes.items() if name.startswith("model.layers."))
+    threads = options.threads or (1 if device.type == "cpu" and layers <= SMALL_MODEL else None)
     if options.quantize is None:
         dtype = pick_dtype(options.dtype, device)
         tensors = checkpoint.load({**Qwen3.shapes(checkpoint.config), **shapes}, dtype=dtype, device=device)
@@ -68,22 +73,22 @@ def build(
     else:
         dtype = _int8_dtype(options, device)
         own = checkpoint.load(shapes, dtype=dtype, device=device)
-        model = int8.load(checkpoint, dtype, device, options.threads)
+        model = int8.load(checkpoint, dtype, device, threads)
     made = heads(own, model.embed)
     if device.type == "cpu":
         give_back()
-        if sum(math.prod(shape) for shape in Qwen3.shapes(checkpoint.config).values()) > LARGE_MODEL:
+        if sum(sizes.values()) > LARGE_MODEL:
             use_large_pages()
     cache = _cache(checkpoint, dtype, device, options, others)
-    on_gpu, size = device.type == "cuda", cache.bytes_per_token(checkpoint.config, dtype)
+    on_gpu, token_bytes = device.type == "cuda", cache.bytes_per_token(checkpoint.config, dtype)
     limits = Limits(
         step_tokens=8192 if on_gpu else 512,
         mixed_tokens=512 if on_gpu else 64,
         max_sequences=options.max_streams,
         # A pool is there anyway; on a CPU what is kept is memory that others could have.
-        kept_tokens=cache.capacity if on_gpu else min(cache.capacity // 4, KEPT // size),
-        host_tokens=_free_host_memory() // 4 // size if on_gpu else 0,
-        threads=options.threads,
+        kept_tokens=cache.capacity if on_gpu else min(cache.capacity // 4, KEPT // token_bytes),
+        host_tokens=_free_host_memory() // 4 // token_bytes if on_gpu else 0,
+        threads=threads,
     )
     engine = Engine(model, made, cache, limits)
     if on_gpu:

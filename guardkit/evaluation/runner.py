@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ from guardkit.evaluation.rows import Row, Vocabulary
 from guardkit.evaluation.sources import Source
 from guardkit.guard import Guard
 from guardkit.judge import RunningVerdict, run_length
-from guardkit.messages import Message, read_messages
+from guardkit.messages import read_messages
 from guardkit.models.base import Append, StreamModel
 from guardkit.policy import Decision
 from guardkit.response import ResponseReader
-from guardkit.runner import Steps, lead
+from guardkit.runner import Steps, run
 from guardkit.verdict import SEVERITIES, Stage, Verdict
 
 BATCH = 256
@@ -213,16 +214,12 @@ def _packed(
 
 
 def _locate_all(guard: Guard, rows: Sequence[Row]) -> list[Prediction | str]:
-    out: list[Prediction | str] = []
-    for row in rows:
-        try:
-            out.append(_locate(guard, row))
-        except Exception as error:  # this text was not judged; the others are
-            out.append(f"{type(error).__name__}: {error}")
-    return out
+    """The severity of each token of each row's response, or why there is none: one that fails, fails alone."""
+    found = run(guard.model, [partial(_locate, guard, row) for row in rows], guard.timeout)
+    return [p if isinstance(p, Prediction) else f"{type(p).__name__}: {p}" for p in found]
 
 
-def _locate(guard: Guard, row: Row) -> Prediction:
+def _locate(guard: Guard, row: Row) -> Steps[Prediction]:
     """The severity of every token of a response, read on beyond the point where a stream would be stopped."""
     if isinstance(row.item, str) or row.item is None:
         raise TypeError("a data set with locations needs responses")
@@ -234,13 +231,9 @@ def _locate(guard: Guard, row: Row) -> Prediction:
     if judged.tool_calls or judged.unjudgeable or judged.attached:
         what = [*judged.unjudgeable, *(["tool call"] if judged.tool_calls else []), *(p.what for p in judged.attached)]
         raise NotJudged(f"{', '.join(what)}: only text and reasoning have locations")
-    return lead(guard.model, _judge_all(guard, row.text, context), guard.timeout)
-
-
-def _judge_all(guard: Guard, text: str, context: Sequence[Message]) -> Steps[Prediction]:
     model, reader = guard.model, ResponseReader(guard.model, Stage.response)
     running = RunningVerdict(reader, model, guard.policy, guard.debounce)
-    groups = reader.push(text)[1] + reader.finish()[1]
+    groups = reader.push(row.text)[1] + reader.finish()[1]
     session = model.open(context)
     levels = [np.zeros(0, np.int8)]
     try:

@@ -27,12 +27,14 @@ from guardkit.process.peer import Peer
 from guardkit.process.start import SOCKET, clear, is_own, locked
 from guardkit.process.telling import Telling, name_of
 from guardkit.process.wire import error_row, frame, profile_of
+from guardkit.spinning import bound_spinning
 
 
 def main(told: str) -> NoReturn:
     """told: JSON with the model's name and options, its folder, and the numbers of two sockets."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
+    bound_spinning()
     plan = json.loads(told)
     first, listening = socket.socket(fileno=plan["first"]), socket.socket(fileno=plan["listening"])
     loading = _Loading(first)

@@ -25,6 +25,7 @@ from guardkit.rewards.demo_relevance import Relevance
 from guardkit.rewards.demo_train import adapt, load, telling, train, warm_up
 from guardkit.rewards.hybrid import HybridReward, per_sample
 from guardkit.rewards.safety import SafetyReward
+from guardkit.spinning import bound_spinning
 
 REWARDS = ("guard-only", "hybrid")
 HELPFULNESS = ("relevance", "usefulness")
@@ -177,4 +178,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    bound_spinning()
     raise SystemExit(main())

@@ -18,6 +18,7 @@ from typing import Any
 from guardkit.guard import Guard
 from guardkit.rewards.demo_relevance import Relevance, content_words, text_of, words_of
 from guardkit.rewards.judged import Conversation, Judged, judge_completions
+from guardkit.spinning import bound_spinning
 from guardkit.verdict import Severity
 
 _REFUSALS = re.compile(r"\b(?:can't|cannot|can not|won't|unable to|not able to|sorry)\b", re.I)
@@ -129,4 +130,5 @@ def loaded(names: Sequence[str]) -> dict[str, Guard]:
 
 
 if __name__ == "__main__":
+    bound_spinning()
     raise SystemExit(main())

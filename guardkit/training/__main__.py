@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from guardkit.errors import GuardkitError
+from guardkit.spinning import bound_spinning
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _EPILOG = """\b
@@ -107,4 +108,5 @@ def _run(kind: str, given: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    bound_spinning()
     main(prog_name="python -m guardkit.training")

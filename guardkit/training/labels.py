@@ -24,6 +24,7 @@ from guardkit.guard import Guard
 from guardkit.labelling.judging import RateLimit
 from guardkit.labelling.manifest import guard_settings
 from guardkit.labelling.rows import Item
+from guardkit.spinning import bound_spinning
 from guardkit.training.annotators import GuardTeacher, Opinion, Predictor, Trainer, asked, trainer_named
 from guardkit.training.confusion import Comparison
 from guardkit.training.cross import WEIGHT, Labelled, cross_annotate, disputed, repair, trained_teacher
@@ -306,4 +307,5 @@ def _run(args: argparse.Namespace, load: Callable[..., Guard]) -> Comparison:
 
 
 if __name__ == "__main__":
+    bound_spinning()
     raise SystemExit(main())

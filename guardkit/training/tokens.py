@@ -27,6 +27,7 @@ from guardkit.guard import Guard
 from guardkit.labelling.judging import Judge, RateLimit
 from guardkit.labelling.manifest import guard_settings
 from guardkit.labelling.planning import duration
+from guardkit.spinning import bound_spinning
 from guardkit.training.boundary import most_tests, units
 from guardkit.training.continuing import LLM, Ensemble, LocalLLM, RemoteLLM, Sampling
 from guardkit.training.files import Records, Work, fields_of, reserve
@@ -356,4 +357,5 @@ def _llm(args: argparse.Namespace) -> LLM:
 
 
 if __name__ == "__main__":
+    bound_spinning()
     raise SystemExit(main())

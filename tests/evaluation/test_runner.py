@@ -190,7 +190,7 @@ def test_a_text_is_flagged_where_its_stream_is_stopped(text, debounce):
     item = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
     for policy, mode in (("strict", "strict"), ("loose", "loose")):
         guard = FakeGuard(SCRIPT, policy=policy, debounce=debounce)
-        found = runner._locate(guard, rows.Row(1, item, text))
+        (found,) = runner._locate_all(guard, [rows.Row(1, item, text)])
         flag = first_flag(found.levels, mode, debounce)
         with guard.stream("q") as stream:
             stream.feed(text)
