@@ -55,6 +55,9 @@ CASES: list[tuple[Any, float | None, float | None]] = [  # completion, guard-onl
     (assistant("Sun.") + assistant("crash"), None, None),
     ([{"role": "nobody", "content": "Sun."}], None, None),
     ([*assistant("Sun."), {"role": "assistant", "content": IMAGE}], None, None),
+    (None, None, None),
+    (3, None, None),
+    ({"role": "assistant", "content": "Sun."}, None, None),  # a message, not messages
 ]
 
 
@@ -192,9 +195,25 @@ def test_mistakes_are_told() -> None:
         hybrid(lambda **_: [1.0])([ASK] * 2, ["a", "b"])
     with pytest.raises(GuardkitError, match="takes a Guard, not str"):
         SafetyReward("nano")  # type: ignore[arg-type]
+    for told in (7.0, None, ["a lot"]):
+        with pytest.raises(ValueError, match="gave no list of numbers"):
+            hybrid(lambda told=told, **_: told)([ASK], ["a"])
+    with pytest.raises(GuardkitError, match="TRL's signature, not str"):
+        HybridReward(FakeGuard(), "a-reward-model")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("nothing", ["", " ", [], [{"role": "user", "content": ""}]])
+def test_helpfulness_gets_what_a_trainer_gives_its_rewards() -> None:
+    told: dict[str, float] = {}
+
+    def helpful(prompts: Any, completions: Any, log_metric: Any, source: Any, **_: Any) -> list[float]:
+        log_metric("helpful/mean", 2.0)
+        return [2.0 if each == "a" else 1.0 for each in source]
+
+    assert hybrid(helpful)([ASK], ["Sun."], log_metric=told.__setitem__, source=["a"]) == [2.0]
+    assert (told["helpful/mean"], told["guard/safe"]) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("nothing", ["", " ", [], [{"role": "user", "content": ""}], None])
 def test_without_what_it_answers_a_completion_has_no_reward(nothing: Any) -> None:
     reward = SafetyReward(FakeGuard(SCRIPT))
     assert reward([nothing, ASK], ["Sun.", "Sun."]) == [None, 1.0]

@@ -42,6 +42,11 @@ class HybridReward:
         soft: bool = False,
         refusals: Callable[[Sequence[Conversation], Sequence[Conversation]], Sequence[bool]] | None = None,
     ):
+        if not callable(helpfulness):
+            raise GuardkitError(
+                f"helpfulness is a function with TRL's signature, not {type(helpfulness).__name__}; "
+                "per_sample(...) and RewardServer(url) make one"
+            )
         self.guards, self.helpfulness = check_guards(guard), helpfulness
         self.unsafe, self.refused, self.strict, self.soft, self.refusals = unsafe, refused, strict, soft, refusals
         self.__name__ = "hybrid_reward"
@@ -58,11 +63,10 @@ class HybridReward:
         """As `SafetyReward`. Raises `GuardkitError` where nobody says what a refusal is, too."""
         self.found = judge_completions(self.guards, prompts, completions)
         tell(self.found, log_metric)
-        helpful = self.helpfulness(prompts=prompts, completions=completions, **columns)
-        if inspect.isawaitable(helpful):
-            helpful = _run(helpful)
-        if len(helpful) != len(completions):
-            raise ValueError(f"the helpfulness reward gave {len(helpful)} numbers for {len(completions)} completions")
+        if log_metric is not None:
+            columns["log_metric"] = log_metric
+        told: Any = self.helpfulness(prompts=prompts, completions=completions, **columns)
+        helpful = _numbers(_run(told) if inspect.isawaitable(told) else told, len(completions))
         refused = self._refused(prompts, completions)
         return [self._reward(found, w, no) for found, w, no in zip(self.found, helpful, refused, strict=True)]
 
@@ -94,6 +98,19 @@ class HybridReward:
     def as_async(self) -> Callable[..., Awaitable[Rewards]]:
         """This reward as a coroutine function."""
         return off_loop(self)
+
+
+def _numbers(told: Any, n: int) -> list[float | None]:
+    """What a helpfulness reward gave. Raises ValueError for anything but `n` numbers or None."""
+    try:
+        found = [None if each is None else float(each) for each in told]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the helpfulness reward gave no list of numbers, but {type(told).__name__} {str(told)[:80]!r}"
+        ) from error
+    if len(found) != n:
+        raise ValueError(f"the helpfulness reward gave {len(found)} numbers for {n} completions")
+    return found
 
 
 def _run(work: Awaitable[Any]) -> Any:

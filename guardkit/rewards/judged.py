@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,6 +93,9 @@ def tell(found: Sequence[Judged], log_metric: LogMetric | None) -> None:
 
 def _parts(prompt: Conversation, completion: Conversation) -> list[tuple[Message, ...]]:
     """What must be judged, each as a conversation whose last message holds one part."""
+    for what, given in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(given, str) and (isinstance(given, Mapping) or not isinstance(given, Iterable)):
+            raise MessageError(f"the {what} is neither text nor messages, but {type(given).__name__}")
     context = [Message("user", prompt)] if isinstance(prompt, str) else read_messages(prompt)
     if not any(message.content.strip() or message.tool_calls or message.unjudgeable for message in context):
         raise MessageError("the prompt is empty: a completion is judged with what it answers")

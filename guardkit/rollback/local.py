@@ -16,6 +16,7 @@ from guardkit.verdict import Stage
 MAX_NEW_TOKENS = 512  # where neither the call nor the model's generation config says
 _OWN = (
     "max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "eos_token_id",
+    "stop_strings",
 )  # fmt: skip
 INTROSPECTION_TEMPERATURE = 1.1  # CARE's best; a reflection is sampled even where the answer is greedy
 
@@ -24,8 +25,8 @@ INTROSPECTION_TEMPERATURE = 1.1  # CARE's best; a reflection is sampled even whe
 class Generation:
     """How to generate, named as `generate` names it. What is None is the model's own generation config's.
 
-    seed: for sampling, of a generator of its own. logits_processor: further ones, called before those of the sampling
-    settings. template: arguments of the chat template, such as {"enable_thinking": False}. recompute: go back by
+    seed: for sampling, of a generator of its own. logits_processor: further ones, called where `generate` calls
+    them. template: arguments of the chat template, such as {"enable_thinking": False}. recompute: go back by
     computing the kept tokens again, for a cache that cannot be cropped.
     """
 
@@ -37,7 +38,7 @@ class Generation:
     min_p: float | None = None
     repetition_penalty: float | None = None
     eos_token_id: int | Sequence[int] | None = None
-    stop_strings: str | Sequence[str] = ()
+    stop_strings: str | Sequence[str] | None = None
     seed: int | None = None
     logits_processor: Sequence[Any] = ()
     template: Mapping[str, Any] = field(default_factory=dict)
@@ -51,20 +52,24 @@ class Generation:
             raise TypeError(f"generation has no setting {', '.join(unknown)}; known: {', '.join(known)}")
         return cls(**options)
 
-    def of(self, model: Any) -> Generation:
-        """With the model's own settings filled in."""
-        own = getattr(model, "generation_config", None)
-        found: Any = {name: getattr(own, name, None) for name in _OWN if getattr(self, name) is None}
-        return replace(self, **found)
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop_strings,) if isinstance(self.stop_strings, str) else tuple(self.stop_strings)
-
-    @property
-    def eos(self) -> frozenset[int]:
-        ids = self.eos_token_id
-        return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else ids)
+    def of(self, model: Any) -> Any:
+        """`generate`'s own settings of this call: these, then the model's, then transformers'. Raises `GuardkitError`
+        for a model that does not generate, or not token by token."""
+        if not hasattr(model, "_prepare_generation_config"):
+            raise GuardkitError(
+                f"Rollback decodes with transformers' causal language models, not {type(model).__name__}"
+            )
+        given = {name: value for name in _OWN if (value := getattr(self, name)) is not None}
+        settings = model._prepare_generation_config(None, **given)[0]
+        if not isinstance(settings.eos_token_id, int) and not settings.eos_token_id:
+            settings.eos_token_id = None  # [] is none, too
+        for name, plain in (("num_beams", 1), ("guidance_scale", 1)):
+            if getattr(settings, name, None) not in (None, plain):
+                raise GuardkitError(
+                    f"the model's generation config says {name}={getattr(settings, name)}, and this cannot be taken "
+                    f"back: set model.generation_config.{name} = {plain}"
+                )
+        return settings
 
 
 class LocalModel:
@@ -82,13 +87,13 @@ class LocalModel:
         except ImportError as error:
             raise MissingExtra("Rollback.generate", "rl") from error
         self._torch, self._model, self._tokenizer = torch, model, tokenizer
-        self._generation = generation = generation.of(model)
+        self._generation, settings = generation, generation.of(model)
         if getattr(model.config, "is_encoder_decoder", False):
             raise GuardkitError("Rollback decodes with causal language models; this one has an encoder")
         text_config = model.config.get_text_config()
         self._positions = getattr(text_config, "max_position_embeddings", None) or 1 << 62
         self._prompt = _encode(tokenizer, messages, generation.template)
-        most = generation.max_new_tokens if generation.max_new_tokens is not None else MAX_NEW_TOKENS
+        most = settings.max_new_tokens if settings.max_new_tokens is not None else MAX_NEW_TOKENS
         if most < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {most}")
         if len(self._prompt) >= self._positions:
@@ -98,14 +103,28 @@ class LocalModel:
         self._cache = self._new_cache()
         if not generation.recompute:
             _check_croppable(self._cache, len(self._prompt) + most + least)
-        parameters = inspect.signature(model.forward).parameters
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT's, which take anything
+        parameters = inspect.signature(inner.forward).parameters
+        if "input_ids" in parameters and not {"cache", "past_key_values"} & set(parameters):
+            raise GuardkitError(
+                f"{type(inner).__name__} keeps no keys and values (its forward takes no past_key_values): Rollback "
+                "cannot decode with it"
+            )
         self._forward = {"use_cache": True, **({"logits_to_keep": 1} if "logits_to_keep" in parameters else {})}
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # by transformers' version
-        self._processors = _processors(transformers, torch, generation)
+        settings.max_length = len(self._prompt) + most
+        model._prepare_special_tokens(settings, device=model.device)
+        own = transformers.LogitsProcessorList(generation.logits_processor)
+        self._processors = model._get_logits_processor(
+            settings, input_ids_seq_length=len(self._prompt), logits_processor=own, device=model.device
+        )
+        self._samples = bool(settings.do_sample)
+        stops = settings.stop_strings or ()
+        self.stops: tuple[str, ...] = (stops,) if isinstance(stops, str) else tuple(stops)
         if generator is None and generation.seed is not None:
             generator = torch.Generator(device=model.device)
             generator.manual_seed(generation.seed)
-        self._generator, self._eos = generator, generation.eos
+        self._generator, self._eos = generator, _eos(settings)
         self._ids: list[int] = list(self._prompt)
         self._visible: list[bool] = []  # of the tokens behind the prompt
         self._cached = 0  # tokens whose keys and values the cache has
@@ -149,7 +168,7 @@ class LocalModel:
             seen += self._visible[n]
             n += 1
         keep = len(self._prompt) + n
-        if avoid and not self._generation.do_sample and keep < len(self._ids):
+        if avoid and not self._samples and keep < len(self._ids):
             self._tried.setdefault(keep, set()).add(self._ids[keep])
             self._tried = {place: tokens for place, tokens in self._tried.items() if place <= keep}
         del self._ids[keep:], self._visible[n:]
@@ -203,7 +222,7 @@ class LocalModel:
                 logits[:, list(tried)] = -torch.inf
             if self._processors:
                 logits = self._processors(torch.tensor([self._ids], device=logits.device), logits)
-            if not self._generation.do_sample:
+            if not self._samples:
                 return int(logits.argmax())
             return int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
 
@@ -257,20 +276,6 @@ def _check_croppable(cache: Any, n_tokens: int) -> None:
             )
 
 
-def _processors(transformers: Any, torch: Any, generation: Generation) -> Any:
-    """The logits processors of `generate`, in its order."""
-    found = transformers.LogitsProcessorList(generation.logits_processor)
-    penalty, temperature = generation.repetition_penalty, generation.temperature
-    if penalty is not None and penalty != 1.0:
-        found.append(transformers.RepetitionPenaltyLogitsProcessor(penalty))
-    if not generation.do_sample:
-        return found
-    if temperature is not None and temperature != 1.0:
-        found.append(transformers.TemperatureLogitsWarper(temperature))
-    if generation.top_k:
-        found.append(transformers.TopKLogitsWarper(generation.top_k))
-    if generation.top_p is not None and generation.top_p < 1.0:
-        found.append(transformers.TopPLogitsWarper(generation.top_p))
-    if generation.min_p:
-        found.append(transformers.MinPLogitsWarper(generation.min_p))
-    return found
+def _eos(settings: Any) -> frozenset[int]:
+    ids = settings.eos_token_id
+    return frozenset(() if ids is None else (ids,) if isinstance(ids, int) else map(int, ids))

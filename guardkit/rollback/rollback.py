@@ -88,7 +88,7 @@ class Rollback:
         settings = self.settings
         hidden = 0 if settings.show_introspection else settings.retries * (settings.introspection_tokens + 16)
         source = LocalModel(model, tokenizer, messages, options, least=hidden if settings.introspect else 0)
-        return RollbackIterator(self._answer(messages, options.stops, source.stage), source)
+        return RollbackIterator(self._answer(messages, source.stops, source.stage), source)
 
     def stream(
         self, client: Any, messages: Item, *, stage: Stage | str = Stage.response, **options: Any

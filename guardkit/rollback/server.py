@@ -59,7 +59,7 @@ class ServerModel:
     ):
         if continue_by is not None and continue_by not in CONTINUE:
             raise ValueError(f"continue_by is one of {', '.join(CONTINUE)}, not {continue_by!r}")
-        for name in ("stream", "n", "tools", "best_of", "messages", "prompt"):
+        for name in ("stream", "n", "tools", "functions", "best_of", "messages", "prompt"):
             if name in options and (name != "n" or options[name] != 1):
                 raise GuardkitError(
                     f"Rollback does not take '{name}': it streams one text answer that it can take back"
@@ -68,7 +68,10 @@ class ServerModel:
         given = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         self._messages = [dict(as_mapping(message)) for message in given]
         self._model, self._continue_by, self._render = model, continue_by, _renderer(render)
-        self._most, self._options = max_tokens, options
+        self._options = options
+        # The newer name of the same: what is left of it is asked for after a rollback, under the name that was given.
+        self._limit = "max_completion_tokens" if "max_completion_tokens" in options else "max_tokens"
+        self._most: int | None = options.pop("max_completion_tokens", max_tokens)
         self.stops: tuple[str, ...] = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
         self._pieces: list[tuple[str, bool]] = []  # the answer so far; whether each piece is visible
         self._coming: deque[str] = deque()  # pieces that came and were not asked for yet
@@ -189,7 +192,7 @@ class ServerModel:
         if self.stops:
             body["stop"] = list(self.stops)
         if self._most is not None:
-            body["max_tokens"] = self._most - self._n_tokens
+            body[self._limit] = self._most - self._n_tokens
         if self._render is not None:
             source = self._transport.deltas("completions", {**body, "prompt": self._render(self._messages, kept)})
         elif not kept:

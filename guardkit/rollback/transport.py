@@ -61,11 +61,15 @@ class _OpenAI:
             own["extra_body"] = {**extra, **own.get("extra_body", {})}
         place = self._client.completions if path == "completions" else self._client.chat.completions
         stream: Any = None
+        came = False  # the client keeps to itself how the stream of events ended
         try:
             stream = await place.create(stream=True, **own)
             async for chunk in stream:
                 if (delta := delta_of(chunk)) is not None:
+                    came = True
                     yield delta
+            if not came:
+                raise ServerError("the server's answer broke off, or was no stream of events")
         except Exception as error:
             if (told := _told(error)) is None:
                 raise
@@ -104,12 +108,16 @@ class _Http:
                 if response.status_code >= 400:
                     told = (await response.aread()).decode(errors="replace")[:_SHOWN]
                     raise ServerError(f"{response.status_code}: {told}", response.status_code)
+                ended = False
                 async for line in response.aiter_lines():
                     data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
                     if data == "[DONE]":
                         return
                     if data and (delta := delta_of(_json(data))) is not None:
+                        ended = ended or delta.reason is not None
                         yield delta
+                if not ended:
+                    raise ServerError("the server's answer broke off, or was no stream of events")
         except httpx.HTTPError as error:
             raise Unreachable(f"the server does not answer ({type(error).__name__}: {error})") from error
 
@@ -145,17 +153,22 @@ def _json(data: str) -> Any:
 
 
 def delta_of(chunk: Any) -> Delta | None:
-    """What a chunk says; None where it says nothing. Thoughts in fields of their own are not shown, and left out.
-    Raises `ServerError` for an error in a chunk, `GuardkitError` for a tool call."""
+    """What a chunk says; None where it says nothing. Thoughts in fields of their own are not shown, and left out; a
+    refusal in one of its own is the answer. Raises `ServerError` for an error in a chunk, `GuardkitError` for a tool
+    call or audio."""
     if (error := _get(chunk, "error")) is not None:
         raise ServerError(f"the server failed: {str(error)[:_SHOWN]}")
     choices = _get(chunk, "choices")
     if not choices:
         return None
     delta = _get(choices[0], "delta")
-    if delta is not None and _get(delta, "tool_calls"):
+    if delta is None:
+        return Delta(str(_get(choices[0], "text") or ""), _get(choices[0], "finish_reason"))
+    if _get(delta, "tool_calls") or _get(delta, "function_call"):
         raise GuardkitError("the model calls a tool: Rollback takes back text alone; do not pass tools")
-    text = _get(delta, "content") if delta is not None else _get(choices[0], "text")
+    if _get(delta, "audio"):
+        raise GuardkitError("the model speaks: Rollback takes back text alone; do not ask for audio")
+    text = _get(delta, "content") or _get(delta, "refusal")
     return Delta(str(text or ""), _get(choices[0], "finish_reason"))
 
 

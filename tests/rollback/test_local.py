@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import RwkvConfig, RwkvForCausalLM
 
 from guardkit import Guard, GuardkitError
 from guardkit.rollback import Rollback, RollbackResult
@@ -163,6 +164,47 @@ def test_without_a_flag_it_is_generate_itself(llm: Any) -> None:
         assert result.text == expected
         assert (result.rollbacks, result.wait_tokens, result.refused, result.dropped) == (0, 40, False, ())
         assert str(result) == result.answer == result.text
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"suppress_tokens": tiny.ids_of(TOKENIZER, " sun")},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [tiny.ids_of(TOKENIZER, " sun")]},
+        {"min_new_tokens": 12},
+        {"do_sample": True},  # of the 50 likeliest, where neither says otherwise
+        {"do_sample": True, "typical_p": 0.3},
+        {"stop_strings": ["water"]},
+    ],
+    ids=str,
+)
+def test_the_model_s_own_settings_are_generate_s(own: dict[str, Any]) -> None:
+    llm = tiny.model()
+    for name, value in own.items():
+        setattr(llm.generation_config, name, value)
+    ids = torch.tensor([TOKENIZER.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False)])
+    torch.manual_seed(5)
+    asked = {"max_new_tokens": 20, **({"tokenizer": TOKENIZER} if "stop_strings" in own else {})}
+    out = llm.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **asked)
+    expected = TOKENIZER.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    for stop in own.get("stop_strings", ()):
+        expected = expected.split(stop)[0]
+    torch.manual_seed(5)
+    assert Rollback(FakeGuard({})).generate(llm, TOKENIZER, ASK, max_new_tokens=20).text == expected
+
+
+def test_models_that_rollback_cannot_decode_with_are_refused() -> None:
+    guarded = Rollback(FakeGuard({}))
+    recurrent = RwkvForCausalLM(RwkvConfig(vocab_size=300, hidden_size=16, num_hidden_layers=2))
+    with pytest.raises(GuardkitError, match="RwkvForCausalLM keeps no keys and values"):
+        guarded.generate(recurrent, TOKENIZER, ASK)
+    with pytest.raises(GuardkitError, match="not Linear"):
+        guarded.generate(torch.nn.Linear(2, 2), TOKENIZER, ASK)
+    beams = tiny.model()
+    beams.generation_config.num_beams = 4
+    with pytest.raises(GuardkitError, match=r"num_beams=4.*generation_config\.num_beams = 1"):
+        guarded.generate(beams, TOKENIZER, ASK)
 
 
 def test_the_tries_run_out(llm: Any) -> None:

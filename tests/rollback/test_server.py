@@ -202,6 +202,55 @@ def test_a_guard_that_fails_ends_in_a_refusal() -> None:
     assert "soil" not in result.text == "".join(shown)
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_is_of_the_whole_answer(name: str) -> None:
+    def say(so_far: str, number: int) -> list[str]:
+        return [" sun"] * 12 + [" forbidden"] * 4 if number == 1 else [" water"] * 40
+
+    llm = Llm(say)
+    _, result = whole(llm.client, Rollback(FakeGuard(SCRIPT), buffer=4, introspect=False), **{name: 20})
+    assert (result.n_tokens, result.finish_reason, result.rollbacks) == (20, "length", 1)
+    assert [body[name] for body in llm.bodies] == [20, 20 - llm.bodies[1]["messages"][-1]["content"].count("sun")]
+    assert all(("max_tokens" in body) == (name == "max_tokens") for body in llm.bodies)
+
+
+def once(body: str) -> tuple[list[str], RollbackResult]:
+    """An answer that came as `body`."""
+    client = httpx.AsyncClient(
+        transport=httpx.MockTransport(lambda _: httpx.Response(200, text=body)), base_url="http://llm/v1"
+    )
+    return whole(client, Rollback(FakeGuard(SCRIPT), buffer=4), model="llm", continue_by="vllm")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "", "<html>hello</html>", '{"choices": [{"message": {"content": "forbidden"}}]}',
+        'event: error\ndata: {"message": "full"}\n\n', 'data: {"choices": [{"delta": {"content": "sun"}}]}\n\n',
+    ],
+)  # fmt: skip
+def test_an_answer_that_breaks_off_or_is_no_stream_is_an_error(body: str) -> None:
+    with pytest.raises(ServerError, match="broke off, or was no stream"):
+        once(body)
+
+
+@pytest.mark.parametrize(
+    ("delta", "says"),
+    [({"function_call": {"name": "f", "arguments": "forbidden"}}, "calls a tool"), ({"audio": {"data": ""}}, "speaks")],
+)
+def test_what_is_no_text_is_refused(delta: dict[str, Any], says: str) -> None:
+    row = {"choices": [{"delta": delta, "finish_reason": "stop"}]}
+    with pytest.raises(GuardkitError, match=says):
+        once(f"data: {json.dumps(row)}\n\n")
+
+
+def test_a_refusal_in_a_field_of_its_own_is_judged_and_shown() -> None:
+    for said, refused in (("I would rather not.", False), ("a forbidden thing", True)):
+        row = {"choices": [{"delta": {"content": None, "refusal": said}, "finish_reason": "stop"}]}
+        shown, result = once(f"data: {json.dumps(row)}\n\ndata: [DONE]\n\n")
+        assert (result.refused, "".join(shown) == said) == (refused, not refused)
+
+
 def test_thoughts_in_a_field_of_their_own_stay_out_and_tool_calls_are_refused() -> None:
     def answer(delta: dict[str, Any]) -> Any:
         rows = [{"choices": [{"delta": delta}]}, {"choices": [{"delta": {"content": "Sun."}, "finish_reason": "stop"}]}]
