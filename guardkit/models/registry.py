@@ -123,9 +123,9 @@ def categories_of(name: str | Path, revision: str | None = None) -> tuple[Catego
 
 
 def _load(name: str, options: dict[str, Any]) -> StreamModel:
-    if name == "nano":
+    if name == "nano" or (Path(name) / "graph.onnx").is_file():
         loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.nano").load)
-        return loader(**options)
+        return loader(**options) if name == "nano" else loader(**options, folder=Path(name).absolute())
     if _is_server(name):
         loader = cast(Callable[..., StreamModel], importlib.import_module("guardkit.models.remote").load)
         return loader(name, **options)

@@ -279,7 +279,7 @@ def main() -> None:
             least = (odds(own) * n + odds(pooled) * LEAST) / (n + LEAST)
             if side == "query":
                 ordinary, tricky = (use & ~positive & ~plain & kind for kind in (~hard, hard))
-                least = lowered(least, logit[ordinary], logit[tricky], spoken[i])
+                least = lowered(least, logit[ordinary], logit[tricky], spoken.get(i, {}))
             shift = round(odds(t) - least, 3)
             result["shifts"][side][name] = shift
             at = np.array([1 / (1 + np.exp(-(odds(min(max(s, 1e-6), 1 - 1e-6)) + shift))) for s in score[use]]) >= t

@@ -1,7 +1,7 @@
 """Score nano with `guard eval`, and write the figures into the model card and the list of measured languages.
 
-    python training/nano/evaluate.py --bench DIR [--train DIR] [--card guardkit/models/nano/MODEL_CARD.md]
-        [--coverage guardkit/models/nano/coverage.json] [--rows 300]
+    python training/nano/evaluate.py --bench DIR [--train DIR] [--model FOLDER]
+        [--card guardkit/models/nano/MODEL_CARD.md] [--coverage guardkit/models/nano/coverage.json] [--rows 300]
 
 `DIR` holds *.jsonl.gz in the format of README.md. Strict counts "controversial" as positive, loose as negative, in
 labels and in verdicts alike. Of sets in more than one language, and of those with more than 5,000 rows, at most `--rows`
@@ -134,6 +134,7 @@ def languages(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano", help="a name or a folder (default: nano)")
     parser.add_argument("--bench", type=Path, required=True)
     parser.add_argument("--train", type=Path)
     parser.add_argument("--card", type=Path)
@@ -157,7 +158,7 @@ def main() -> None:
             "guardkit_cli",
             "eval",
             "--model",
-            "nano",
+            args.model,
             "--data",
             folder,
             "--resamples",

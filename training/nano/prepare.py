@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most", type=int, default=10**9, help="rows of each source (for a trial)")
     args = parser.parse_args()
     files = sorted((args.data / "train").glob("*.jsonl.gz"))
     if not files:
@@ -204,7 +205,8 @@ def main() -> None:
                 taken["dropped"] += 1
             else:
                 side = "dev" if is_dev(row) else "train"
-                if taken[side] >= CAPS.get(name, DEFAULT_CAP) * (DEV_SHARE if side == "dev" else 1):
+                most = min(CAPS.get(name, DEFAULT_CAP), args.most)
+                if taken[side] >= most * (DEV_SHARE if side == "dev" else 1):
                     continue
                 seen.add(key)
                 taken[side] += 1

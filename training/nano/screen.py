@@ -62,7 +62,7 @@ class Net(nn.Module):
 
 
 def windows_of(nano: Nano, texts: Sequence[screen_rows.Text], dev: bool) -> list[list[Ids]]:
-    return [[ids for ids, _, _ in nano.windows(Query(text[: MOST_CHARS[dev]]))] for _, text in texts]
+    return [[ids for ids, *_ in nano.windows(Query(text[: MOST_CHARS[dev]]))] for _, text in texts]
 
 
 def scored(nano: Nano, windows: list[list[Ids]], most: int, path: Path) -> NDArray[np.float32]:

@@ -16,11 +16,12 @@ def weights_path() -> Path:
     return _FOLDER / "nano.onnx"
 
 
-_loaded: weakref.WeakValueDictionary[int | None, Nano] = weakref.WeakValueDictionary()
+_loaded: weakref.WeakValueDictionary[tuple[Path, int | None], Nano] = weakref.WeakValueDictionary()
 
 
-def load(threads: int | None = None, device: str | None = None) -> Nano:
-    """The embedded model; one instance is shared by all that ask for the same settings at a time.
+def load(threads: int | None = None, device: str | None = None, folder: Path = _FOLDER) -> Nano:
+    """The embedded model, or one that its recipe made in `folder`; one instance is shared by all that ask for the same
+    settings at a time.
 
     threads: CPU threads for one forward pass (default: all cores of this process). device: "cpu" or None.
     Raises `ModelLoadError`.
@@ -30,7 +31,7 @@ def load(threads: int | None = None, device: str | None = None) -> Nano:
 
     if device not in (None, "cpu"):
         raise ModelLoadError(f"nano runs on the CPU only, not on '{device}'")
-    model = _loaded.get(threads)
+    model = _loaded.get((folder, threads))
     if model is None or model.closed:
-        model = _loaded[threads] = Nano(_FOLDER, threads)
+        model = _loaded[folder, threads] = Nano(folder, threads)
     return model

@@ -191,9 +191,9 @@ class Nano(StreamModel):
             self._seen.move_to_end(key)
         return found
 
-    def knows(self, key: bytes, early: bool, is_part: bool) -> bool:
-        """Whether `recall` would find it; it counts as no use of it."""
-        return key in self._seen or (early and self._settled.get((key, is_part)) is not None)
+    def knows(self, key: bytes, early: bool) -> bool:
+        """Whether `recall` would find a window that is no part; it counts as no use of it."""
+        return key in self._seen or (early and self._settled.get((key, False)) is not None)
 
     @property
     def remembered(self) -> tuple[int, int, int]:

@@ -1,9 +1,10 @@
 """Queries on their way through nano: cut into windows, answered where they are known, laid up, judged in waves.
 
 A query is cut as soon as its turn comes. A window that was judged before, or that the screen (`screen.py`) settles, is
-answered there and then; the others are laid up and taken in waves of a few passes' tokens, alike lengths together. So
-what costs nothing never waits for what does, equal windows are judged once, memory is bounded by what is laid up, and
-short texts never wait for more than a wave of long ones.
+answered there and then; the others are laid up and taken in waves of a few passes' tokens, alike lengths together. The
+parts of a long text follow where the window that they lie in is not clearly harmless. So what costs nothing never waits
+for what does, equal windows are judged once, memory is bounded by what is laid up, and short texts never wait for more
+than a wave of long ones.
 """
 
 from __future__ import annotations
@@ -28,22 +29,27 @@ LAID_UP_TOKENS = 128 * BATCH_TOKENS  # of short texts; of long ones, as many as 
 SHORT_CHARS = 4096  # a text of more is long: it takes at most half of a wave while short ones wait
 AHEAD = 2  # passes under way at once, the first of which is waited for: so no core waits for what stands between them
 PARTED = 96  # tokens of a text from which on its sentences are judged in parts, too: one counts for little among many
+PARTS_FROM = 0.18  # probability of "not safe" of a window, from which on its parts are judged (training/nano/log.md)
 Window = tuple[list[int], int | None, int | None, bool]
 """Ids with their frame, the characters they come from where a text was cut, and whether it is a part: some sentences of
 a long text, which are judged in its windows, too."""
+Cut = tuple[Window, list[Window]]
+"""A window and the parts that lie in it."""
 
 
 @dataclass(eq=False)
 class _Asked:
     """A query under way. best: of its windows' scores the worst by each measure; tokens: of the windows that were cut
-    off so far, up to character `end` (None: all); open: how many of them are laid up, of `waiting` tokens."""
+    off so far, up to character `end` (None: all); is_cut: whether there are no more; open: how many of them and their
+    parts are laid up, of `waiting` tokens."""
 
     ticket: Ticket[Work]
     query: Query
-    windows: Iterator[Window]
+    cuts: Iterator[Cut]
     best: dict[object, tuple[float, QueryScores]] = field(default_factory=dict)
     tokens: int = 0
     end: int | None = 0
+    is_cut: bool = False
     open: int = 0
     waiting: int = 0
 
@@ -59,7 +65,7 @@ class _LaidUp:
 
     key: bytes
     ids: list[int]
-    askers: list[tuple[_Asked, Window]] = field(default_factory=list)
+    askers: list[tuple[_Asked, Window, list[Window]]] = field(default_factory=list)
 
 
 class Queries:
@@ -80,8 +86,8 @@ class Queries:
         self._is_swept = False  # whether this draw looked for what nobody wants any more
 
     def take(self, ticket: Ticket[Work], query: Query) -> None:
-        asked = _Asked(ticket, query, self._model.windows(query, parts=True))
-        (self._long if len(query.text) > SHORT_CHARS else self._short).append(asked)
+        asked = _Asked(ticket, query, _cuts(self._model.windows(query, parts=True)))
+        (self._long if _is_long(query) else self._short).append(asked)
 
     @property
     def busy(self) -> bool:
@@ -135,7 +141,7 @@ class Queries:
         """Those that somebody still wants; it is done with the others."""
         wanted = []
         for entry in batch:
-            if any(asked.ticket.wanted for asked, _ in entry.askers):
+            if any(asked.ticket.wanted for asked, *_ in entry.askers):
                 wanted.append(entry)
             else:
                 self._done_with(entry)
@@ -144,7 +150,7 @@ class Queries:
     def _draw(self) -> None:
         """Cut the next texts into windows, answer what is known, lay the rest up."""
         self._is_swept = False
-        drawn: list[tuple[_Asked, Window, bytes, int]] = []
+        drawn: list[tuple[_Asked, Cut, bytes]] = []
         seen: dict[_Asked, None] = {}
         keys: set[bytes] = set()
         for which, (queue, most) in enumerate(((self._short, LAID_UP_TOKENS), (self._long, WAVE_TOKENS))):
@@ -152,23 +158,25 @@ class Queries:
             while queue and tokens < DRAW_TOKENS and self._n_next[which] + tokens <= most:
                 asked = queue[0]
                 seen[asked] = None
-                window = self._window(asked)
-                if window is None:
+                cut = self._cut(asked)
+                if cut is None:
                     queue.popleft()
                     continue
+                window, parts = cut
                 key = self._model.key(window[0])
                 is_new = key not in keys and key not in self._laid_up
-                is_new = is_new and not self._model.knows(key, asked.query.early, window[3])
-                tokens += len(window[0]) if is_new else 1  # about what it costs; so what repeats fills no draw
+                is_new = is_new and not self._model.knows(key, asked.query.early)
+                # About what it costs, parts aside; so what repeats fills no draw.
+                tokens += len(window[0]) if is_new else 1 + len(parts)
                 keys.add(key)
-                drawn.append((asked, window, key, which))
-        self._screen([(asked, window, key) for asked, window, key, _ in drawn if asked.query.early])
-        for asked, window, key, which in drawn:
-            scores = self._model.recall(key, asked.query.early, window[3])
+                drawn.append((asked, cut, key))
+        self._screen([(asked, window, key) for asked, (window, _), key in drawn if asked.query.early])
+        for asked, (window, parts), key in drawn:
+            scores = self._model.recall(key, asked.query.early)
             if scores is not None:
-                self._found(asked, window, scores)
+                self._found(asked, window, parts, scores)
             elif not asked.ticket.done() and (asked.open or not self._refuses(asked)):
-                self._lay_up(asked, window, key, which)
+                self._lay_up(asked, window, parts, key)
         for asked in seen:
             self._settle(asked)
 
@@ -179,7 +187,7 @@ class Queries:
             for which, waiting in enumerate(self._next):
                 for _ in range(len(waiting)):  # once round: what is wanted goes back in order
                     entry = waiting.popleft()
-                    if any(each.ticket.wanted for each, _ in entry.askers):
+                    if any(each.ticket.wanted for each, *_ in entry.askers):
                         waiting.append(entry)
                     else:
                         self._n_next[which] -= len(entry.ids)
@@ -193,29 +201,30 @@ class Queries:
             for asked, _, _ in drawn:
                 asked.ticket.fail(error)
 
-    def _window(self, asked: _Asked) -> Window | None:
+    def _cut(self, asked: _Asked) -> Cut | None:
         """The next window of a text; None at its end, and where nobody wants it any more."""
-        if not asked.ticket.wanted:
-            return None
-        try:
-            window = next(asked.windows, None)
-        except Exception as error:
-            asked.ticket.fail(error)
-            return None
-        if window is None:
-            asked.end = None
+        cut = None
+        if asked.ticket.wanted:
+            try:
+                cut = next(asked.cuts, None)
+            except Exception as error:
+                asked.ticket.fail(error)
+        if cut is None:
+            asked.is_cut, asked.end = True, None
         else:
-            asked.tokens, asked.end = asked.tokens + len(window[0]), window[2]  # None: it is the only one
-        return window
+            ids, _, end, _ = cut[0]
+            asked.tokens, asked.end = asked.tokens + len(ids), end  # None: it is the only one
+        return cut
 
-    def _lay_up(self, asked: _Asked, window: Window, key: bytes, which: int) -> None:
+    def _lay_up(self, asked: _Asked, window: Window, parts: list[Window], key: bytes) -> None:
         entry = self._laid_up.get(key)
         if entry is None:
             entry = self._laid_up[key] = _LaidUp(key, window[0])
+            which = int(_is_long(asked.query))
             self._next[which].append(entry)
             self._n_next[which] += len(entry.ids)
             self._pace.tokens += len(entry.ids)
-        entry.askers.append((asked, window))
+        entry.askers.append((asked, window, parts))
         asked.open += 1
         asked.waiting += len(entry.ids)
 
@@ -239,7 +248,7 @@ class Queries:
     def _can_end(self, entry: _LaidUp, ahead: int) -> bool:
         """Whether somebody can have what he asked for in time, behind `ahead` tokens. Who cannot learns it now."""
         found = False
-        for asked, _ in entry.askers:
+        for asked, *_ in entry.askers:
             ticket = asked.ticket
             if not ticket.wanted:
                 continue
@@ -262,27 +271,38 @@ class Queries:
         except Exception as error:
             if len(batch) > 1:
                 return sum(self._run([entry]) for entry in batch)
-            found = []
-            for asked, _ in batch[0].askers:
+            for asked, *_ in batch[0].askers:
                 asked.ticket.fail(error)
-        for entry, scores in zip(batch, found, strict=False):
-            for asked, window in entry.askers:
-                self._found(asked, window, scores)
-        for entry in batch:
-            self._done_with(entry)
+            self._done_with(batch[0])
+        else:
+            for entry, scores in zip(batch, found, strict=True):
+                self._done_with(entry, scores)
         return sum(len(entry.ids) for entry in batch)
 
-    def _found(self, asked: _Asked, window: Window, scores: Scores) -> None:
+    def _found(self, asked: _Asked, window: Window, parts: list[Window], scores: Scores) -> None:
         if window[1] is None and len(window[0]) - 2 <= PARTED:  # the only one
             asked.best[None] = 0.0, QueryScores(scores)
-        else:
-            asked.ticket.asker.weigh(asked.best, asked.query, scores, window)
+            return
+        asked.ticket.asker.weigh(asked.best, asked.query, scores, window)
+        if not parts or asked.ticket.done() or float(scores.severity[0, 0]) > 1 - PARTS_FROM:
+            return
+        keyed = [(asked, part, self._model.key(part[0])) for part in parts]
+        if asked.query.early:
+            self._screen(keyed)
+        for _, part, key in keyed:
+            known = self._model.recall(key, asked.query.early, is_part=True)
+            if known is not None:
+                self._found(asked, part, [], known)
+            elif not asked.ticket.done():
+                self._lay_up(asked, part, [], key)
 
-    def _done_with(self, entry: _LaidUp) -> None:
-        """A window was judged, or nobody wants it."""
-        del self._laid_up[entry.key]
+    def _done_with(self, entry: _LaidUp, scores: Scores | None = None) -> None:
+        """A window was judged, or nobody wants it, or it failed (None)."""
+        del self._laid_up[entry.key]  # before its parts are laid up, one of which could be its like
         self._pace.tokens -= len(entry.ids)
-        for asked, _ in entry.askers:
+        for asked, window, parts in entry.askers:
+            if scores is not None:
+                self._found(asked, window, parts, scores)
             asked.open -= 1
             asked.waiting -= len(entry.ids)
             self._settle(asked)
@@ -290,7 +310,26 @@ class Queries:
     def _settle(self, asked: _Asked) -> None:
         """Answer a query whose windows are all judged."""
         ticket = asked.ticket
-        if asked.end is None and not asked.open and not ticket.done():
+        if asked.is_cut and not asked.open and not ticket.done():
             ticket.give(list({id(scores): scores for _, scores in asked.best.values()}.values()))
         if ticket.done():
             self._end(ticket)
+
+
+def _is_long(query: Query) -> bool:
+    return len(query.text) > SHORT_CHARS
+
+
+def _cuts(windows: Iterator[Window]) -> Iterator[Cut]:
+    """Each window with the parts that come behind it."""
+    cut: Cut | None = None
+    for window in windows:
+        is_part = window[3]
+        if cut is not None and is_part:
+            cut[1].append(window)
+        else:
+            if cut is not None:
+                yield cut
+            cut = window, []
+    if cut is not None:
+        yield cut
