@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import itertools
 import os
 import threading
 import time
@@ -34,6 +35,7 @@ Rounds = Generator[Sequence[Job[Any]], list[Any], _T]
 """Yields jobs that are to be run together, is sent the result or error of each."""
 Landed = tuple[Pending, Exception | None]
 """A future that is done, or one that was given up, with the reason."""
+QUICK = 64  # pieces of work that models which are quick do on event loops, before others have their turn
 THREADS = 8  # that read, normalise and tokenise for event loops
 
 
@@ -59,6 +61,8 @@ async def alead(model: StreamModel, steps: Steps[_T], timeout: float | None = No
         while True:
             try:
                 if model.quick and timeout is None:
+                    if next(_quick) % QUICK == 0:
+                        await _let_others()
                     result = model.judge(work)
                 else:
                     result = await model.ajudge(work, timeout)
@@ -115,6 +119,8 @@ async def arun(
     from guardkit.awaiting import bell
 
     if here and model.quick and timeout is None:
+        if next(_quick) % QUICK == 0:
+            await _let_others()
         return run(model, jobs)
     own = bell()
     tell = own.call
@@ -239,6 +245,16 @@ class _Flight(Generic[_T]):
         for future, (_, steps, _) in under_way.items():
             future.cancel()
             steps.close()
+
+
+_quick = itertools.count(1)  # pieces of such work, of all event loops
+
+
+async def _let_others() -> None:
+    """A task that awaits only what is there at once would keep the others, and its own cancellation, waiting."""
+    import asyncio
+
+    await asyncio.sleep(0)
 
 
 @functools.cache

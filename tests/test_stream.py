@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
+import pickle
 import re
 import threading
 import tracemalloc
@@ -339,3 +341,35 @@ def test_a_cancelled_feed_ends_the_stream() -> None:
             await stream.feed("more")
 
     asyncio.run(run())
+
+
+def test_a_task_that_awaits_a_quick_model_again_and_again_lets_others_have_their_turn() -> None:
+    guard = FakeGuard({})
+    assert guard.model.quick
+
+    async def streams() -> None:
+        async with guard.astream() as stream:
+            for _ in range(3000):
+                await stream.feed("word ")
+
+    async def checks() -> None:
+        for _ in range(3000):
+            await guard.acheck("a text")
+
+    async def run() -> None:
+        for greedy in (streams, checks):
+            task = asyncio.create_task(greedy())
+            for _ in range(20):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+
+
+def test_a_stream_says_that_it_cannot_be_copied_or_sent() -> None:
+    stream = FakeGuard({}).stream()
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="neither copied nor pickled"):
+            copied(stream)

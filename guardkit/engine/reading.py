@@ -6,7 +6,6 @@ stretch runs where it is begun, the others where the engine hands its results ou
 
 from __future__ import annotations
 
-import contextlib
 import time
 from abc import abstractmethod
 from collections.abc import Coroutine, Generator, Sequence
@@ -82,8 +81,10 @@ class EngineSession(Session):
         self._engine.close(self._sequence)
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # it could not be opened
+        try:  # no name of this module: at the interpreter's end it has none any more
             self._engine.drop(self._sequence)
+        except AttributeError:  # it could not be opened
+            pass
 
 
 def _led(steps: Reading[_T], turn: Turn) -> _T:

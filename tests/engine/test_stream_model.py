@@ -590,3 +590,19 @@ def test_a_stream_goes_back_within_its_window_and_to_an_earlier_one(request: Any
     model = request.getfixturevalue(positions)
     assert_goes_back(guard_of(model, policy=WATCH))
     assert model.engine.open_sequences == 0
+
+
+def test_a_program_that_ends_in_the_middle_of_a_stream_says_its_own_error_alone(folder: Path) -> None:
+    code = """
+import sys
+from guardkit import Guard
+guard = Guard.load(sys.argv[1], threads=1)
+stream = guard.stream("hi")
+stream.feed("some words of a text ")
+names = vars(sys.modules["guardkit.engine.reading"])
+names.update({name: None for name in names if not name.startswith("__")})  # as the interpreter does at its end
+del stream, names
+raise SystemExit("the error")
+"""
+    ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=240)
+    assert (ended.returncode, ended.stderr) == (1, "the error\n")
