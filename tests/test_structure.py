@@ -152,7 +152,7 @@ LAYERS = (
     ("labelling",),
     ("training", "training.categories"),
     ("training.rows", "training.templates"),
-    ("training.examples",),
+    ("training.examples", "training.resuming"),
     ("training.modules",),
     ("training.saving",),
     ("training.run",),

@@ -89,7 +89,8 @@ def _run(kind: str, given: dict[str, Any]) -> None:
         from guardkit.errors import MissingExtra
 
         try:
-            from guardkit.training.run import Settings, is_first, train
+            from guardkit.training.resuming import is_first
+            from guardkit.training.run import Settings, train
         except MissingExtra:
             raise
         except ImportError as error:

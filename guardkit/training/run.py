@@ -25,16 +25,16 @@ from guardkit.engine.setup import pick_dtype
 from guardkit.errors import MissingExtra, ModelLoadError, TrainingError
 from guardkit.evaluation.metrics import Curve, Rates
 from guardkit.models.qwen_tokenizer import QwenTokenizer
-from guardkit.training import templates
+from guardkit.training import resuming, templates
 from guardkit.training.categories import PUBLISHED, CategorySet, read_categories
 from guardkit.training.examples import RISKS, Example, GenExamples, StreamExamples
 from guardkit.training.modules import BACKBONES, GenModule, GuardModule, StreamModule, collate
+from guardkit.training.resuming import CHECKPOINTS, is_first
 from guardkit.training.rows import Tally, read_rows, split
 from guardkit.training.saving import save
 from guardkit.verdict import Severity
 
 KINDS = ("stream", "gen")
-CHECKPOINTS = "checkpoints"
 _SHARDED = {
     "FSDP": "ACCELERATE_USE_FSDP",
     "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
@@ -123,6 +123,9 @@ def train(kind: str, settings: Settings) -> Result:
     too_long = len(made) + len(dev) - len(examples) - len(dev_examples)
     if not examples:
         raise TrainingError(f"nothing to learn from: {tally}; {too_long:,} rows with more than {most} tokens")
+    asked = resuming.asked(kind, asdict(settings), tally)
+    if settings.resume:
+        resuming.check(settings.out, asked)
     torch.manual_seed(settings.seed)
     module = _module(kind, checkpoint, categories, framing, settings, examples)
     module.train_backbone(settings.backbone, settings.rank, 2 * settings.rank)
@@ -131,7 +134,8 @@ def train(kind: str, settings: Settings) -> Result:
     _say(f"{tally}\n{len(examples):,} to learn from, {len(dev_examples):,} in the dev split; {too_long:,} too long")
     begin = time.monotonic()
     trainer = trainer_of(module, settings, examples, dev_examples, tokenizer.special("<|endoftext|>"))
-    done = trainer.train(resume_from_checkpoint=_last_checkpoint(settings) if settings.resume else None)
+    resuming.remember(settings.out, asked)
+    done = trainer.train(resume_from_checkpoint=resuming.last(settings.out) if settings.resume else None)
     figures = trainer.evaluate() if dev_examples else {}
     result = Result(
         settings.out,
@@ -165,14 +169,6 @@ def _check(settings: Settings) -> None:
         raise TrainingError(f"{settings.out} holds a model already: name another folder")
     if (settings.out / CHECKPOINTS).exists() and not settings.resume:
         raise TrainingError(f"{settings.out} holds checkpoints of a run: --resume goes on with it, or name another")
-
-
-def _last_checkpoint(settings: Settings) -> str | None:
-    found = sorted(
-        (path for path in (settings.out / CHECKPOINTS).glob("checkpoint-*") if (path / "trainer_state.json").is_file()),
-        key=lambda path: int(path.name.rpartition("-")[2]),
-    )
-    return str(found[-1]) if found else None
 
 
 def _template(kind: str, checkpoint: Checkpoint, categories: CategorySet) -> str:
@@ -248,8 +244,7 @@ def _transformers() -> Any:
             )
 
     def make(module: GuardModule, settings: Settings, examples: list[Example], dev: list[Example], pad: int) -> Any:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        per_epoch = math.ceil(len(examples) / (settings.batch * settings.accumulate * processes))
+        per_epoch = math.ceil(len(examples) / (settings.batch * settings.accumulate * resuming.processes()))
         steps = settings.steps or math.ceil(per_epoch * settings.epochs)
         every = settings.every or max(steps // _EVALUATIONS, 1)
         rate = settings.rate or (2e-5 if settings.backbone == "full" else 2e-4)
@@ -366,11 +361,6 @@ def _record(kind: str, settings: Settings, result: Result) -> dict[str, Any]:
         "dev": result.dev,
         "dev_of_the_commonest_severity": result.baseline,
     }
-
-
-def is_first() -> bool:
-    """Whether this is the process of a run that talks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _say(text: str) -> None:
