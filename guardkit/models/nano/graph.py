@@ -29,7 +29,7 @@ from guardkit.ort import ort
 
 Found = tuple[Floats, NDArray[np.int8]]
 """Of a pass the logits [N, 24] (response: 3 severity, 8 category, 1 refusal; query: 3 severity, 9 category) and the new
-keys and values [B, T, *cache_shape]."""
+keys and values [B, T, *cache_shape] (T is 0 where they are not wanted)."""
 FUSED = ["SkipLayerNormFusion"]  # its kernel takes six times as long as those of the two nodes
 SHARE_TOKENS = 64  # padded, of a pass beside others at least: of fewer a token costs more
 WIDE_TOKENS = 32  # from which on a pass that is alone is worth more than one thread
@@ -41,13 +41,14 @@ class Pass:
 
     ids [B, T]; past [B, P, *cache_shape]: keys and values of the P positions before (None: none); rows [N]: which of
     the B*T positions are read; frames [B]: how many of a row's first positions see each other (None: none, a position
-    sees what is before it).
+    sees what is before it); is_kept: whether the new keys and values are wanted.
     """
 
     ids: Ints
     past: NDArray[np.int8] | None
     rows: Ints
     frames: Ints | None = None
+    is_kept: bool = True
 
 
 class Graph:
@@ -69,23 +70,22 @@ class Graph:
 
     def forward(self, passes: Sequence[Pass]) -> list[Found]:
         """Each pass's result. They run side by side, in this thread and in others as far as those are free."""
-        feeds = [self._feed(one) for one in passes]
-        if len(feeds) == 1:
-            threads = self.threads if feeds[0]["ids"].size >= WIDE_TOKENS else 1
-            return [self._run(self._session(threads), feeds[0])]
+        if len(passes) == 1:
+            threads = self.threads if passes[0].ids.size >= WIDE_TOKENS else 1
+            return [self._run(self._session(threads), passes[0])]
         session = self._session(1)
-        todo = deque(range(len(feeds)))
+        todo = deque(range(len(passes)))
         found: dict[int, Found] = {}
 
         def work() -> None:
             while todo:
                 with suppress(IndexError):  # another thread was faster
                     at = todo.popleft()
-                    found[at] = self._run(session, feeds[at])
+                    found[at] = self._run(session, passes[at])
 
         others: list[Future[None]] = []
         with suppress(RuntimeError):  # closed meanwhile, or the program is ending: nothing is handed over any more
-            while len(others) < min(self.threads, len(feeds)) - 1:
+            while len(others) < min(self.threads, len(passes)) - 1:
                 others.append(self._pool().submit(work))
         try:
             work()
@@ -95,16 +95,15 @@ class Graph:
             wait(begun)
         for other in begun:
             other.result()
-        return [found[at] for at in range(len(feeds))]
+        return [found[at] for at in range(len(passes))]
 
     def begin(self, passes: Sequence[Pass]) -> Callable[[], list[Found]]:
         """Have passes run in other threads, behind those that were begun before. Gives what waits for their results."""
-        feeds = [self._feed(one) for one in passes]
         session = self._session(1)
         try:
-            begun = [self._pool().submit(self._run, session, feed) for feed in feeds]
+            begun = [self._pool().submit(self._run, session, one) for one in passes]
         except RuntimeError:  # as above
-            return lambda: [self._run(session, feed) for feed in feeds]
+            return lambda: [self._run(session, one) for one in passes]
 
         def end() -> list[Found]:
             wait(begun)
@@ -130,14 +129,15 @@ class Graph:
             "ids": one.ids, "positions": np.ascontiguousarray(positions), "past": past, "mask": mask, "rows": one.rows,
         }  # fmt: skip
 
-    def _run(self, session: ort.InferenceSession, feed: dict[str, Any]) -> Found:
+    def _run(self, session: ort.InferenceSession, one: Pass) -> Found:
+        feed = self._feed(one)
         try:
-            logits, new = session.run(["logits", "new"], feed, self._options)
+            logits, *new = session.run(["logits", "new"] if one.is_kept else ["logits"], feed, self._options)
         except Exception:
             if self._options.terminate:
                 raise RuntimeError("nano was interrupted: the program ends") from None
             raise
-        return logits, new
+        return logits, new[0] if new else feed["past"][:, :0]
 
     def _session(self, threads: int) -> ort.InferenceSession:
         session = self._sessions.get(threads)

@@ -212,7 +212,7 @@ class Nano(StreamModel):
         return lambda: self._judged(windows, end())
 
     def _side_by_side(self, windows: Sequence[list[int]]) -> list[Pass]:
-        return [_read(windows[share]) for share in shares([len(ids) for ids in windows], self.threads)]
+        return [_read(windows[share], is_kept=False) for share in shares([len(ids) for ids in windows], self.threads)]
 
     def _judged(self, windows: Sequence[list[int]], found: Sequence[Found]) -> list[Scores]:
         logits = np.concatenate([logits for logits, _ in found])
@@ -326,13 +326,13 @@ class Nano(StreamModel):
         telemetry.batch(self.name, sum(len(one.ids) for one in passes))
 
 
-def _read(windows: Sequence[list[int]]) -> Pass:
+def _read(windows: Sequence[list[int]], is_kept: bool = True) -> Pass:
     """Windows of queries, each read at its end."""
     ends = np.array([len(ids) - 1 for ids in windows], np.int64)
     padded = np.zeros((len(windows), int(ends.max()) + 1), np.int64)
     for row, ids in enumerate(windows):
         padded[row, : len(ids)] = ids
-    return Pass(padded, None, np.arange(len(windows)) * padded.shape[1] + ends, frames=ends)
+    return Pass(padded, None, np.arange(len(windows)) * padded.shape[1] + ends, ends, is_kept)
 
 
 def _go_on(work: Sequence[tuple[NanoSession, list[int]]]) -> Pass:
