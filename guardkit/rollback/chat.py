@@ -31,6 +31,8 @@ class RollbackChat:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rollback, Rollback):
+            raise GuardkitError(f"a Rollback is needed, as Rollback(guard), not {type(self.rollback).__name__}")
         if (self.client is None) == (self.model is None) or (self.model is None) != (self.tokenizer is None):
             raise GuardkitError("give either model= and tokenizer=, or client=")
 

@@ -28,7 +28,7 @@ class Transport(Protocol):
         """The streamed answer to a request, "extra" being what OpenAI's API does not have. Raises `ServerError`."""
 
     async def models(self) -> list[tuple[str, str]]:
-        """Name and owner of each model; empty where the server does not tell."""
+        """Name and owner of each model; empty where the server does not tell. Raises `Unreachable`."""
 
     async def close(self) -> None:
         """Free what was opened here; a client that was given stays open."""
@@ -82,7 +82,9 @@ class _OpenAI:
     async def models(self) -> list[tuple[str, str]]:
         try:
             page = await self._client.models.list()
-        except Exception:  # not every server lists its models; it is asked only to guess how it continues a message
+        except Exception as error:  # not every server lists its models, and one that does not may well answer
+            if isinstance(told := _told(error), Unreachable):
+                raise told from error
             return []
         return [(str(_get(m, "id")), str(_get(m, "owned_by") or "")) for m in _get(page, "data") or ()]
 
@@ -127,6 +129,8 @@ class _Http:
         try:
             rows = (await self._client.get("models")).json()["data"]
             return [(str(row["id"]), str(row.get("owned_by") or "")) for row in rows]
+        except httpx.TransportError as error:
+            raise Unreachable(f"the server does not answer ({type(error).__name__}: {error})") from error
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return []
 

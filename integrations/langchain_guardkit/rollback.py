@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -11,6 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, conv
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from pydantic import ConfigDict, Field, PrivateAttr
 
+from guardkit.errors import GuardkitError
 from guardkit.rollback import Rollback, RollbackResult
 from guardkit.rollback.chat import RollbackChat
 from langchain_guardkit.results import result_of
@@ -40,6 +41,12 @@ class RollbackChatModel(BaseChatModel):
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
         self._chat = RollbackChat(self.rollback, self.llm, self.tokenizer, self.client, self.options)
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
+        """Raises `GuardkitError`: a tool call cannot be taken back."""
+        raise GuardkitError(
+            "RollbackChatModel binds no tools: a call cannot be taken back; GuardedChatModel guards a model with tools"
+        )
 
     @property
     def _llm_type(self) -> str:

@@ -84,6 +84,8 @@ def test_langchain(address: str) -> None:
         return [str(chunk.content) async for chunk in served.astream("What do tomatoes need?")]
 
     assert "".join(asyncio.run(texts())) == " sun" * 6 + " water."
+    with pytest.raises(GuardkitError, match="binds no tools"):
+        served.bind_tools([])
 
 
 def test_llama_index(address: str) -> None:
@@ -120,5 +122,7 @@ def test_what_is_missing_is_said(address: str) -> None:
         RollbackChat(rollback(), model=tiny.model())
     with pytest.raises(GuardkitError, match="pass its address"):
         list(RollbackChat(rollback(), client=Llm(say).client).texts([{"role": "user", "content": "hi"}]))
-    with pytest.raises(GuardkitError):
+    with pytest.raises(GuardkitError, match="a Rollback is needed"):
+        RollbackChat(None, client=address)  # type: ignore[arg-type]
+    with pytest.raises(GuardkitError, match="does not answer"):
         list(RollbackChat(rollback(), client="http://127.0.0.1:9/v1").texts([{"role": "user", "content": "hi"}]))
