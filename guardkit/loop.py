@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from guardkit.errors import GuardkitError
 from guardkit.rounds import BRIEF_S, at_the_end_of_the_round
-from guardkit.ticket import Step, Ticket
+from guardkit.ticket import Step
 
 IDLE_S = 5.0  # an idle thread ends after this time; the next work starts another
 STOP_S = 10.0  # how long a fork, or the end of the program, waits for the steps that are under way, all together
@@ -102,7 +102,7 @@ class Loop:
         self._fork: Turn | None = None  # the turn of one that forks
 
     def put(self, message: Any) -> None:
-        """Hand a message over. Raises `GuardkitError` once closed."""
+        """Hand a message over, or a list of them, which is the loop's then. Raises `GuardkitError` once closed."""
         if self._closed:
             raise GuardkitError(self._closed)
         self._inbox.append(message)
@@ -190,10 +190,9 @@ class Loop:
         waiting = list(self._inbox)
         self._start()
         error = GuardkitError(f"{self.name}: work of the parent process")
-        for message in waiting:
-            for ticket in message if isinstance(message, list) else [message]:
-                if isinstance(ticket, Ticket):
-                    ticket.fail(error)
+        for message in filter(None, waiting):  # booked, so that the reset fails it with all that hangs on it
+            for each in message if isinstance(message, list) else [message]:
+                self._scheduler.take(each)
         self._scheduler.forked()
         self._scheduler.reset(error)
 
@@ -302,15 +301,21 @@ class Turn:
         loop, scheduler = self._loop, self._loop._scheduler
         inbox = loop._inbox
         while inbox:
-            message = inbox.popleft()
+            message = inbox[0]  # it leaves the inbox when it is booked: an interrupt in between loses nobody's work
             loop._n_taken += 1
-            if message is None:
-                scheduler.reset(GuardkitError(loop._closed))
-            elif isinstance(message, list):
-                for each in message:
-                    scheduler.take(each)
-            else:
-                scheduler.take(message)
+            try:
+                if message is None:
+                    scheduler.reset(GuardkitError(loop._closed))
+                elif isinstance(message, list):
+                    while message:
+                        scheduler.take(message[0])
+                        del message[0]
+                else:
+                    scheduler.take(message)
+            except Exception:
+                inbox.popleft()
+                raise
+            inbox.popleft()
 
     def serve_brief(self) -> None:
         """Where it is owned: take what came, and do it if that is brief; else the thread does it when this ends."""

@@ -717,3 +717,37 @@ def test_a_step_that_fails_leaves_nobody_waiting_and_the_loop_goes_on() -> None:
     loop.put(second)
     assert second.result(60) == "answered"
     loop.close("over")
+
+
+def test_work_whose_booking_was_interrupted_is_not_lost() -> None:
+    """A caller that serves itself books the work of others, too: they would wait for ever."""
+
+    class Interrupted(_Faulty):
+        n = 0
+
+        def take(self, message: Ticket[None]) -> None:
+            self.n += 1
+            if self.n in (2, 5):
+                raise KeyboardInterrupt
+            super().take(message)
+
+    scheduler = Interrupted()
+    scheduler.steps = 1
+    loop = Loop("test", scheduler)
+    tickets: list[Ticket[None]] = [Ticket(None) for _ in range(4)]
+
+    def books(message: Any) -> None:
+        with loop.turn() as turn:
+            loop.put(message)
+            turn.take()
+
+    with pytest.raises(KeyboardInterrupt):
+        books(tickets[:3])
+    with pytest.raises(GuardkitError, match="interrupted"):  # what was booked already is failed
+        tickets[0].result(60)
+    assert [ticket.result(60) for ticket in tickets[1:3]] == ["answered"] * 2
+    with pytest.raises(KeyboardInterrupt):
+        books(tickets[3])
+    assert tickets[3].result(60) == "answered"
+    assert scheduler.n == 6
+    loop.close("over")

@@ -44,7 +44,7 @@ class SimpleModel(StreamModel):
 
     def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         tickets = [Ticket(work, deadline) for work in works]
-        self._loop.put(tickets)
+        self._loop.put([*tickets])
         return list(tickets)
 
     def turn(self) -> Turn:

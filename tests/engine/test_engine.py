@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from guardkit import Overloaded, telemetry
+from guardkit import GuardkitError, Overloaded, telemetry
 from guardkit.engine.cache import Cache, ContiguousCache, Slot
 from guardkit.engine.config import Qwen3Config
 from guardkit.engine.engine import Engine, Limits
@@ -286,6 +288,33 @@ def test_a_failing_step_fails_its_requests_and_no_others(model: Any, text: Any) 
     after = engine.submit(good, ids[100:], "response").result()
     close(np.concatenate([before, after]), expected["response"])
     assert engine.open_sequences == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_forked_child_inherits_undone_is_over_there_and_never_read_as_done(model: Any, text: Any) -> None:
+    """Tokens that were still in the inbox, such as a stream's context: what follows them must not be judged without."""
+    ids, expected = text
+    engine = engine_of(model)
+    sequence, cut = engine.open(), engine.open()
+    engine.submit(cut, ids[:20]).result()
+    with engine._loop.turn():
+        context = engine.submit(sequence, ids[:50])
+        engine.truncate(cut, 5)
+        child = os.fork()
+        if not child:
+            try:
+                with pytest.raises(GuardkitError, match="the parent process"):
+                    context.result(0)
+                with pytest.raises(ValueError, match="over"):
+                    engine.submit(sequence, ids[50:60], "response")
+                assert cut.ids == ids[:5]
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    close(engine.submit(sequence, ids[50:60], "response").result(), expected["response"][50:60])
 
 
 def test_closing_cancels_what_waits_and_frees_the_slot(model: Any) -> None:

@@ -86,7 +86,7 @@ class Nano(StreamModel):
 
     def submit(self, works: Sequence[Work], deadline: float | None = None) -> list[Pending]:
         tickets = [Ticket(work, deadline, self) for work in works]
-        self._loop.put(tickets)
+        self._loop.put([*tickets])
         return list(tickets)
 
     def turn(self) -> Turn:
