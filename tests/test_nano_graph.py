@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardkit import Guard, GuardkitError, Message, Stage
-from guardkit.models.base import Append, Query, Scores, Tokens
+from guardkit import Guard, GuardkitError, Message, Overloaded, Stage
+from guardkit.models.base import Append, Query, Scores, Tokens, Work
 from guardkit.models.nano import weights_path
 from guardkit.models.nano.graph import SHARE_TOKENS, Graph, Pass, shares
 from guardkit.models.nano.model import Nano
+from guardkit.models.nano.pace import LEAST_TOKENS, Pace
+from guardkit.models.nano.queries import Queries
 from guardkit.models.nano.screen import tensors
+from guardkit.ticket import Ticket
 from tests.asking import ask, ask_all
 
 WORDS = ("one", "two", "three", "four")
@@ -117,6 +121,25 @@ def test_a_window_that_fails_under_way_fails_alone() -> None:
     tickets = model.submit(queries)
     assert {at for at, ticket in enumerate(tickets) if ticket.exception(60) is not None} == bad
     assert model.begun > 1
+
+
+def test_who_stands_behind_a_pass_under_way_learns_that_it_cannot_end_in_time() -> None:
+    model = Watched(weights_path().parent, threads=2)
+    pace = Pace(2)
+    pace.per_s = 1.0  # tokens a second: a pass is the least there is
+    sentence = "The gardeners wrote a letter about soup and rain. "
+    long, short = Query(sentence * 9), Query(sentence * 8)
+    counts = [len(next(model.windows(query))[0]) for query in (long, short)]
+    assert counts[0] >= LEAST_TOKENS > counts[1]
+    first = Ticket[Work](long, None, model)
+    second = Ticket[Work](short, time.monotonic() + sum(counts) - 20, model)  # enough for itself
+    queries = Queries(model, pace, lambda _: None)
+    for ticket, query in ((first, long), (second, short)):
+        queries.take(ticket, query)
+    queries.step()
+    assert isinstance(second.exception(0), Overloaded)
+    assert first.result(0)
+    assert model.begun == 1
 
 
 def test_a_model_that_is_closed_while_passes_run_leaves_nobody_waiting() -> None:

@@ -112,6 +112,11 @@ class Queries:
         return self._finish(*self._under_way.popleft())
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether passes run in other threads."""
+        return bool(self._under_way)
+
+    @property
     def _waits(self) -> bool:
         """Whether texts wait to be cut."""
         return bool(self._short or self._long)
@@ -138,14 +143,20 @@ class Queries:
             self._begin(batch)
 
     def _wanted(self, batch: list[_LaidUp]) -> list[_LaidUp]:
-        """Those that somebody still wants; it is done with the others."""
+        """Those that somebody still wants, and could have in time, when the pass ends; it is done with the others."""
         wanted = []
+        end = self._n_under_way + sum(len(entry.ids) for entry in batch)
         for entry in batch:
-            if any(asked.ticket.wanted for asked, *_ in entry.askers):
+            if self._can_end(entry, end - len(entry.ids)):
                 wanted.append(entry)
             else:
                 self._done_with(entry)
         return wanted
+
+    @property
+    def _n_under_way(self) -> int:
+        """Tokens of the passes that run in other threads."""
+        return sum(len(entry.ids) for batch, _ in self._under_way for entry in batch)
 
     def _draw(self) -> None:
         """Cut the next texts into windows, answer what is known, lay the rest up."""
@@ -232,12 +243,12 @@ class Queries:
         """Lay the next wave's windows out in passes."""
         room = self._pace.wave_tokens
         wave: list[tuple[int, _LaidUp]] = []
-        tokens = 0
+        tokens, ahead = 0, self._n_under_way
         for which, most in ((0, room // 2 if self._next[1] else room), (1, room)):
             while self._next[which] and tokens < most:
                 entry = self._next[which].popleft()
                 self._n_next[which] -= len(entry.ids)
-                if self._can_end(entry, tokens):
+                if self._can_end(entry, ahead + tokens):
                     wave.append((len(entry.ids), entry))
                     tokens += len(entry.ids)
                 else:

@@ -52,6 +52,7 @@ class NanoScheduler:
         self._fed: deque[_Fed] = deque()
         self._fed_passes: deque[list[tuple[_Fed, list[int]]]] = deque()
         self._under_way: dict[int, Ticket[Work]] = {}
+        self._since: float | None = None  # when the last step ended, where passes run on between steps
         self._pace.tokens = 0
 
     # -- in
@@ -83,14 +84,16 @@ class NanoScheduler:
     # -- one step
 
     def step(self) -> bool:
-        start = time.perf_counter()
+        start = self._since or time.perf_counter()
         if not self._fed_passes and self._fed:
             self._plan_fed()
         tokens = self._run_fed(self._fed_passes.popleft()) if self._fed_passes else 0
         hand_out()
         tokens += self._queries.step()
+        end = time.perf_counter()
         if tokens:
-            self._pace.add(tokens, time.perf_counter() - start)
+            self._pace.add(tokens, end - start)
+        self._since = end if self._queries.is_ahead else None
         return self.busy
 
     @property
