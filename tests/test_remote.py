@@ -33,7 +33,7 @@ from guardkit.models.remote_client import MAX_WAIT, Limits, _asked_wait
 from guardkit.models.word_tokenizer import MAX_CHARS, WordTokenizer
 from guardkit.retokenize import IncrementalTokenizer
 from guardkit.verdict import Stage
-from tests.asking import assert_goes_back
+from tests.asking import assert_goes_back, eventually
 from tests.servers import MODEL, GenServer, LocalServer, Reply, Request, completion, logprobs_of
 
 pytest.importorskip("httpx" if not __import__("importlib").util.find_spec("httpx2") else "httpx2")
@@ -616,6 +616,19 @@ def test_a_dropped_model_leaves_nothing(serve: Callable[..., LocalServer], drop:
             stream.feed("tea " * 40)
     assert not own.is_alive()
     assert len(server.requests) == 1
+
+
+def test_what_is_under_way_when_the_guard_is_closed_says_so(serve: Callable[..., LocalServer]) -> None:
+    guard = guarded(server := serve(GenServer(SCRIPT, delay=20)))
+    found: list[object] = []
+    caller = threading.Thread(target=lambda: found.append(guard.decide("tea")))
+    caller.start()
+    assert eventually(lambda: len(server.requests) == 1)
+    guard.close()
+    caller.join(60)
+    (decision,) = found
+    assert not decision.judged  # type: ignore[attr-defined]
+    assert "closed meanwhile" in decision.error  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

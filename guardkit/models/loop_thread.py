@@ -54,6 +54,10 @@ class LoopThread(Generic[_R]):
             future.cancel()
             raise
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def close(self) -> None:
         """Cancel what is under way, close the resource and end the thread. Safe to call twice."""
         self._closed = True

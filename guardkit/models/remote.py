@@ -165,12 +165,17 @@ class RemoteGen(StreamModel):
 
     async def _answer(self, work: Work, deadline: float | None) -> list[QueryScores] | Scores:
         left = None if deadline is None else max(deadline - time.monotonic(), 0)
-        async with asyncio.timeout(left):
-            if isinstance(work, Query):
-                return await self._judge(work)
-            if not isinstance(work.session, _RemoteSession):
-                raise TypeError(f"a session of another model: {type(work.session).__name__}")
-            return await work.session.judge(work.tokens, work.keep)
+        try:
+            async with asyncio.timeout(left):
+                if isinstance(work, Query):
+                    return await self._judge(work)
+                if not isinstance(work.session, _RemoteSession):
+                    raise TypeError(f"a session of another model: {type(work.session).__name__}")
+                return await work.session.judge(work.tokens, work.keep)
+        except asyncio.CancelledError as error:
+            if self._server.closed:
+                raise GuardkitError(f"{self._server.where}: the guard was closed meanwhile") from error
+            raise
 
     async def _judge(self, query: Query) -> list[QueryScores]:
         try:

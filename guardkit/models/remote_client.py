@@ -113,6 +113,10 @@ class Server:
         """Run `work` there to its end; what interrupts the caller cancels it."""
         return self._thread.run(work)
 
+    @property
+    def closed(self) -> bool:
+        return self._thread.closed
+
     def close(self) -> None:
         """End the thread and its connections; requests under way fail. Safe to call twice."""
         self._thread.close()
