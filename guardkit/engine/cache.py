@@ -111,7 +111,7 @@ class Cache(ABC):
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store and attend for the current step, see `qwen3.Attend`."""
+        """Store and attend for the current step, see `qwen3.Attention`."""
 
     @property
     def fused(self) -> Fused | None:
@@ -160,7 +160,7 @@ class ContiguousCache(Cache):
         shape = (c.num_hidden_layers, 2, c.num_key_value_heads, wanted, c.head_dim)
         buffer = self._new(shape)
         if slot.buffer is not None:
-            buffer[:, :, :, : slot.held] = slot.buffer
+            buffer[:, :, :, : slot.held] = slot.buffer[:, :, :, : slot.held]
         self.used += wanted - slot.held
         slot.buffer, slot.held = buffer, wanted
         return True

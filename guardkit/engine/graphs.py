@@ -58,7 +58,7 @@ class Graphs:
 
         def launch() -> Tensor:
             self._cache.set_place(is_long, rows, tiles.view(n_tiles, 4))
-            return self._model.forward(ids, positions, self._cache.attend, self._cache.fused)
+            return self._model.forward(ids, positions, self._cache)
 
         return launch
 
@@ -88,7 +88,7 @@ class Graphs:
         ids, positions, runs = list(range(1, n + 1)), list(range(n)), [Run(slot, 0, 0, n)]
         self._cache.begin(runs)
         there = self._staging.put(ids, positions)
-        plain = self._model.forward(there[0], there[1], self._cache.attend, self._cache.fused).clone()
+        plain = self._model.forward(there[0], there[1], self._cache).clone()
         found = self.forward(ids, positions, runs)
         if found is None:
             return True

@@ -98,7 +98,7 @@ def launch(
         if hidden is None:
             cache.begin(runs)
             there = staging.put(ids, positions)
-            hidden = model.forward(there[0], there[1], cache.attend, cache.fused)
+            hidden = model.forward(there[0], there[1], cache)
         outputs = []
         for head, items in reads.items():
             rows = [row for _, span in items for row in span]

@@ -21,8 +21,17 @@ POSITIONS = 1024  # whose rotations are computed at load on a CPU
 Fused = Callable[[int, Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """(layer, qkv [N, (heads + 2 kv_heads) * D], norms [heads + kv_heads, D], cos and sin [positions, D], positions [N],
 eps) -> [N, heads * D]: norms and turns queries and keys too."""
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q [N, heads, D], k and v [N, kv_heads, D]) -> [N, heads * D]: stores k and v, and attends."""
+
+
+class Attention(Protocol):
+    """What a cache does in a step."""
+
+    @property
+    def fused(self) -> Fused | None: ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [N, heads, D], k and v [N, kv_heads, D] -> [N, heads * D]: stores k and v, and attends."""
+        ...
 
 
 class RowProduct(Protocol):
@@ -118,7 +127,7 @@ class FloatLayer:
         qkv = self.qkv(rms_norm(x, self.input_norm, c.rms_norm_eps)).view(len(x), -1, c.head_dim)
         turned = c.num_attention_heads + c.num_key_value_heads
         qk = rms_norm(qkv[:, :turned], None, c.rms_norm_eps) * self.qk_norm
-        return qk * cos + _rotate_half(qk) * sin, qkv[:, turned:]
+        return turn(qk, cos, sin), qkv[:, turned:]
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """x [N, hidden_size] and attention's output [N, heads * D] -> the next layer's x."""
@@ -156,7 +165,7 @@ class Qwen3:
         # A GPU has room for all positions, and its recorded steps hold the tables; on a CPU they grow with the texts.
         most = config.max_position_embeddings
         there = most if self.device.type == "cuda" else min(POSITIONS, most)
-        self.cos, self.sin = _rotary(config, range(there), self.dtype, self.device)
+        self.cos, self.sin = rotary(config, range(there), self.dtype, self.device)
         self.row_product: RowProduct | None = None  # for steps of one token, where layers are plain and fused
 
     @staticmethod
@@ -191,31 +200,30 @@ class Qwen3:
             found |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
         return found | {"model.norm.weight": (c.hidden_size,)}
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, fused: Fused | None = None) -> Tensor:
-        """ids, positions [N] -> hidden states [N, hidden_size] after the final norm. fused: in place of `attend`, for
-        layers that can."""
+    def forward(self, ids: Tensor, positions: Tensor, cache: Attention) -> Tensor:
+        """ids, positions [N] -> hidden states [N, hidden_size] after the final norm. cache: `begin` told it whose they
+        are."""
         if self.device.type != "cuda" and (most := int(positions.max())) >= len(self.cos):
             more = range(len(self.cos), max(most + 1, min(2 * len(self.cos), self.config.max_position_embeddings)))
-            turned = zip((self.cos, self.sin), _rotary(self.config, more, self.dtype, self.device), strict=True)
+            turned = zip((self.cos, self.sin), rotary(self.config, more, self.dtype, self.device), strict=True)
             self.cos, self.sin = (torch.cat(tables) for tables in turned)
-        if fused is not None:
-            return self._forward_fused(ids, positions, fused)
-        return self._through(self.embed(ids), self.cos[positions], self.sin[positions], attend)
+        return self._through(self.embed(ids), positions, cache)
 
-    def _through(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """x [N, hidden_size], cos and sin [N, D] -> hidden states after the final norm."""
+    def _through(self, x: Tensor, positions: Tensor, cache: Attention) -> Tensor:
+        """x [N, hidden_size] -> hidden states after the final norm."""
+        if cache.fused is not None:
+            return self._through_fused(x, positions, cache.fused)
         wide = self.config.num_attention_heads
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
         for i, layer in enumerate(self.layers):
             qk, v = layer.before(x, cos, sin)
-            x = layer.after(x, attend(i, qk[:, :wide], qk[:, wide:], v))
+            x = layer.after(x, cache.attend(i, qk[:, :wide], qk[:, wide:], v))
         return rms_norm(x, self.norm, self.config.rms_norm_eps)
 
-    def _forward_fused(self, ids: Tensor, positions: Tensor, fused: Fused) -> Tensor:
+    def _through_fused(self, x: Tensor, positions: Tensor, fused: Fused) -> Tensor:
         layers = self.layers
         norms = [*(layer.input_norm for layer in layers[1:]), self.norm]
         eps = self.config.rms_norm_eps
-        x = self.embed(ids)
         if self.row_product is not None and len(x) == 1:
             product = self.row_product
             for i, layer in enumerate(layers):
@@ -236,12 +244,13 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-def _rotate_half(x: Tensor) -> Tensor:
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [N, heads, D], cos and sin [N, 1, D] -> x turned by its positions."""
     half = x.shape[-1] // 2
-    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
 
 
-def _rotary(config: Qwen3Config, span: range, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary(config: Qwen3Config, span: range, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin [len(span), head_dim] of the positions in `span`, computed in float32 and rounded once, as the
     reference does."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim

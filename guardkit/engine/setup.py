@@ -162,8 +162,6 @@ def _cache(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, opt
     """others: bytes that this process had on the device before."""
     config, gib = checkpoint.config, options.cache_gib
     kind: type[Cache] = PagedCache if device.type == "cuda" else ContiguousCache
-    if device.type == "cpu" and options.quantize is not None:
-        kind = AlignedCache
     if gib is not None:
         free = int(gib * GIB)
     elif device.type == "cuda":
@@ -180,6 +178,8 @@ def _cache(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, opt
             f"{checkpoint.folder}: {free / GIB:.2f} GiB for keys and values hold {capacity} tokens only; "
             "free some memory, raise cache_gib, or take a smaller model"
         )
+    if device.type == "cpu" and options.quantize is not None:
+        return AlignedCache(config, dtype, device, capacity, options.threads)
     return kind(config, dtype, device, capacity)
 
 

@@ -21,7 +21,7 @@ from guardkit.engine.cache import Cache, ContiguousCache, Slot
 from guardkit.engine.config import Qwen3Config
 from guardkit.engine.engine import Engine, Limits
 from guardkit.engine.paged_cache import PagedCache
-from guardkit.engine.qwen3 import Qwen3, _rotary
+from guardkit.engine.qwen3 import Qwen3, rotary
 from guardkit.telemetry.prometheus import Prometheus
 from tests.asking import eventually
 from tests.engine.checkpoints import reference_logits
@@ -69,7 +69,7 @@ def test_rotations_are_computed_as_far_as_texts_reach() -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in Qwen3.shapes(config).items()}
     model = Qwen3.of(config, tensors)
-    whole = _rotary(config, range(5000), torch.float32, CPU)
+    whole = rotary(config, range(5000), torch.float32, CPU)
     at_load = len(model.cos)
     assert at_load < 2000
     asked = torch.tensor([7, 4, 4998])

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from guardkit import Guard, GuardkitError
 from guardkit.engine.aligned_cache import AlignedCache
-from guardkit.engine.cache import Run, Slot
+from guardkit.engine.cache import ContiguousCache, Run, Slot
 from guardkit.engine.checkpoint import Checkpoint, StoredTensor
 from guardkit.engine.int8 import Int8Embedding, Int8Linear
 from guardkit.engine.onnx_qwen3 import OnnxQwen3, alone_as_among_others
@@ -89,26 +89,85 @@ def test_a_batch_equals_one_by_one(small: Guard) -> None:
     assert small.check_batch([*items, *TEXTS]) == [small.check(item) for item in [*items, *TEXTS]]
 
 
-def test_rows_in_pairs_are_rows_alone_where_the_cpu_allows_it(checkpoint: Path) -> None:
+def backbone(checkpoint: Path, in_pairs: bool | None = None) -> tuple[OnnxQwen3, AlignedCache]:
     opened = Checkpoint.open(checkpoint)
     shapes = Qwen3.shapes(opened.config)
     take = lambda name: opened.load({name: shapes[name]}, dtype=torch.float32, device="cpu")[name]  # noqa: E731
     embed = StoredEmbedding(opened.tensors["model.embed_tokens.weight"])
-    here = not alone_as_among_others(1)
+    model = OnnxQwen3(opened.config, embed, take, 1, in_pairs)
+    return model, AlignedCache(opened.config, torch.float32, torch.device("cpu"), 4096, 1)
+
+
+def hidden(model: OnnxQwen3, cache: AlignedCache, *texts: tuple[Slot, int, int]) -> list[torch.Tensor]:
+    """One step. texts: a slot, and the positions [start, end) of it to compute; token ids follow from positions."""
+    runs, spans, row = [], [], 0
+    for slot, start, end in texts:
+        cache.reserve(slot, end)
+        runs.append(Run(slot, row, start, end - start))
+        spans.append(torch.arange(start, end))
+        row += end - start
+    cache.begin(runs)
+    positions = torch.cat(spans)
+    found = model.forward(positions % 250 + 7, positions, cache)
+    return list(found.split([len(span) for span in spans]))
+
+
+def test_rows_in_pairs_are_rows_alone_where_the_cpu_allows_it(checkpoint: Path) -> None:
     found = []
-    for in_pairs in (here, True):
-        model = OnnxQwen3(opened.config, embed, take, 1, in_pairs)
-        cache = AlignedCache(opened.config, torch.float32, torch.device("cpu"), 256)
-        slot, rows = Slot(), []
-        cache.reserve(slot, 64)
-        at = 0
+    for in_pairs in (not alone_as_among_others(1), True):
+        model, cache = backbone(checkpoint, in_pairs)
+        slot, at, rows = Slot(), 0, []
         for n in (5, 1, 1, 2, 1):
-            cache.begin([Run(slot, 0, at, n)])
-            span = torch.arange(at, at + n)
-            rows.append(model.forward(span + 7, span, cache.attend))
+            rows += hidden(model, cache, (slot, at, at + n))
             at += n
         found.append(torch.cat(rows))
     assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("sizes", [[600], [1], [2, 5, 1, 64, 3], [511, 2, 1], [512, 88]])
+def test_hidden_states_are_the_same_to_the_last_bit(checkpoint: Path, sizes: list[int]) -> None:
+    """In any pieces, alone (one graph) or beside another text (a graph a layer), near the beginning and behind it."""
+    model, cache = backbone(checkpoint)
+    assert 0 < cache._near.end < 600
+    whole = hidden(model, cache, (Slot(), 0, 600))[0]
+    alone, beside, other = Slot(), Slot(), Slot()
+    at = step = 0
+    while at < 600:
+        end = min(at + sizes[step % len(sizes)], 600)
+        (found,) = hidden(model, cache, (alone, at, end))
+        found_beside, of_other = hidden(model, cache, (beside, at, end), (other, step, step + 1))
+        assert torch.equal(found, whole[at:end])
+        assert torch.equal(found_beside, whole[at:end])
+        assert torch.equal(of_other, whole[step : step + 1])
+        at, step = end, step + 1
+
+
+def test_what_was_rolled_back_leaves_no_trace(checkpoint: Path) -> None:
+    model, cache = backbone(checkpoint)
+    slot = Slot()
+    whole = hidden(model, cache, (Slot(), 0, 40))[0]
+    hidden(model, cache, (slot, 0, 33))
+    cache.begin([Run(slot, 0, 20, 4)])
+    span = torch.arange(20, 24)
+    model.forward(span + 100, span, cache)  # other tokens, which are taken back
+    assert torch.equal(hidden(model, cache, (slot, 20, 40))[0], whole[20:])
+
+
+def test_far_positions_agree_with_full_precision(checkpoint: Path) -> None:
+    model, cache = backbone(checkpoint)
+    opened = Checkpoint.open(checkpoint)
+    tensors = opened.load(Qwen3.shapes(opened.config), dtype=torch.float32, device="cpu")
+    exact = Qwen3.of(opened.config, tensors)
+    plain, slot = ContiguousCache(opened.config, torch.float32, torch.device("cpu"), 4096), Slot()
+    plain.reserve(slot, 700)
+    plain.begin([Run(slot, 0, 0, 700)])
+    positions = torch.arange(700)
+    wanted = exact.forward(positions % 250 + 7, positions, plain)
+    found = hidden(model, cache, (Slot(), 0, 700))[0]
+    away = (found - wanted).norm(dim=1) / wanted.norm(dim=1)
+    for part in (away[: cache._near.end], away[cache._near.end :]):  # attention that is wrong is off by about 1
+        assert part.median() < 0.1
+        assert part.max() < 0.3
 
 
 def in_file(file: Path, name: str) -> StoredTensor:
