@@ -66,8 +66,6 @@ LAYERS = (
         "engine.host_memory",
     ),
     ("engine.cache", "engine.onnx_graph", "engine.stored_embedding"),
-    ("engine.near_attention",),
-    ("engine.aligned_cache",),
     ("engine.onnx_qwen3",),
     ("engine.int8", "engine.sequence", "engine.limits", "engine.paged_cache"),
     ("engine.graphs",),

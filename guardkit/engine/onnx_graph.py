@@ -1,17 +1,16 @@
-"""ONNX graphs of a decoder's pieces, with weights in 8 bits: ONNX Runtime's `MatMulNBits` multiplies, and its
-`GroupQueryAttention` attends."""
+"""An ONNX graph under construction: the few operators that a decoder needs, and weights in 8 bits."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guardkit.engine.config import Qwen3Config
 from guardkit.errors import MissingExtra, ModelLoadError
 
 BLOCK = 128  # weights that share a scale
@@ -23,7 +22,7 @@ MICROSOFT = "com.microsoft"  # the domain of its own operators
 
 
 class Matrix(NamedTuple):
-    """A matrix [n, k] in blocks of 8 bits, outside of any graph: several graphs share it."""
+    """A matrix [n, k] in blocks of 8 bits. stored, scales: ONNX Runtime's values."""
 
     n: int
     k: int
@@ -42,90 +41,75 @@ def in_8_bits(weight: Tensor) -> Matrix:
 
 
 class Graph:
-    """A graph under construction. Values are known by name; the first dimension of each is the row, unless said."""
+    """Values are known by name. A graph inside another one (`either`) sees the values of that."""
 
-    def __init__(self, eps: float):
+    def __init__(self, eps: float, outer: Graph | None = None):
         try:
             self._onnx: Any = importlib.import_module("onnx")
         except ImportError as error:
             raise MissingExtra("quantize='int8'", "torch") from error
         self._eps = eps
         self._nodes: list[Any] = []
-        self._constants: list[Any] = []
-        self._matrices: dict[str, Any] = {}  # handed over beside the graph: in it, they would stay in memory twice
         self._inputs: list[Any] = []
+        self._constants: list[Any] = outer._constants if outer else []
+        self._matrices: dict[str, Any] = (
+            outer._matrices if outer else {}
+        )  # beside the graph: in it, they would be twice
+        self._names: Any = outer._names if outer else itertools.count()
 
-    def input(self, name: str, *shape: int | str, whole: bool = False) -> str:
-        """whole: of whole numbers in 32 bits, in place of float32."""
-        kind = self._onnx.TensorProto.INT32 if whole else self._onnx.TensorProto.FLOAT
-        self._inputs.append(self._onnx.helper.make_tensor_value_info(name, kind, shape))
+    def input(self, name: str, *shape: int | str, kind: str = "FLOAT") -> str:
+        """kind: one of ONNX's."""
+        tensor = self._onnx.helper.make_tensor_value_info(name, getattr(self._onnx.TensorProto, kind), shape)
+        self._inputs.append(tensor)
         return name
 
-    def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any) -> None:
-        self._nodes.append(self._onnx.helper.make_node(op, inputs, outputs, domain=domain, **attributes))
+    def add(self, op: str, *inputs: str, outputs: Sequence[str] = (), domain: str = "", **attributes: Any) -> str:
+        """A node, and the name of its first output. outputs: their names; none given: one, of a new name."""
+        made = list(outputs) or [self.name()]
+        self._nodes.append(self._onnx.helper.make_node(op, inputs, made, domain=domain, **attributes))
+        return made[0]
 
-    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        name = f"v{len(self._nodes)}"
-        self.node(op, list(inputs), [name], **attributes)
-        return name
+    def either(
+        self, condition: str, yes: Callable[[Graph], Sequence[str]], no: Callable[[Graph], Sequence[str]]
+    ) -> list[str]:
+        """What one of two graphs gives. yes, no: make it, and name its outputs, as many as the other's."""
+        branches = []
+        for make in (yes, no):
+            inner = Graph(self._eps, self)
+            branches.append(inner._proto(make(inner)))
+        names = [self.name() for _ in branches[0].output]
+        self.add("If", condition, outputs=names, then_branch=branches[0], else_branch=branches[1])
+        return names
 
-    def split(self, x: str, sizes: list[int]) -> list[str]:
-        """The columns of x."""
-        parts = [f"v{len(self._nodes)}.{i}" for i in range(len(sizes))]
-        self.node("Split", [x, self.whole(sizes)], parts, axis=1)
+    def split(self, x: str, sizes: str, n: int, axis: int) -> list[str]:
+        """x in `n` parts. sizes: a value of whole numbers."""
+        parts = [self.name() for _ in range(n)]
+        self.add("Split", x, sizes, outputs=parts, axis=axis)
         return parts
 
     def constant(self, tensor: Tensor) -> str:
-        name = f"c{len(self._constants)}"
+        name = self.name()
         self._constants.append(self._onnx.numpy_helper.from_array(tensor.numpy(), name))
         return name
 
-    def whole(self, numbers: list[int]) -> str:
+    def whole(self, *numbers: int) -> str:
         return self.constant(torch.tensor(numbers, dtype=torch.int64))
 
-    def norm(self, x: str, weight: str) -> str:
-        return self.add("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=self._eps, stash_type=1)
+    def norm(self, x: str, weight: Tensor) -> str:
+        inputs = x, self.constant(weight)
+        return self.add("SimplifiedLayerNormalization", *inputs, axis=-1, epsilon=self._eps, stash_type=1)
 
-    def add_norm(self, x: str, more: str, weight: str) -> tuple[str, str]:
+    def add_norm(self, x: str, more: str, weight: Tensor) -> tuple[str, str]:
         """The norm of the sum of `x` and `more`, and the sum."""
-        normed, total = (f"v{len(self._nodes)}.{i}" for i in range(2))
-        inputs, outputs = [x, more, weight], [normed, "", "", total]
-        self.node("SkipSimplifiedLayerNormalization", inputs, outputs, domain=MICROSOFT, epsilon=self._eps)
+        normed, total = self.name(), self.name()
+        inputs, outputs = (x, more, self.constant(weight)), (normed, "", "", total)
+        self.add("SkipSimplifiedLayerNormalization", *inputs, outputs=outputs, domain=MICROSOFT, epsilon=self._eps)
         return normed, total
 
     def gated(self, both: str, width: int) -> str:
         """[rows, 2 width], gate and up side by side -> SiLU(gate) * up."""
-        gate, up = self.split(both, [width] * 2)
-        return self.add("Mul", self.add("Mul", gate, self.add("Sigmoid", gate)), up)
-
-    def attention(self, qkv: str, norms: Sequence[str], past: Sequence[str], at: Sequence[str], c: Qwen3Config) -> str:
-        """qkv [rows, (heads + 2 kv_heads) * D] of one sequence -> [rows, heads * D]; past: the names of its keys and
-        values [1, kv_heads, room, D], which get the rows' own ones at their places; at: see `at`."""
-        dim, wide, narrow = c.head_dim, c.num_attention_heads, c.num_key_value_heads
-        q, k, v = self.split(qkv, [heads * dim for heads in (wide, narrow, narrow)])
-        q = self._norm_of_heads(q, wide, dim, norms[0])
-        k = self._norm_of_heads(k, narrow, dim, norms[1])
-        v = self.add("Reshape", v, self.whole([1, -1, narrow * dim]))
-        out = f"v{len(self._nodes)}"
-        self.node(
-            "GroupQueryAttention", [q, k, v, *past, *at], [out, *(f"{name}.with" for name in past)],
-            domain=MICROSOFT, num_heads=wide, kv_num_heads=narrow, do_rotary=1,
-        )  # fmt: skip
-        return self.add("Reshape", out, self.whole([-1, wide * dim]))
-
-    def _norm_of_heads(self, x: str, heads: int, dim: int, weight: str) -> str:
-        """[rows, heads * dim] -> [1, rows, heads * dim], each head normed."""
-        normed = self.norm(self.add("Reshape", x, self.whole([-1, heads, dim])), weight)
-        return self.add("Reshape", normed, self.whole([1, -1, heads * dim]))
-
-    def past(self, name: str, c: Qwen3Config) -> list[str]:
-        """Inputs for keys and values; their outputs are to be given the same memory."""
-        return [self.input(f"{name}.{what}", 1, c.num_key_value_heads, "room", c.head_dim) for what in "kv"]
-
-    def at(self, cos: Tensor, sin: Tensor) -> list[str]:
-        """Inputs that say where the rows stand: `last` [1], the last one's position, and `end` [1], one more. cos, sin
-        [positions, D / 2]: the turns of all positions there can be."""
-        return [*(self.input(name, 1, whole=True) for name in ("last", "end")), self.constant(cos), self.constant(sin)]
+        gate, up = self.split(both, self.whole(width, width), 2, axis=1)
+        return self.add("Mul", self.add("QuickGelu", gate, domain=MICROSOFT, alpha=1.0), up)
 
     def product(self, x: str, weight: Matrix) -> str:
         """x [rows, k] times `weight` [n, k] transposed."""
@@ -134,25 +118,12 @@ class Graph:
             domain=MICROSOFT, K=weight.k, N=weight.n, bits=8, block_size=BLOCK, accuracy_level=4,
         )  # fmt: skip
 
-    def _matrix(self, value: Any) -> str:
-        onnx, name = self._onnx, f"m{len(self._matrices)}"
-        self._matrices[name] = value
-        array = value.numpy()
-        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-        stub = onnx.TensorProto(name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
-        for key, text in (("location", "memory"), ("offset", "0"), ("length", str(array.nbytes))):
-            stub.external_data.add(key=key, value=text)
-        self._constants.append(stub)
-        return name
-
     def session(self, outputs: Sequence[str], threads: int) -> Any:
         from guardkit.ort import ort
 
-        onnx = self._onnx
-        shown = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs]
-        graph = onnx.helper.make_graph(self._nodes, "part", self._inputs, shown, self._constants)
-        versions = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(MICROSOFT, 1)]
-        model = onnx.helper.make_model(graph, opset_imports=versions, ir_version=9)
+        versions = [self._onnx.helper.make_opsetid("", OPSET), self._onnx.helper.make_opsetid(MICROSOFT, 1)]
+        proto = self._proto(outputs, self._constants)
+        model = self._onnx.helper.make_model(proto, opset_imports=versions, ir_version=9)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -170,3 +141,21 @@ class Graph:
                 f"onnxruntime {ort.__version__} refuses weights in 8 bits ({error}); pip install -U onnxruntime, or "
                 "leave quantize out"
             ) from error
+
+    def name(self) -> str:
+        return f"v{next(self._names)}"
+
+    def _proto(self, outputs: Sequence[str], constants: Sequence[Any] = ()) -> Any:
+        helper, kind = self._onnx.helper, self._onnx.TensorProto.FLOAT
+        shown = [helper.make_tensor_value_info(name, kind, None) for name in outputs]
+        return helper.make_graph(self._nodes, "graph", self._inputs, shown, constants)
+
+    def _matrix(self, value: Any) -> str:
+        """A value of ONNX Runtime's as a constant: a stub in the graph, which says that it is elsewhere."""
+        name, proto = self.name(), self._onnx.TensorProto
+        self._matrices[name] = value
+        stub = proto(name=name, data_type=value.element_type(), dims=value.shape(), data_location=proto.EXTERNAL)
+        for key, text in (("location", "memory"), ("offset", "0"), ("length", str(value.tensor_size_in_bytes()))):
+            stub.external_data.add(key=key, value=text)
+        self._constants.append(stub)
+        return name

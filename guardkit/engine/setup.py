@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from guardkit.engine import int8
-from guardkit.engine.aligned_cache import AlignedCache
 from guardkit.engine.cache import GROW, Cache, ContiguousCache
 from guardkit.engine.checkpoint import Checkpoint
 from guardkit.engine.engine import Engine, Head, Limits
 from guardkit.engine.graphs import recorded
 from guardkit.engine.host_memory import give_back, use_large_pages
+from guardkit.engine.onnx_qwen3 import OnnxCache
 from guardkit.engine.paged_cache import PagedCache
 from guardkit.engine.qwen3 import Embedding, Qwen3
 from guardkit.errors import GuardkitError, ModelLoadError
@@ -162,6 +162,8 @@ def _cache(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, opt
     """others: bytes that this process had on the device before."""
     config, gib = checkpoint.config, options.cache_gib
     kind: type[Cache] = PagedCache if device.type == "cuda" else ContiguousCache
+    if device.type == "cpu" and options.quantize is not None:
+        kind = OnnxCache
     if gib is not None:
         free = int(gib * GIB)
     elif device.type == "cuda":
@@ -178,8 +180,6 @@ def _cache(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, opt
             f"{checkpoint.folder}: {free / GIB:.2f} GiB for keys and values hold {capacity} tokens only; "
             "free some memory, raise cache_gib, or take a smaller model"
         )
-    if device.type == "cpu" and options.quantize is not None:
-        return AlignedCache(config, dtype, device, capacity, options.threads)
     return kind(config, dtype, device, capacity)
 
 
