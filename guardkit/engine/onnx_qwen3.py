@@ -122,7 +122,7 @@ class _Layers:
         c, graph = config, Graph(config.rms_norm_eps)
         self._config, self._in_pairs = config, in_pairs
         x = graph.input("x", "rows", c.hidden_size)
-        attention = _Attention(graph, c)
+        attention = _Attention(graph, c, in_pairs)
         normed = graph.norm(x, layers[0].input_norm)
         for i, layer in enumerate(layers):
             attended = attention(graph.product(normed, layer.qkv), layer.q_norm, layer.k_norm, i)
@@ -145,8 +145,7 @@ class _Layers:
         found = []
         for some in passes(runs):
             rows = x[some[0].row : some[-1].row + some[-1].n]
-            # A row of zeros behind the last one, where that would be alone.
-            pad = len(rows) % 2 if self._in_pairs else int(len(rows) == len(some) == 1)
+            pad = len(rows) % 2 if self._in_pairs else 0  # with a row of zeros
             found.append(torch.from_numpy(self._pass(F.pad(rows, (0, 0, 0, pad)).numpy(), some))[: len(rows)])
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -156,14 +155,15 @@ class _Layers:
         # Of a run's row that is alone there are two: its keys and values, once more, come behind its own. In a place
         # without a run, the first row is computed twice, for nothing.
         rows = [[run.row - runs[0].row + min(i, run.n - 1) for i in range(max(run.n, 2))] for run in runs]
-        rows += [[0, 0]] * (RUNS - len(runs))
+        rows += [[0, 0]] * (RUNS - len(runs) if together else 0)
         apart = np.array([row for some in rows for row in some], np.int64)
         back = np.zeros(len(x), np.int64)
         back[apart[::-1]] = np.arange(len(apart))[::-1]
-        sizes = np.array([len(some) for some in rows], np.int64)
+        sizes = np.full(RUNS, 2, np.int64)
+        sizes[: len(rows)] = [len(some) for some in rows]
         ends = sizes.astype(np.int32)
         ends[: len(runs)] += np.array([run.start for run in runs], np.int32)
-        if not together:
+        if self._in_pairs and not together:  # as they are
             ends[0] = runs[0].start + len(x)
         if (most := int(ends.max())) > len(self._turns[0]):
             self._turns = _turns(c, min(2 * most, c.max_position_embeddings + SPARE))
@@ -205,8 +205,8 @@ class _Attention:
     """Writes each layer's attention into the graph. shared: of each place, the inputs for the keys and values of all
     layers, with the outputs that are to be given the same memory."""
 
-    def __init__(self, graph: Graph, config: Qwen3Config):
-        self._graph, self._config = graph, config
+    def __init__(self, graph: Graph, config: Qwen3Config, in_pairs: bool):
+        self._graph, self._config, self._in_pairs = graph, config, in_pairs
         self._are_together = graph.input("together", kind="BOOL")
         self._at = [
             [graph.input(f"{name}.{place}", 1, kind="INT32") for name in ("last", "end")] for place in range(RUNS)
@@ -232,7 +232,7 @@ class _Attention:
         attended, *new = graph.either(
             self._are_together,
             lambda inner: self._together(inner, rows, pasts),
-            lambda inner: [*self._attend(inner, rows, pasts[0], 0), *_as_they_are(inner, pasts[1:])],
+            lambda inner: [*self._alone(inner, rows, pasts[0]), *_as_they_are(inner, pasts[1:])],
         )
         for place, past in enumerate(pasts):
             self.shared[place] += zip(past, new[2 * place : 2 * place + 2], strict=True)
@@ -243,6 +243,13 @@ class _Attention:
         graph, dim = self._graph, self._config.head_dim
         normed = graph.norm(graph.add("Reshape", x, graph.whole(-1, heads, dim)), weight)
         return graph.add("Reshape", normed, graph.whole(1, -1, heads * dim))
+
+    def _alone(self, graph: Graph, rows: Sequence[str], past: Sequence[str]) -> list[str]:
+        """The rows of the only run."""
+        if self._in_pairs:
+            return self._attend(graph, rows, past, 0)
+        attended, *new = self._attend(graph, [graph.add("Gather", x, self._apart, axis=1) for x in rows], past, 0)
+        return [graph.add("Gather", attended, self._back, axis=1), *new]
 
     def _together(self, graph: Graph, rows: Sequence[str], pasts: Sequence[Sequence[str]]) -> list[str]:
         """Each run's rows in its place."""
