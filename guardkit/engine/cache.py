@@ -4,8 +4,7 @@ A cache holds the keys and values of many sequences. A step names its `Run`s, th
 `attend` then stores their keys and values layer by layer and lets each token see its own sequence up to itself.
 Rolling back is a length change: what lies behind a sequence's length is overwritten, never read.
 
-* `ContiguousCache` (CPU): one growing buffer a sequence. Attention reads it in place. `AlignedCache` (its own
-  module): the same for weights in 8 bits.
+* `ContiguousCache` (CPU): one growing buffer a sequence. Attention reads it in place.
 * `PagedCache` (GPU, its own module): one pool of pages, a page table a sequence; no memory is lost to growth.
 """
 
