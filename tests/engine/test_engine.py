@@ -75,12 +75,17 @@ def test_rotations_are_computed_as_far_as_texts_reach() -> None:
     asked = torch.tensor([7, 4, 4998])
     seen: list[torch.Tensor] = []
 
-    def attend(_: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        seen.append(q)
-        return v.flatten(1)
+    class Nobody:
+        """Attention that sees nothing else."""
+
+        fused = None
+
+        def attend(self, _: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            seen.append(q)
+            return v.flatten(1)
 
     for positions in (asked[:2], torch.tensor([at_load, 3]), asked):
-        model.forward(positions % 64, positions, attend)
+        model.forward(positions % 64, positions, Nobody())
         assert len(model.cos) <= max(2 * at_load, 5000)
     assert torch.equal(seen[0], seen[2][:2])
     for table, expected in zip((model.cos, model.sin), whole, strict=True):
