@@ -276,7 +276,7 @@ def test_a_batch_equals_one_by_one(model: Any, some: Any, cache: type[Cache], sh
 @pytest.mark.parametrize("host", [0, 4096])
 def test_a_cache_that_is_too_small_changes_nothing(model: Any, some: Any, cache: type[Cache], host: int) -> None:
     queries, expected = some
-    other = twin(model, cache, capacity=PAGE * 22, host_tokens=host, step_tokens=64, mixed_tokens=32)
+    other = twin(model, cache, capacity=PAGE * 14, host_tokens=host, step_tokens=64, mixed_tokens=32)
     other._room.n_tokens = 1 << 30  # all at once, so that they push each other out
     calls = [lambda i=i: judge(other, queries[i::5]) for i in range(5)]
     for i, found in enumerate(in_threads(calls)):
