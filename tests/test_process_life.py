@@ -28,7 +28,7 @@ from guardkit.process import ProcessModel
 from guardkit.telemetry import names
 from guardkit.telemetry.names import Metric
 from tests.asking import eventually
-from tests.test_processes import _Unix
+from tests.test_processes import _Unix, listens
 
 TEXT = "Where is the nearest bakery, and when does it open on Sundays? "
 LONG = [f"{TEXT * 40}{i}" for i in range(400)]  # seconds of work
@@ -294,7 +294,7 @@ def test_workers_of_a_server_that_loads_before_it_forks_share_it(tmp_path: Path)
         server = subprocess.Popen(command, cwd=tmp_path, stderr=log, env={**os.environ, "PYTHONPATH": path})
         workers, models = set(), set()
         try:
-            assert eventually(at.exists, 60), (tmp_path / "log").read_text()
+            assert eventually(lambda: listens(at), 60), (tmp_path / "log").read_text()
             for i in range(60):
                 connection = _Unix(at)
                 connection.request("POST", "/", TEXT * (1 + i % 3))

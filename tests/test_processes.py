@@ -60,6 +60,16 @@ class _Unix(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def listens(at: Path) -> bool:
+    """Whether somebody takes connections there; the file is there before that."""
+    with socket.socket(socket.AF_UNIX) as tried:
+        try:
+            tried.connect(str(at))
+        except OSError:
+            return False
+    return True
+
+
 def test_workers_of_a_server_that_loads_before_it_forks(tmp_path: Path) -> None:
     pytest.importorskip("gunicorn")
     (tmp_path / "app.py").write_text(APP)
@@ -69,7 +79,7 @@ def test_workers_of_a_server_that_loads_before_it_forks(tmp_path: Path) -> None:
     log = (tmp_path / "log").open("w+")
     server = subprocess.Popen(command, cwd=tmp_path, stderr=log, env={**os.environ, "PYTHONPATH": path})
     try:
-        assert eventually(at.exists, 60), log.read()
+        assert eventually(lambda: listens(at), 60), log.read()
         workers = set()
         for i in range(30):
             connection = _Unix(at)
