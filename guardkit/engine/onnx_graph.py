@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,16 @@ def in_8_bits(weight: Tensor) -> Matrix:
     scale = blocks.abs().amax(2, keepdim=True).clamp_min(1e-12) / 127
     stored = ((blocks / scale).round_() + ZERO).to(torch.uint8)
     return Matrix(n, k, *(ort.OrtValue.ortvalue_from_numpy(t.numpy()) for t in (stored, scale.flatten())))
+
+
+def refused(error: Exception) -> ModelLoadError:
+    """onnxruntime's own error, of what it cannot compute here."""
+    from guardkit.ort import ort
+
+    return ModelLoadError(
+        f"onnxruntime {ort.__version__} refuses weights in 8 bits ({error}); pip install -U onnxruntime, or "
+        "leave quantize out"
+    )
 
 
 class Graph:
@@ -137,10 +148,7 @@ class Graph:
         try:
             return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class
-            raise ModelLoadError(
-                f"onnxruntime {ort.__version__} refuses weights in 8 bits ({error}); pip install -U onnxruntime, or "
-                "leave quantize out"
-            ) from error
+            raise refused(error) from error
 
     def name(self) -> str:
         return f"v{next(self._names)}"
@@ -155,7 +163,8 @@ class Graph:
         name, proto = self.name(), self._onnx.TensorProto
         self._matrices[name] = value
         stub = proto(name=name, data_type=value.element_type(), dims=value.shape(), data_location=proto.EXTERNAL)
-        for key, text in (("location", "memory"), ("offset", "0"), ("length", str(value.tensor_size_in_bytes()))):
+        size = math.prod(value.shape()) * self._onnx.helper.tensor_dtype_to_np_dtype(value.element_type()).itemsize
+        for key, text in (("location", "memory"), ("offset", "0"), ("length", str(size))):
             stub.external_data.add(key=key, value=text)
         self._constants.append(stub)
         return name

@@ -24,13 +24,14 @@ from torch import Tensor
 
 from guardkit.engine.cache import GROW, ContiguousCache, Run, Slot
 from guardkit.engine.config import Qwen3Config
-from guardkit.engine.onnx_graph import BLOCK, MICROSOFT, Graph, Matrix, in_8_bits
+from guardkit.engine.onnx_graph import BLOCK, MICROSOFT, Graph, Matrix, in_8_bits, refused
 from guardkit.engine.qwen3 import POSITIONS, Attention, Embedding, Qwen3, rotary
-from guardkit.errors import ModelLoadError
+from guardkit.errors import GuardkitError, ModelLoadError
 
 Take = Callable[[str], Tensor]
 RUNS = 8  # of a pass, at most
 WEIGHTS = 1 << 20  # of attention, of each head in a pass of one run: what they take in memory is bounded
+UNKNOWN = (0, 0)  # address and room of what a place has
 SPARE = 2  # rows behind a run's last one that may be written
 
 
@@ -81,12 +82,18 @@ class OnnxQwen3(Qwen3):
     ):
         super().__init__(config, embed, [], take("model.norm.weight"))
         threads = threads or torch.get_num_threads()
-        in_pairs = not alone_as_among_others(threads) if in_pairs is None else in_pairs
         layers: list[Take] = [
             lambda name, i=i: take(f"model.layers.{i}.{name}")  # type: ignore[misc]
             for i in range(config.num_hidden_layers)
         ]
-        if not is_steady(config, threads, in_pairs):
+        try:
+            in_pairs = not alone_as_among_others(threads) if in_pairs is None else in_pairs
+            steady = is_steady(config, threads, in_pairs)
+        except GuardkitError:
+            raise
+        except Exception as error:  # onnxruntime's errors share no base class
+            raise refused(error) from error
+        if not steady:
             raise ModelLoadError(
                 "quantize='int8': with this CPU and this version of onnxruntime, a token's score depends on its "
                 "company; pip install -U onnxruntime, or leave quantize out"
@@ -136,7 +143,7 @@ class _Layers:
         self._turns = _turns(c, POSITIONS + SPARE)
         self._nothing = torch.zeros(1, 2, c.num_key_value_heads, SPARE, c.head_dim)  # in the places without a run
         self._bound = self._session.io_binding()
-        self._places: list[tuple[int, int]] = [(0, 0)] * RUNS  # address and room of the keys and values that are bound
+        self._places = [UNKNOWN] * RUNS  # address and room of the keys and values that are bound
         for place in range(RUNS):
             self._bind(place, self._nothing)
 
@@ -169,10 +176,11 @@ class _Layers:
             self._turns = _turns(c, min(2 * most, c.max_position_embeddings + SPARE))
         lasts = ends - 1
         out = np.empty(x.shape, np.float32)
-        for place in range(RUNS if together else 1):
-            buffer = runs[place].slot.buffer if place < len(runs) else self._nothing
-            assert buffer is not None  # reserved
-            self._bind(place, buffer)
+        for place in range(RUNS):
+            if place < len(runs) or together or self._places[place] == UNKNOWN:
+                buffer = runs[place].slot.buffer if place < len(runs) else self._nothing
+                assert buffer is not None  # reserved
+                self._bind(place, buffer)
         # Each is read where it lies, and lives until the pass is over.
         given: dict[str, NDArray[Any]] = {"x": x, "sizes": sizes, "apart": apart, "back": back, "together": together}
         for name, array in (*given.items(), *zip(("cos", "sin"), self._turns, strict=True)):
@@ -193,12 +201,13 @@ class _Layers:
         here = buffer.data_ptr(), buffer.shape[3]
         if self._places[place] == here:
             return
-        self._places[place] = here
+        self._places[place] = UNKNOWN  # an interrupt in between leaves some layers with another text's memory
         shape, step = (1, *buffer.shape[2:]), buffer.stride(1) * buffer.itemsize if len(buffer) > 1 else 0
         for i, (name, out) in enumerate(self._shared[place]):
             address = here[0] + i * step
             self._bound.bind_input(name, "cpu", 0, np.float32, shape, address)
             self._bound.bind_output(out, "cpu", 0, np.float32, shape, address)
+        self._places[place] = here
 
 
 class _Attention:

@@ -54,6 +54,7 @@ class Scheduler:
         self._plans: list[Plan] = []  # of the steps that are not booked yet
         self._holding: set[Sequence] = set()  # those with a place in the cache, or a copy of one
         self._thread = 0  # the one that is set up for steps
+        self._is_new_first = False  # whether the last step with long texts began with one that was new
 
     @property
     def busy(self) -> bool:
@@ -193,7 +194,8 @@ class Scheduler:
         if self._ahead and most > FIRST:  # the first part is small, so that the device starts; then it has work
             most = limits.step_sequences if flying else FIRST
         room = limits.step_tokens - (limits.mixed_tokens if long else 0)
-        for group, budget in ((short, room), (_in_turns(long), limits.mixed_tokens if short else limits.step_tokens)):
+        left = limits.mixed_tokens if short else limits.step_tokens
+        for group, budget in ((short, room), (self._in_turns(long), left)):
             for sequence in group:
                 if budget <= 0 or len(plan) >= most:
                     break
@@ -208,6 +210,14 @@ class Scheduler:
                 plan.append((sequence, n))
                 under_way.append(sequence)
                 budget -= n
+
+    def _in_turns(self, long: list[Sequence]) -> list[Sequence]:
+        """Those that were begun first, but every second time for one new where few were: so a very long text stops no
+        others and is stopped by none, and of many that come at once the first are done when the last are only begun."""
+        begun = [s for s in long if s.cached > s.requests[0].base]
+        new = [s for s in long if s.cached <= s.requests[0].base]
+        self._is_new_first = 0 < len(begun) < TURNS and not self._is_new_first
+        return new[:1] + begun + new[1:] if self._is_new_first else begun + new
 
     def _schedule_one(self, plan: list[tuple[Sequence, int]]) -> None:
         """The same where one sequence has the step to itself."""
@@ -407,11 +417,3 @@ class Scheduler:
             self._break(sequence, error)
         if self._loop.closed:
             self._prefixes.clear()
-
-
-def _in_turns(long: list[Sequence]) -> list[Sequence]:
-    """Those that were begun first, but for one new where few were: so a very long text stops no others, and of many
-    that come at once the first are done when the last are only begun."""
-    new = [s for s in long if s.cached <= s.requests[0].base]
-    begun = [s for s in long if s.cached > s.requests[0].base]
-    return begun + new if len(begun) >= TURNS else new[:1] + begun + new[1:]

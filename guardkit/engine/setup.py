@@ -34,10 +34,11 @@ class Options:
     """How to run a checkpoint.
 
     device: "cpu", "cuda", "cuda:1", "mps"; None: CUDA where there is one, else the CPU.
-    dtype: "bfloat16", "float16" or "float32"; None: bfloat16 where the device computes in it, else float32.
+    dtype: "bfloat16", "float16" or "float32"; None: bfloat16 where the device computes in it, else float16 (a GPU) or
+    float32.
     cache_gib: memory for keys and values, in GiB; None: most of what a GPU has left, a third of the free host memory.
-    max_streams: streams that may be open at a time. threads: CPU threads; None: one for
-    a small model, else torch's own choice.
+    max_streams: streams that may be open at a time. threads: CPU threads; None: one for a small model, else torch's
+    own choice.
     gpu_share: the most of a GPU's memory for this model, weights and cache together, so that another fits beside it.
     quantize: "int8" keeps the weights in 8 bits (`int8.py`); None: as `dtype` says.
     """

@@ -257,6 +257,22 @@ def test_a_very_long_text_stops_no_others(model: Any) -> None:
     assert very.done()
 
 
+def test_texts_of_a_step_each_do_not_stop_a_very_long_one(model: Any) -> None:
+    engine = engine_of(model, step_tokens=50)
+    with engine._loop.turn() as turn:
+        very = engine.submit(engine.open(), ids_of(1, 600), "response", read_from=599)
+        others = [engine.submit(engine.open(), ids_of(i, 45), "response") for i in (2, 3)]
+        for i in range(30):  # of two steps one
+            turn.step()
+            for at, other in enumerate(others):
+                if other.done():  # its caller asks again
+                    others[at] = engine.submit(engine.open(), ids_of(4 + i, 45), "response")
+        assert very.done()
+        while turn.step():
+            pass
+    assert all(other.done() for other in others)
+
+
 def test_bad_ids_and_too_many_are_refused_at_once(model: Any) -> None:
     engine = engine_of(model, capacity=256)
     sequence = engine.open()

@@ -18,6 +18,7 @@ from guardkit import Guard, GuardkitError
 from guardkit.engine.cache import ContiguousCache, Run, Slot
 from guardkit.engine.checkpoint import Checkpoint, StoredTensor
 from guardkit.engine.int8 import Int8Embedding, Int8Linear
+from guardkit.engine.onnx_graph import Graph, Matrix
 from guardkit.engine.onnx_qwen3 import RUNS, WEIGHTS, OnnxCache, OnnxQwen3, alone_as_among_others, passes
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.stored_embedding import StoredEmbedding
@@ -165,6 +166,62 @@ def test_what_was_rolled_back_leaves_no_trace(checkpoint: Path) -> None:
     span = torch.arange(20, 24)
     model.forward(span + 100, span, cache)  # other tokens, which are taken back
     assert torch.equal(hidden(model, cache, (slot, 20, 40))[0], whole[20:])
+
+
+class _Interrupted:
+    """A binding that Ctrl-C strikes behind some inputs."""
+
+    def __init__(self, bound: Any, after: int):
+        self._bound, self._left = bound, after
+
+    def bind_input(self, *given: Any) -> None:
+        if not self._left:
+            raise KeyboardInterrupt
+        self._left -= 1
+        self._bound.bind_input(*given)
+
+    def bind_output(self, *given: Any) -> None:
+        self._bound.bind_output(*given)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_interrupt_while_keys_and_values_are_bound_mixes_no_texts(checkpoint: Path, n: int) -> None:
+    model, cache = backbone(checkpoint)
+    whole = hidden(model, cache, (Slot(), 0, 50))[0]
+    first, others = Slot(), [Slot() for _ in range(n)]
+    hidden(model, cache, *[(Slot(), 0, 1) for _ in others[1:]], (first, 0, 40), (Slot(), 0, 1))
+    runs, span = [Run(slot, 10 * i, 0, 10) for i, slot in enumerate(others)], torch.arange(10).repeat(n)
+    for slot in others:
+        cache.reserve(slot, 10)
+    cache.begin(runs)
+    layers = model._layers
+    own = layers._bound
+    layers._bound = _Interrupted(own, 2 * SIZES["layers"] * n - 1)
+    with pytest.raises(KeyboardInterrupt):
+        model.forward(span + 100, span, cache)
+    layers._bound = own
+    model.forward(span + 100, span, cache)
+    assert torch.equal(hidden(model, cache, (first, 40, 50))[0], whole[40:])
+
+
+def test_what_onnxruntime_cannot_compute_is_told_at_load(root: Path) -> None:
+    odd = built(root, write_stream, **{**SIZES, "head_dim": 24})
+    with pytest.raises(ModelLoadError, match=r"refuses weights in 8 bits .*multiple of 16"):
+        Guard.load(str(odd), device="cpu", quantize="int8")
+
+
+class _OldValue:
+    """onnxruntime's before 1.23: it does not say how many bytes it has."""
+
+    def __init__(self, kind: int, *shape: int):
+        self.element_type, self.shape = lambda: kind, lambda: list(shape)
+
+
+def test_a_graph_says_how_long_its_matrices_are() -> None:
+    graph = Graph(eps=0.0)
+    graph.product("x", Matrix(6, 256, _OldValue(2, 6, 2, 128), _OldValue(1, 12)))
+    told = [{entry.key: entry.value for entry in stub.external_data} for stub in graph._constants]
+    assert [each["length"] for each in told] == ["1536", "48"]
 
 
 def test_hidden_states_agree_with_full_precision(checkpoint: Path) -> None:
