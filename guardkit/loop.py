@@ -335,11 +335,13 @@ class Turn:
             pass
 
     def serve(self, tokens: int) -> None:
-        """Do what was taken, until nothing waits, and book how long that number of tokens took."""
+        """Do what was taken, and book how long that number of tokens took. It ends early where more comes meanwhile,
+        which may take long: on an event loop that is the thread's."""
         loop, began = self._loop, time.perf_counter()
         n_taken = loop._n_taken
         while not _ending and self.step():
-            pass
+            if loop._inbox or n_taken != loop._n_taken:
+                return
         if tokens and n_taken == loop._n_taken:
             size, took = tokens.bit_length(), time.perf_counter() - began
             loop._seconds[size] = 0.7 * loop._seconds.get(size, took) + 0.3 * took

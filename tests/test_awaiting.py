@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 
 import pytest
@@ -209,6 +210,40 @@ def test_an_event_loop_does_itself_what_is_brief_and_nothing_else() -> None:
     assert threads_of(1, time.monotonic() + 60) == {False}  # who serves himself cannot leave
     scheduler.serves = False
     assert threads_of(1) == {False}
+    loop.close("over")
+
+
+class _OneByOne(_Noting):
+    """One ticket a step; while the first is done another thread asks for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], None]] = []
+
+    def step(self) -> bool:
+        if not self.waiting:
+            return False
+        self.steps.append((threading.current_thread() is threading.main_thread(), len(self.waiting)))
+        while self.meanwhile:
+            elsewhere(self.meanwhile.pop())
+        ticket = self.waiting.pop(0)
+        ticket.give(ticket.work)
+        return self.busy
+
+
+def test_what_others_ask_for_meanwhile_is_not_done_on_the_event_loop() -> None:
+    scheduler = _OneByOne()
+    loop = Loop("test", scheduler, scheduler)
+    others = [Ticket(i) for i in range(20)]
+    loop._seconds = {2: 0.0}
+
+    async def run() -> list[object]:
+        scheduler.meanwhile.append(lambda: [loop.put(other) for other in others] and None)
+        return await asyncio.gather(*(asked(loop, i) for i in range(3)))
+
+    assert asyncio.run(run()) == [0, 1, 2]
+    assert [other.result(60) for other in others] == list(range(20))
+    assert [here for here, _ in scheduler.steps] == [True] + [False] * 22
     loop.close("over")
 
 
