@@ -17,10 +17,10 @@ _FREE = ("out", "train", "dev", "resume", "every", "checkpointing", "cpu")
 """Settings that may differ when a run goes on; of files the content counts."""
 
 
-def asked(kind: str, settings: Mapping[str, Any], tally: Tally) -> dict[str, Any]:
-    """What a run's result depends on, as JSON has it."""
+def asked(kind: str, settings: Mapping[str, Any], *read: Tally) -> dict[str, Any]:
+    """What a run's result depends on, as JSON has it. read: of what it learns from, and of a dev split of its own."""
     told = {name: value for name, value in settings.items() if name not in _FREE}
-    found = {"kind": kind, **told, "processes": processes(), "rows": sorted(tally.files.values())}
+    found = {"kind": kind, **told, "processes": processes(), "rows": [list(tally.files.values()) for tally in read]}
     return dict(json.loads(json.dumps(found, default=str)))
 
 
@@ -29,15 +29,21 @@ def remember(out: Path, asked: Mapping[str, Any]) -> None:
     if is_first():
         path = out / CHECKPOINTS / _ASKED
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+        new.replace(path)  # whole, whenever the run is ended
 
 
 def check(out: Path, asked: Mapping[str, Any]) -> None:
     """Raises `TrainingError` where the checkpoints in `out` are of a run with other settings or rows."""
     try:
         before: dict[str, Any] = json.loads((out / CHECKPOINTS / _ASKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nothing was begun
-        return
+    except (OSError, ValueError) as error:
+        if last(out) is None:  # nothing was begun
+            return
+        raise TrainingError(
+            f"{out} holds checkpoints, but not what their run was told ({error}): name another folder"
+        ) from error
     if others := [name for name in asked if before.get(name) != asked[name]]:
         told = ", ".join("other rows" if name == "rows" else f"{name} {before.get(name)!r}" for name in others)
         raise TrainingError(

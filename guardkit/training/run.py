@@ -108,8 +108,10 @@ def train(kind: str, settings: Settings) -> Result:
     tokenizer = QwenTokenizer(checkpoint.folder, checkpoint.config.vocab_size)
     template = _template(kind, checkpoint, categories)
     rows, tally = read_rows(settings.train, categories, skip_bad=settings.skip_bad, most=settings.max_rows)
+    read = [tally]
     if settings.dev:
-        dev_rows, _ = read_rows(settings.dev, categories, skip_bad=settings.skip_bad, most=settings.max_rows)
+        dev_rows, dev_tally = read_rows(settings.dev, categories, skip_bad=settings.skip_bad, most=settings.max_rows)
+        read.append(dev_tally)
     else:
         rows, dev_rows = split(rows, settings.dev_share, settings.seed)
     most = min(settings.max_tokens, checkpoint.config.max_position_embeddings)
@@ -123,7 +125,7 @@ def train(kind: str, settings: Settings) -> Result:
     too_long = len(made) + len(dev) - len(examples) - len(dev_examples)
     if not examples:
         raise TrainingError(f"nothing to learn from: {tally}; {too_long:,} rows with more than {most} tokens")
-    asked = resuming.asked(kind, asdict(settings), tally)
+    asked = resuming.asked(kind, asdict(settings), *read)
     if settings.resume:
         resuming.check(settings.out, asked)
     torch.manual_seed(settings.seed)

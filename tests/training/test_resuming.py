@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from guardkit.errors import TrainingError
+from guardkit.training import resuming
 from tests.training.conftest import Made, run
 from tests.training.small import rows, write_rows
 
@@ -52,6 +53,8 @@ def test_it_ends_as_one_that_was_not(root: Path, backbone: str) -> None:
         ({"batch": 4}, "batch 8"),
         ({"backbone": "frozen"}, f"backbone '{backbone}'"),
         ({"train": (others,)}, r"\(other rows\)"),
+        ({"train": (root / "rows.jsonl", others)}, r"\(other rows\)"),
+        ({"dev": (others,)}, r"\(other rows\)"),  # so the rows are not split
     ):
         with pytest.raises(TrainingError, match=says):
             run("stream", root, begun.name, **{**told, **other}, resume=True)
@@ -63,6 +66,20 @@ def test_it_ends_as_one_that_was_not(root: Path, backbone: str) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     figures = [json.loads((made.folder / "training.json").read_text())["dev"] for made in (parts, whole)]
     assert figures[0] == figures[1]
+
+
+def test_checkpoints_of_who_knows_what_run_are_not_gone_on_with(tmp_path: Path) -> None:
+    asked = {"kind": "stream", "rows": [["a", "b"]]}
+    resuming.check(tmp_path, asked)
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").touch()
+    with pytest.raises(TrainingError, match="not what their run was told"):
+        resuming.check(tmp_path, asked)
+    resuming.remember(tmp_path, asked)
+    resuming.check(tmp_path, asked)
+    with pytest.raises(TrainingError, match="other rows"):
+        resuming.check(tmp_path, {**asked, "rows": [["b", "a"]]})
 
 
 def test_accumulated_batches_are_one_step_of_all_their_rows(root: Path) -> None:
