@@ -70,6 +70,7 @@ LAYERS = (
     ("engine.int8", "engine.sequence", "engine.limits", "engine.paged_cache"),
     ("engine.graphs",),
     ("engine.model_runner", "engine.prefixes"),
+    ("engine.waiting",),
     ("engine.scheduler",),
     ("engine.engine",),
     ("engine.setup", "engine.reading", "models.nano.pace", "models.nano.calibration", "models.nano.graph"),

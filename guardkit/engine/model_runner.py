@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -26,6 +27,7 @@ class Launched:
 
     def __init__(self, plan: Plan):
         self.plan = plan
+        self.begun = time.monotonic()
         self.requests: list[Request] = [sequence.requests[0] for sequence, _ in plan]
         self._wait: Callable[[], NDArray[np.float32]] | None = None
         self._read: list[tuple[int, list[tuple[int, range]]]] = []  # of each head: width, (index into the plan, rows)

@@ -56,6 +56,15 @@ class Prefixes:
             self._kept.move_to_end(found)
         return found, common(found.ids[: found.cached], ids[:most], n)
 
+    def unknown(self, ids: list[int]) -> list[int]:
+        """Hashes of the whole blocks of a text behind what others have of it."""
+        found, key = [], 0
+        for at in range(0, len(ids) // BLOCK * BLOCK if self.room else 0, BLOCK):
+            key = _hash(key, ids[at : at + BLOCK])
+            if key not in self._holders:
+                found.append(key)
+        return found
+
     # -- closed sequences
 
     def keep(self, sequence: Sequence) -> bool:

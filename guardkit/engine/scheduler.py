@@ -8,6 +8,7 @@ ids. Nothing is dropped in silence. Called by the owner of the engine's loop alo
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 
@@ -23,10 +24,10 @@ from guardkit.engine.prefixes import WAIT, Prefixes, common
 from guardkit.engine.qwen3 import Qwen3
 from guardkit.engine.sequence import Close, Request, Rows, Sequence, Truncate
 from guardkit.engine.staging import Results, Staging
+from guardkit.engine.waiting import SHORT, Waiting
 from guardkit.loop import Load, Loop
 
 NOTHING = np.zeros((0, 0), np.float32)
-SHORT = 16  # a piece of at most this many tokens goes before longer ones
 TURNS = 3  # long texts that are computed by turns; more would end later, all of them
 FIRST = 256  # sequences of the first of several steps in a row, where a device computes beside the host
 
@@ -48,6 +49,8 @@ class Scheduler:
         self._staging, self._results = Staging(cache.device), Results(cache.device)
         self.graphs: Graphs | None = None
         self._prefixes = Prefixes(cache, limits.kept_tokens)
+        self._waiting = Waiting(self._prefixes)
+        self._landed = 0.0  # when the last step was
         self._ready: deque[Sequence] = deque()  # those with requests that no step is under way for, as they arrived
         self._ahead = cache.device.type == "cuda"  # whether steps run beside what the host does
         self._flying: Launched | None = None  # the step that is under way on the device
@@ -74,6 +77,7 @@ class Scheduler:
         elif sequence.broken is not None:
             message.future.fail(sequence.broken)
         elif not sequence.closed:
+            self._waiting.add(message)
             if not sequence.requests:
                 self._ready.append(sequence)
             sequence.requests.append(message)
@@ -118,6 +122,10 @@ class Scheduler:
         except Exception as error:
             self._failed(plan, launched.requests, error)
             return
+        now = time.monotonic()
+        long = sum(n for (_, n), request in zip(plan, launched.requests, strict=True) if len(request.ids) > SHORT)
+        self._waiting.took(long, now - max(launched.begun, self._landed))
+        self._landed = now
         try:
             self._settle(launched, found)
         except Exception as error:  # a fault here must fail its requests too, not leave them waiting
@@ -165,6 +173,7 @@ class Scheduler:
         """Take the oldest request, which nobody wants any more, off a sequence. Its tokens stay where they are to be
         kept, and are computed when something behind them is asked for."""
         request = sequence.requests.popleft()
+        self._waiting.remove(request)
         if request.keep:
             sequence.ids += request.ids if request.base < 0 else []
         elif request.base >= 0:
@@ -346,6 +355,7 @@ class Scheduler:
             if not sequence.requests or sequence.requests[0] is not request:
                 continue  # closed or cut back while the step was under way
             sequence.cached += n
+            self._waiting.computed(request, n)
             sequence.last_step = self.counters.steps
             if rows is not None:
                 request.found.append(rows)
@@ -355,7 +365,7 @@ class Scheduler:
             if sequence.cached < len(sequence.ids):
                 self._ready.append(sequence)
                 continue
-            sequence.requests.popleft()
+            self._waiting.remove(sequence.requests.popleft())
             if not request.keep:
                 del sequence.ids[request.base :]
                 sequence.cached = request.base
@@ -382,6 +392,8 @@ class Scheduler:
 
     def _free(self, sequence: Sequence, keep: bool = False) -> None:
         """keep: whether what it has in the cache may be of use to others."""
+        for request in sequence.requests:
+            self._waiting.remove(request)
         sequence.requests.clear()
         self._ready = deque(s for s in self._ready if s is not sequence)
         self._holding.discard(sequence)

@@ -49,6 +49,8 @@ class Request:
     future: Ticket[None]
     base: int = -1  # the sequence's length before this request; -1 until it is started
     found: list[Rows] = field(default_factory=list)
+    to_do: int = 0  # tokens that are counted as waiting, see `waiting.py`
+    blocks: list[int] = field(default_factory=list)  # hashes of those that others need not compute again
 
 
 @dataclass(frozen=True)
