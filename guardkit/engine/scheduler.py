@@ -8,7 +8,6 @@ ids. Nothing is dropped in silence. Called by the owner of the engine's loop alo
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 
@@ -28,7 +27,6 @@ from guardkit.engine.waiting import SHORT, Waiting
 from guardkit.loop import Load, Loop
 
 NOTHING = np.zeros((0, 0), np.float32)
-TURNS = 3  # long texts that are computed by turns; more would end later, all of them
 FIRST = 256  # sequences of the first of several steps in a row, where a device computes beside the host
 
 
@@ -50,14 +48,12 @@ class Scheduler:
         self.graphs: Graphs | None = None
         self._prefixes = Prefixes(cache, limits.kept_tokens)
         self._waiting = Waiting(self._prefixes)
-        self._landed = 0.0  # when the last step was
         self._ready: deque[Sequence] = deque()  # those with requests that no step is under way for, as they arrived
         self._ahead = cache.device.type == "cuda"  # whether steps run beside what the host does
         self._flying: Launched | None = None  # the step that is under way on the device
         self._plans: list[Plan] = []  # of the steps that are not booked yet
         self._holding: set[Sequence] = set()  # those with a place in the cache, or a copy of one
         self._thread = 0  # the one that is set up for steps
-        self._is_new_first = False  # whether the last step with long texts began with one that was new
 
     @property
     def busy(self) -> bool:
@@ -122,10 +118,7 @@ class Scheduler:
         except Exception as error:
             self._failed(plan, launched.requests, error)
             return
-        now = time.monotonic()
-        long = sum(n for (_, n), request in zip(plan, launched.requests, strict=True) if len(request.ids) > SHORT)
-        self._waiting.took(long, now - max(launched.begun, self._landed))
-        self._landed = now
+        self._waiting.landed(launched.requests, [n for _, n in plan], launched.begun)
         try:
             self._settle(launched, found)
         except Exception as error:  # a fault here must fail its requests too, not leave them waiting
@@ -204,7 +197,7 @@ class Scheduler:
             most = limits.step_sequences if flying else FIRST
         room = limits.step_tokens - (limits.mixed_tokens if long else 0)
         left = limits.mixed_tokens if short else limits.step_tokens
-        for group, budget in ((short, room), (self._in_turns(long), left)):
+        for group, budget in ((short, room), (self._waiting.in_turns(long), left)):
             for sequence in group:
                 if budget <= 0 or len(plan) >= most:
                     break
@@ -219,14 +212,6 @@ class Scheduler:
                 plan.append((sequence, n))
                 under_way.append(sequence)
                 budget -= n
-
-    def _in_turns(self, long: list[Sequence]) -> list[Sequence]:
-        """Those that were begun first, but every second time for one new where few were: so a very long text stops no
-        others and is stopped by none, and of many that come at once the first are done when the last are only begun."""
-        begun = [s for s in long if s.cached > s.requests[0].base]
-        new = [s for s in long if s.cached <= s.requests[0].base]
-        self._is_new_first = 0 < len(begun) < TURNS and not self._is_new_first
-        return new[:1] + begun + new[1:] if self._is_new_first else begun + new
 
     def _schedule_one(self, plan: list[tuple[Sequence, int]]) -> None:
         """The same where one sequence has the step to itself."""

@@ -1,4 +1,5 @@
-"""What waits for an engine, in tokens and seconds: a long text that could not be done in time is refused at once.
+"""What waits for an engine, in tokens and seconds: a long text that could not be done in time is refused at once; which
+of them come first.
 
 What a text begins with like another one, which is at hand or waits before it, is not computed again and does not count.
 Estimates err on the side of taking it: who is taken in vain is told at the deadline, who is refused in vain would have
@@ -8,12 +9,15 @@ been served. Short pieces go before long texts and are not refused. Called by th
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from guardkit.engine.prefixes import BLOCK, Prefixes
 from guardkit.engine.sequence import Request
+from guardkit.engine.sequence import Sequence as Text
 from guardkit.errors import Overloaded
 
 SHORT = 16  # a piece of at most this many tokens goes before longer ones
+TURNS = 3  # long texts that are computed by turns; more would end later, all of them
 FULL = 64  # tokens of a step that says how fast tokens are computed; of fewer, each takes longer
 SLACK = 1.25  # a text is refused where it, and what waits before it, would take this many times its time
 FORGET = 0.05  # of the speed seen so far, for each slower step: the fastest steps count, the last ones most
@@ -27,6 +31,8 @@ class Waiting:
         self._coming: set[int] = set()  # hashed blocks that what waits is about to compute
         self.tokens = 0
         self.per_s = 0.0
+        self._landed = 0.0  # when the last step ended
+        self._is_new_first = False  # whether the last step with long texts began with one that was new
 
     def add(self, request: Request) -> None:
         """Count a request that came; its ticket fails with `Overloaded` where it could not be done in time."""
@@ -63,8 +69,24 @@ class Waiting:
         self._coming.difference_update(request.blocks)
         request.blocks = []
 
+    def landed(self, requests: Sequence[Request], tokens: Sequence[int], begun: float) -> None:
+        """A step has ended in which so many tokens of these requests were computed. begun: when it was handed over; the
+        device may have had the one before to do."""
+        now = time.monotonic()
+        long = sum(n for request, n in zip(requests, tokens, strict=True) if len(request.ids) > SHORT)
+        self.took(long, now - max(begun, self._landed))
+        self._landed = now
+
     def took(self, tokens: int, seconds: float) -> None:
         """A step with so many tokens of long texts took so long."""
         if tokens >= FULL and seconds > 0:
             rate = tokens / seconds
             self.per_s = max(rate, self.per_s + FORGET * (rate - self.per_s))
+
+    def in_turns(self, long: list[Text]) -> list[Text]:
+        """Those that were begun first, but every second time for one new where few were: so a very long text stops no
+        others and is stopped by none, and of many that come at once the first are done when the last are only begun."""
+        begun = [s for s in long if s.cached > s.requests[0].base]
+        new = [s for s in long if s.cached <= s.requests[0].base]
+        self._is_new_first = 0 < len(begun) < TURNS and not self._is_new_first
+        return new[:1] + begun + new[1:] if self._is_new_first else begun + new
