@@ -303,12 +303,14 @@ def is_steady(config: Qwen3Config, threads: int, in_pairs: bool) -> bool:
         return torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) / BLOCK**0.5
 
     layers = _Layers(small, [_Layer.of(take)], torch.ones(BLOCK), threads, in_pairs)
-    cache = OnnxCache(small, torch.float32, torch.device("cpu"), 9 * GROW)
-    x, found = torch.randn(24, BLOCK, generator=generator), []
-    for sizes in ([24], [1] * 24, [5, 1, 7, 2, 3, 6]):
+    # Beyond 128 positions, where kernels begin to sum in parts.
+    total, cuts = 200, ([200], [*[1] * 12, 164, *[1] * 24], [5, 1, 7, 2, 3, 46, 70, 1, 65])
+    cache = OnnxCache(small, torch.float32, torch.device("cpu"), 3 * len(cuts) * -(-total // GROW) * GROW)
+    x, found = torch.randn(total, BLOCK, generator=generator), []
+    for sizes in cuts:
         slots, at, rows = (Slot(), Slot(), Slot()), 0, []
         for slot in slots:
-            cache.reserve(slot, 24)
+            cache.reserve(slot, total)
         for n in sizes:
             rows.append(layers(x[at : at + n], [Run(slots[0], 0, at, n)]))
             beside = [Run(slots[1], 0, at, n), Run(slots[2], n, 0, 1)]

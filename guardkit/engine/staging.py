@@ -82,7 +82,7 @@ class Results:
     def fetch(self, there: Tensor) -> Callable[[], NDArray[np.float32]]:
         """Begin to copy a float32 tensor [n] to the host; what waits for it, and gives it. To be called once."""
         if self._event is None:
-            return lambda: np.asarray(there.numpy(), np.float32)
+            return lambda: np.asarray(there.cpu().numpy(), np.float32)
         buffer = self._free.pop() if self._free else torch.zeros(0)
         if len(there) > len(buffer):
             buffer = torch.zeros(max(2 * len(there), 1 << 14), pin_memory=self._pinned)

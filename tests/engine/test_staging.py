@@ -53,6 +53,16 @@ def test_results_that_were_waited_for_do_not_change_any_more() -> None:
     assert len(results._free) == 1  # one buffer serves who waits for each
 
 
+def test_results_come_from_devices_without_events() -> None:
+    class Elsewhere:
+        """A tensor that numpy cannot read, as on Apple's GPUs."""
+
+        def cpu(self) -> torch.Tensor:
+            return torch.full((3,), 1.0)
+
+    assert Results(CPU).fetch(Elsewhere())().tolist() == [1.0] * 3  # type: ignore[arg-type]
+
+
 def test_the_calls_of_a_step_do_not_wait_for_each_other() -> None:
     device = Device()
     staging = Staging(CPU, device.event)
