@@ -159,9 +159,10 @@ class _Layers:
     def _pass(self, x: NDArray[np.float32], runs: Sequence[Run]) -> NDArray[np.float32]:
         """x: the rows of at most `RUNS` runs and, it may be, one more."""
         c, together = self._config, np.array(len(runs) > 1)
-        # Of a run's row that is alone there are two: its keys and values, once more, come behind its own. In a place
-        # without a run, the first row is computed twice, for nothing.
-        rows = [[run.row - runs[0].row + min(i, run.n - 1) for i in range(max(run.n, 2))] for run in runs]
+        # Attention goes through a run in blocks of even size, and sums a block's only row otherwise. So of the last row
+        # of an odd number there are two: its keys and values, once more, come behind its own. In a place without a
+        # run, the first row is computed twice, for nothing.
+        rows = [[run.row - runs[0].row + min(i, run.n - 1) for i in range(run.n + run.n % 2)] for run in runs]
         rows += [[0, 0]] * (RUNS - len(runs) if together else 0)
         apart = np.array([row for some in rows for row in some], np.int64)
         back = np.zeros(len(x), np.int64)

@@ -124,7 +124,7 @@ def test_rows_in_pairs_are_rows_alone_where_the_cpu_allows_it(checkpoint: Path) 
     assert torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("sizes", [[200], [1], [2, 5, 1, 64, 3], [127, 2, 1]])
+@pytest.mark.parametrize("sizes", [[200], [1], [2, 5, 1, 64, 3], [127, 2, 1], [129, 65]])
 def test_hidden_states_are_the_same_to_the_last_bit(checkpoint: Path, sizes: list[int]) -> None:
     """In any pieces, alone or beside others, of which there may be more than a pass takes."""
     model, cache = backbone(checkpoint)
