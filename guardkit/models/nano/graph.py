@@ -112,9 +112,10 @@ class Graph:
         return end
 
     def _pool(self) -> ThreadPoolExecutor:
-        if self._helpers is None:
-            self._helpers = ThreadPoolExecutor(self.threads, "guardkit-nano-pass")
-        return self._helpers
+        helpers = self._helpers  # which may be closed meanwhile
+        if helpers is None:
+            helpers = self._helpers = ThreadPoolExecutor(self.threads, "guardkit-nano-pass")
+        return helpers
 
     def _feed(self, one: Pass) -> dict[str, Any]:
         batch, length = one.ids.shape
