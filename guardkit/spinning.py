@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-SPINS = "1000"  # turns of about 50 ns: no longer than it takes to wake a thread
+SPINS = "4000"  # turns of about 50 ns: what lies between two products, and not much more (docs/engine.md)
 
 
 def bound_spinning() -> None:

@@ -70,4 +70,4 @@ def test_the_command_bounds_how_long_threads_look_for_work(folder: Path, own: di
     ).stderr  # fmt: skip
     if "GOMP_SPINCOUNT" not in told:
         pytest.skip("torch has another OpenMP than GNU's here")
-    assert ("GOMP_SPINCOUNT = '1000'" in told) == bounded
+    assert ("GOMP_SPINCOUNT = '4000'" in told) == bounded
