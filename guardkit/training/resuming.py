@@ -55,10 +55,19 @@ def check(out: Path, asked: Mapping[str, Any]) -> None:
 def last(out: Path) -> str | None:
     """The newest whole checkpoint."""
     found = sorted(
-        (path for path in (out / CHECKPOINTS).glob("checkpoint-*") if (path / "trainer_state.json").is_file()),
+        (path for path in (out / CHECKPOINTS).glob("checkpoint-*") if _is_whole(path / "trainer_state.json")),
         key=lambda path: int(path.name.rpartition("-")[2]),
     )
     return str(found[-1]) if found else None
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether a checkpoint's state, which is written last, was written to its end."""
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def processes() -> int:

@@ -73,7 +73,13 @@ def test_checkpoints_of_who_knows_what_run_are_not_gone_on_with(tmp_path: Path) 
     resuming.check(tmp_path, asked)
     checkpoint = tmp_path / "checkpoints" / "checkpoint-3"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").touch()
+    state = checkpoint / "trainer_state.json"
+    for written in ("", '{"epoch": 0.2, "glo'):  # ended while it was written
+        state.write_text(written)
+        assert resuming.last(tmp_path) is None
+        resuming.check(tmp_path, asked)
+    state.write_text('{"epoch": 0.2}')
+    assert resuming.last(tmp_path) == str(checkpoint)
     with pytest.raises(TrainingError, match="not what their run was told"):
         resuming.check(tmp_path, asked)
     resuming.remember(tmp_path, asked)
