@@ -45,7 +45,8 @@ class Waiting:
             text = [*sequence.ids, *request.ids]
             request.blocks = [key for key in self._prefixes.unknown(text) if key not in self._coming]
             n = min(n, len(text) - (len(text) // BLOCK - len(request.blocks)) * BLOCK)
-        if is_new and ticket.deadline is not None and self.per_s:
+        # Where nothing else waits it is tried all the same: the speed may be another one by now.
+        if is_new and ticket.deadline is not None and self.per_s and self.tokens:
             wait, left = (self.tokens + n) / self.per_s, ticket.deadline - time.monotonic()
             if 0 < left * SLACK < wait:
                 request.blocks = []

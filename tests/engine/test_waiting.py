@@ -61,6 +61,17 @@ def test_what_is_never_refused(waiting: Waiting) -> None:
     assert not request.future.done()
 
 
+def test_where_nothing_waits_a_text_is_tried_however_slow_the_last_ones_were(waiting: Waiting) -> None:
+    waiting.per_s = 0.5
+    waiting.add(request := asked(ids_of(1, 100), 1))
+    assert not request.future.done()
+    waiting.add(late := asked(ids_of(2, 100), 1))
+    assert refused(late)
+    waiting.remove(request)
+    waiting.add(again := asked(ids_of(2, 100), 1))
+    assert not again.future.done()
+
+
 def test_what_texts_begin_with_alike_counts_once(waiting: Waiting) -> None:
     start = ids_of(1, 320)
     requests = [asked(start + ids_of(n, 32)) for n in range(2, 6)]
@@ -138,6 +149,7 @@ def test_what_was_dropped_or_closed_no_longer_counts(model: Any) -> None:
 def test_a_guard_says_that_it_was_too_much(model: Any) -> None:
     own = engine_of(model)
     own._waiting.took(1000, 100.0)
+    own._waiting.add(asked(ids_of(1, 1000)))
     model_of_its_own = model.__class__.__new__(model.__class__)
     model_of_its_own.__dict__.update(model.__dict__, engine=own)
     decision = Guard(model_of_its_own, timeout=0.5).decide("A text of some length. " * 40)
